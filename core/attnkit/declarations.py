@@ -1,0 +1,101 @@
+"""Is a declared variant complete? Asked of installed and of session variants alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+from attnkit.interface import Implementation, LayerConfig, Options, Variant
+from attnkit.promises import Family, Promises, Relation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def complaint(variant: object) -> str | None:
+    """Return the first thing wrong with a declaration, in words, or None."""
+    if not isinstance(variant, Variant):
+        return f"expected a Variant, got {described(variant)}"
+    return next(_complaints(variant), None)
+
+
+def implementation_complaint(implementation: object) -> str | None:
+    """Return the first thing wrong with an implementation, in words, or None."""
+    if not isinstance(implementation, Implementation):
+        return f"expected an Implementation, got {described(implementation)}"
+    if not _is_name(implementation.name):
+        return f"an implementation's name must be an {_NAME}, got {implementation.name!r}"
+    wrong = next(_implementation_complaints(implementation), None)
+    return wrong and f"implementation {implementation.name!r}: {wrong}"
+
+
+def described(value: object) -> str:
+    """Say what kind of thing a plugin gave, without printing the thing itself."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind = type(value).__name__
+    return f"{kind} {value!r}" if isinstance(value, (str, int, float)) else kind
+
+
+def _complaints(variant: Variant) -> Iterator[str]:
+    if not _is_name(variant.name):
+        yield f"a variant's name must be an {_NAME}, got {variant.name!r}"
+    if variant.family not in get_args(Family):
+        yield f"family must be one of {_listed(get_args(Family))}, got {variant.family!r}"
+    if variant.relation not in get_args(Relation):
+        yield f"relation must be one of {_listed(get_args(Relation))}, got {variant.relation!r}"
+    promises: object = variant.promises
+    if not isinstance(promises, Promises):
+        yield f"promises must be Promises, got {described(promises)}"
+    for field, base in (("config", LayerConfig), ("options", Options)):
+        value = getattr(variant, field)
+        if not (isinstance(value, type) and issubclass(value, base)):
+            yield f"{field} must be a subclass of {base.__name__}, got {described(value)}"
+    if not _is_reference(variant.layer):
+        yield f"layer must be {_REFERENCE}, got {described(variant.layer)}"
+    if not _is_tuple(variant.implementations):
+        yield f"implementations must be a tuple, got {described(variant.implementations)}"
+    yield from filter(None, map(implementation_complaint, variant.implementations))
+    names = [implementation.name for implementation in variant.implementations]
+    if variant.family in ("softmax", "recurrence") and names[:1] != ["reference"]:
+        yield (
+            f"a {variant.family} variant needs an implementation named 'reference', first; "
+            f"got {_listed(names)}"
+        )
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"implementation names must be unique, got {name!r} {names.count(name)} times"
+
+
+def _implementation_complaints(implementation: Implementation) -> Iterator[str]:
+    if not _is_reference(implementation.function):
+        yield f"function must be {_REFERENCE}, got {described(implementation.function)}"
+    promises: object = implementation.promises
+    if not isinstance(promises, Promises):
+        yield f"promises must be Promises, got {described(promises)}"
+    for field in ("cost", "refuses"):
+        value = getattr(implementation, field)
+        if not callable(value):
+            yield f"{field} must be a function of a Problem, got {described(value)}"
+    if not _is_tuple(implementation.packages):
+        yield f"packages must be a tuple of names, got {described(implementation.packages)}"
+
+
+_NAME = "identifier other than 'auto'"
+_REFERENCE = "'package.module:attribute' or a callable"
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier() and name != "auto"
+
+
+def _is_reference(value: object) -> bool:
+    if isinstance(value, str):
+        return all(value.partition(":")[::2])
+    return callable(value)
+
+
+def _is_tuple(value: object) -> bool:
+    return isinstance(value, tuple)
+
+
+def _listed(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
