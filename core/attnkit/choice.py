@@ -103,7 +103,7 @@ def choose(
 def explain_choice(variant: Variant | str, problem: Problem, implementation: str = AUTO) -> Choice:
     """Return what `choose` takes for a problem, and why not the others."""
     candidates, chosen = [], None
-    offers = _offers(variant, implementation)
+    offers = _offers(variant, implementation, problem.family)
     for offer in sorted(offers, key=lambda offer: offer[1].cost(problem)):
         reasons = _reasons(offer[1], problem)
         if not reasons and chosen is None:
@@ -150,6 +150,12 @@ def implementations_of(variant: Variant) -> tuple[Implementation, ...]:
     return variant.implementations
 
 
+_DOORS = {
+    "softmax": "attnkit.attention",
+    "recurrence": "attnkit.recurrence",
+    "feedforward": "its layer, attnkit.create",
+    "mixer": "its layer, attnkit.create",
+}
 _CHOSEN: dict[str, Chosen] = {}
 _MOST = 4096
 _remembered: dict[object, Chosen] = {}
@@ -191,8 +197,16 @@ def _load(variant: Variant | str, owner: str, name: str) -> Chosen:
     return chosen
 
 
-def _offers(variant: Variant | str, implementation: str) -> list[tuple[Variant, Implementation]]:
+def _offers(
+    variant: Variant | str, implementation: str, family: str
+) -> list[tuple[Variant, Implementation]]:
     variants = resolve(variant)
+    for each in variants:
+        if each.family != family:
+            raise ArgumentError(
+                f"variant {each.name!r} is of family {each.family!r}, this call is of family "
+                f"{family!r}; run it through {_DOORS[each.family]}"
+            )
     offers = [(each, one) for each in variants for one in implementations_of(each)]
     named = [offer for offer in offers if implementation in (AUTO, offer[1].name)]
     if offers and not named:
@@ -226,7 +240,7 @@ def _refusal(variant: Variant | str, problem: Problem, refused: list[Candidate])
 def _able(variant: Variant | str, problem: Problem) -> list[str]:
     """Name the implementations of this variant that can, and the variants of its family."""
     registry, name = default(), variant if isinstance(variant, str) else variant.name
-    offers = _offers(variant, AUTO) if name != AUTO else []
+    offers = _offers(variant, AUTO, problem.family) if name != AUTO else []
     able = [f"{name}.{each.name}" for _, each in offers if not _reasons(each, problem)]
     for other in registry.names():
         try:
