@@ -17,11 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from attnkit.errors import ArgumentError, RegistryError, UnsupportedError
 from attnkit.interface import Implementation, Variant, load
 from attnkit.probe import probe
-from attnkit.problem import LENGTH_CLASSES, Problem, unmet
+from attnkit.problem import unmet
 from attnkit.registry import default
+from attnkit.tracing import key_while_compiling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from attnkit.problem import Problem
 
 AUTO = "auto"
 OWNER = "attnkit"
@@ -96,8 +99,8 @@ def choose(
     """
     if torch.compiler.is_compiling():
         name = variant if isinstance(variant, str) else variant.name
-        return _CHOSEN[_key_while_compiling(name, problem, implementation, tuple(fallback))]
-    return _choose(variant, problem, implementation, tuple(fallback))
+        return CHOSEN[key_while_compiling(name, problem, implementation, tuple(fallback))]
+    return choose_now(variant, problem, implementation, tuple(fallback))
 
 
 def explain_choice(variant: Variant | str, problem: Problem, implementation: str = AUTO) -> Choice:
@@ -156,14 +159,15 @@ _DOORS = {
     "feedforward": "its layer, attnkit.create",
     "mixer": "its layer, attnkit.create",
 }
-_CHOSEN: dict[str, Chosen] = {}
+CHOSEN: dict[str, Chosen] = {}
 _MOST = 4096
 _remembered: dict[object, Chosen] = {}
 
 
-def _choose(
+def choose_now(
     variant: Variant | str, problem: Problem, implementation: str, fallback: tuple[str, ...]
 ) -> Chosen:
+    """Choose, outside of any graph, once per question."""
     # by identity: the entry keeps its variant alive, so the number stays its own
     whose = variant if isinstance(variant, str) else id(variant)
     key = (whose, problem, implementation, fallback, default().generation)
@@ -193,7 +197,7 @@ def _load(variant: Variant | str, owner: str, name: str) -> Chosen:
     found = variant if isinstance(variant, Variant) else default().get(owner)
     function = next(i.function for i in implementations_of(found) if i.name == name)
     chosen = Chosen(found, name, load(function))
-    _CHOSEN[chosen.key] = chosen
+    CHOSEN[chosen.key] = chosen
     return chosen
 
 
@@ -251,99 +255,3 @@ def _able(variant: Variant | str, problem: Problem) -> list[str]:
         if other != name and found.family == problem.family and any(each_can):
             able.append(other)
     return able
-
-
-def _key_while_compiling(
-    name: str, problem: Problem, implementation: str, fallback: tuple[str, ...]
-) -> str:
-    """Ask `_constant_key` with sizes that do not tie a graph to one length."""
-    queries = _class_of(problem.query_length)
-    keys = queries
-    if problem.key_length != problem.query_length:
-        keys = _class_of(problem.key_length)
-        if problem.key_length > problem.query_length:
-            keys = max(keys, queries + 1)
-        else:
-            queries = max(queries, keys + 1)
-    parts = ",".join(sorted(problem.mask_parts))
-    key: str = _constant_key(
-        name,
-        implementation,
-        fallback,
-        problem.family,
-        problem.device,
-        problem.dtype,
-        1 if problem.batch == 1 else 2,
-        (problem.heads, problem.kv_heads),
-        (queries, keys),
-        (problem.head_dim, problem.value_head_dim),
-        parts,
-        problem.window,
-        problem.decay,
-        (
-            problem.causal,
-            problem.bias,
-            problem.scale,
-            problem.softcap,
-            problem.sinks,
-            problem.dropout,
-            problem.beta,
-            problem.state,
-            problem.gradients,
-        ),
-    )
-    return key
-
-
-def _class_of(length: int) -> int:
-    for bound in LENGTH_CLASSES:
-        if length <= bound:
-            return bound
-    raise AssertionError(length)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
-def _constant_key(
-    name: str,
-    implementation: str,
-    fallback: tuple[str, ...],
-    family: Any,
-    device: str,
-    dtype: str,
-    batch: int,
-    heads: tuple[int, int],
-    lengths: tuple[int, int],
-    widths: tuple[int, int],
-    parts: str,
-    window: int | None,
-    decay: Any,
-    switches: tuple[bool, ...],
-) -> str:
-    """Choose while a graph is traced; the answer becomes a constant of the graph."""
-    causal, bias, scale, softcap, sinks, dropout, beta, state, gradients = switches
-    problem = Problem(
-        family=family,
-        device=device,
-        dtype=dtype,
-        batch=batch,
-        heads=heads[0],
-        kv_heads=heads[1],
-        query_length=lengths[0],
-        key_length=lengths[1],
-        head_dim=widths[0],
-        value_head_dim=widths[1],
-        causal=causal,
-        mask_parts=frozenset(part for part in parts.split(",") if part),  # type: ignore[misc]  # split() gives str, they are MaskPart
-        window=window,
-        bias=bias,
-        scale=scale,
-        softcap=softcap,
-        sinks=sinks,
-        dropout=dropout,
-        decay=decay,
-        beta=beta,
-        state=state,
-        gradients=gradients,
-        compiling=True,
-    )
-    return _choose(name, problem, implementation, fallback).key

@@ -120,7 +120,7 @@ def explain(
         head_dim=head_dim,
         value_head_dim=value_head_dim or head_dim,
         causal=causal or family == "recurrence",
-        mask_parts=frozenset(parts),  # type: ignore[arg-type]  # checked against _MASK_PARTS
+        mask_parts=frozenset(parts),
         window=window,
         decay=decay,  # type: ignore[arg-type]  # checked above
         gradients=gradients,

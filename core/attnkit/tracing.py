@@ -1,0 +1,113 @@
+"""The choice of an implementation while ``torch.compile`` traces a graph.
+
+A graph must not depend on Python objects, nor be tied to one length. So sizes are reduced to
+classes, the choice is made by a function whose answer is a constant of the graph, and the answer
+is a plain key into the table of `attnkit.choice`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from attnkit.problem import LENGTH_CLASSES, Problem
+
+
+def key_while_compiling(
+    name: str, problem: Problem, implementation: str, fallback: tuple[str, ...]
+) -> str:
+    """Ask `_constant_key` with sizes that do not tie a graph to one length."""
+    queries = _class_of(problem.query_length)
+    keys = queries
+    if problem.key_length != problem.query_length:
+        keys = _class_of(problem.key_length)
+        if problem.key_length > problem.query_length:
+            keys = max(keys, queries + 1)
+        else:
+            queries = max(queries, keys + 1)
+    parts = ",".join(sorted(problem.mask_parts))
+    key: str = _constant_key(
+        name,
+        implementation,
+        fallback,
+        problem.family,
+        problem.device,
+        problem.dtype,
+        1 if problem.batch == 1 else 2,
+        (problem.heads, problem.kv_heads),
+        (queries, keys),
+        (problem.head_dim, problem.value_head_dim),
+        parts,
+        problem.window,
+        problem.decay,
+        (
+            problem.causal,
+            problem.bias,
+            problem.scale,
+            problem.softcap,
+            problem.sinks,
+            problem.dropout,
+            problem.beta,
+            problem.state,
+            problem.gradients,
+        ),
+    )
+    return key
+
+
+def _class_of(length: int) -> int:
+    for bound in LENGTH_CLASSES:
+        if length <= bound:
+            return bound
+    raise AssertionError(length)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+def _constant_key(
+    name: str,
+    implementation: str,
+    fallback: tuple[str, ...],
+    family: Any,
+    device: str,
+    dtype: str,
+    batch: int,
+    heads: tuple[int, int],
+    lengths: tuple[int, int],
+    widths: tuple[int, int],
+    parts: str,
+    window: int | None,
+    decay: Any,
+    switches: tuple[bool, ...],
+) -> str:
+    """Choose while a graph is traced; the answer becomes a constant of the graph."""
+    causal, bias, scale, softcap, sinks, dropout, beta, state, gradients = switches
+    problem = Problem(
+        family=family,
+        device=device,
+        dtype=dtype,
+        batch=batch,
+        heads=heads[0],
+        kv_heads=heads[1],
+        query_length=lengths[0],
+        key_length=lengths[1],
+        head_dim=widths[0],
+        value_head_dim=widths[1],
+        causal=causal,
+        mask_parts=frozenset(part for part in parts.split(",") if part),  # type: ignore[misc]  # split() gives str, they are MaskPart
+        window=window,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout=dropout,
+        decay=decay,
+        beta=beta,
+        state=state,
+        gradients=gradients,
+        compiling=True,
+    )
+    # here, not on top: the choice itself imports this module
+    from attnkit.choice import choose_now
+
+    return choose_now(name, problem, implementation, fallback).key

@@ -1,0 +1,196 @@
+"""Measure what the project claims about speed and memory, and write it down.
+
+    python tests/bench/measure.py --device cpu --record docs/records/cpu.md
+
+Every figure is a ratio taken side by side (`rounds`), except import times. On a GPU the suite's
+fast tier runs first, so that one call of this script there makes the whole record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+import attnkit
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rounds import Comparison, compare
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def main() -> None:
+    """Run all measurements and print, or write, one Markdown page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--record", type=Path, help="write the page here too")
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    parts = [_heading(arguments.device), *_imports()]
+    if arguments.device == "cuda":
+        parts += _suite()
+    with torch.no_grad():
+        for part in (_overhead, _flash, _window, _recurrences):
+            parts += part(arguments.device, arguments.rounds)
+    page = "\n".join(parts) + "\n"
+    sys.stdout.write(page)
+    if arguments.record:
+        arguments.record.parent.mkdir(parents=True, exist_ok=True)
+        arguments.record.write_text(page)
+
+
+def _heading(device: str) -> list[str]:
+    machine = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    command = " ".join(["python", "tests/bench/measure.py", *sys.argv[1:]])
+    return [
+        f"# Measured on {machine}",
+        "",
+        f"`{command}`",
+        "",
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads. Ratios: median of per-round ratios, quartiles in "
+        "brackets; below 1 is faster than the baseline. The control is the baseline against "
+        "itself; where it is off by more than 0.03 the row is marked noisy.",
+        "",
+    ]
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _imports() -> list[str]:
+    script = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+    rows = ["## Import and listing", "", "| what | seconds, best of 5 |", "|---|---|"]
+    for module in ("attnkit", "torch"):
+        command = [sys.executable, "-c", script.format(module)]
+        runs = [float(subprocess.check_output(command)) for _ in range(5)]
+        rows.append(f"| `import {module}` | {min(runs):.3f} |")
+    command = [sys.executable, "-m", "attnkit_contracts", "list"]
+    runs = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        subprocess.check_output(command)
+        runs.append(time.perf_counter() - begun)
+    return [*rows, f"| `attnkit list`, the whole process | {min(runs):.3f} |", ""]
+
+
+def _suite() -> list[str]:
+    command = [sys.executable, "-m", "attnkit_contracts", "check", "--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return ["## Conformance, fast tier", "", "```", done.stdout.strip()[-6000:], "```", ""]
+
+
+def _overhead(device: str, rounds: int) -> list[str]:
+    q = torch.randn(1, 2, 4, 8, device=device)
+    comparison = compare(
+        "scaled_dot_product_attention",
+        {
+            "scaled_dot_product_attention": lambda: scaled_dot_product_attention(q, q, q),
+            "attnkit.attention": lambda: attnkit.attention(
+                q, q, q, variant="multi_head", implementation="sdpa"
+            ),
+        },
+        rounds=rounds,
+        device=device,
+    )
+    extra = (comparison.ratios["attnkit.attention"].median - 1) * comparison.seconds
+    return [
+        *_table("Choice of an implementation, (1, 2, 4, 8) float32", [("tiny", comparison)]),
+        f"Overhead per call: {extra * 1e6:.1f} microseconds.",
+        "",
+    ]
+
+
+def _flash(device: str, rounds: int) -> list[str]:
+    mask, rows = attnkit.causal(), []
+    for length in (512, 2048, 8192):
+        q, k, v = (torch.randn(1, 8, length, 64, device=device) for _ in range(3))
+        functions = {
+            "fused": lambda q=q, k=k, v=v: scaled_dot_product_attention(q, k, v, is_causal=True),
+            "flash auto": lambda q=q, k=k, v=v: attnkit.attention(q, k, v, mask=mask, variant="flash"),
+            "flash tiled": lambda q=q, k=k, v=v: attnkit.attention(
+                q, k, v, mask=mask, variant="flash", implementation="tiled"
+            ),
+        }
+        rows.append((f"L = {length}", compare("fused", functions, rounds=rounds, device=device)))
+    return _table("flash, causal, (1, 8, L, 64) float32, against torch's fused kernel", rows)
+
+
+def _window(device: str, rounds: int) -> list[str]:
+    rows = []
+    for length, window in ((2048, 256), (8192, 256), (8192, 512)):
+        q, k, v = (torch.randn(1, 8, length, 64, device=device) for _ in range(3))
+        mask = attnkit.causal() & attnkit.sliding_window(window)
+        dense = mask.to_bool(attnkit.masks.Sizes(1, 8, length, length), q.device)
+        functions = {
+            "dense mask": lambda q=q, k=k, v=v, dense=dense: scaled_dot_product_attention(
+                q, k, v, attn_mask=dense
+            ),
+            "sliding_window": lambda q=q, k=k, v=v, mask=mask: attnkit.attention(
+                q, k, v, mask=mask, variant="sliding_window"
+            ),
+        }
+        found = compare("dense mask", functions, rounds=max(5, rounds // 3), device=device)
+        rows.append((f"L = {length}, w = {window}", found))
+    return _table("sliding_window, causal, (1, 8, L, 64) float32, against SDPA with a mask", rows)
+
+
+def _recurrences(device: str, rounds: int) -> list[str]:
+    lines = ["## Time per token of recurrences, relative to L = 1024", ""]
+    lines += ["| variant | L | ratio per token | |", "|---|---|---|---|"]
+    for name, arguments in _recurrence_calls(device):
+        short = arguments(1024)
+        for length in (2048, 4096, 16384):
+            whole = arguments(length)
+            functions = {
+                "short": lambda short=short, name=name: attnkit.recurrence(name, **short),
+                "long": lambda whole=whole, name=name: attnkit.recurrence(name, **whole),
+            }
+            found = compare("short", functions, rounds=max(5, rounds // 2), device=device)
+            per_token = found.ratios["long"].median * 1024 / length
+            noisy = "" if found.is_sound else "noisy"
+            lines.append(f"| {name} | {length} | {per_token:.3f} | {noisy} |")
+    return [*lines, ""]
+
+
+def _recurrence_calls(device: str) -> Iterator[tuple[str, object]]:
+    def linear(length: int) -> dict[str, object]:
+        q, k, v = (torch.randn(1, 8, length, 64, device=device) for _ in range(3))
+        return {"query": q, "key": k, "value": v}
+
+    def decayed(length: int) -> dict[str, object]:
+        gate = -torch.rand(1, 8, length, device=device)
+        return {**linear(length), "log_decay": gate}
+
+    yield "linear", linear
+    yield "gated_linear", decayed
+    yield "state_space", decayed
+
+
+def _table(title: str, rows: list[tuple[str, Comparison]]) -> list[str]:
+    names = list(rows[0][1].ratios)
+    lines = [f"## {title}", "", f"| case | baseline | {' | '.join(names)} | |"]
+    lines.append("|---|---|" + "---|" * len(names) + "---|")
+    for case, found in rows:
+        cells = " | ".join(str(found.ratios[name]) for name in names)
+        noisy = "" if found.is_sound else "noisy"
+        lines.append(f"| {case} | {found.seconds * 1e3:.3f} ms | {cells} | {noisy} |")
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    main()
