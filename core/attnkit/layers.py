@@ -135,7 +135,7 @@ class SoftmaxLayer(nn.Module):
         if context is None:
             return self._attend_to_self(x, mask, state)
         mask.check(Sizes(x.shape[0], self.config.num_heads, x.shape[1], context.shape[1]))
-        context = _without_padding(context, mask, 0)
+        context = without_padding(context, mask, 0)
         key, value = self._project(context)
         y = self._attend(self._query(x), key, value, self._own_mask() & mask)
         if state is None:
@@ -148,7 +148,7 @@ class SoftmaxLayer(nn.Module):
         seen = 0 if state is None else state.tokens
         batch, length = x.shape[:2]
         mask.check(Sizes(batch, self.config.num_heads, length, seen + length))
-        x = _without_padding(x, mask, seen)
+        x = without_padding(x, mask, seen)
         query, (key, value) = self._query(x), self._project(x)
         base = self.config.rotary_base
         if base is not None:
@@ -271,7 +271,7 @@ def drop_first(mask: Mask, count: int) -> Mask:
     return shifted
 
 
-def _without_padding(x: Tensor, mask: Mask, seen: int) -> Tensor:
+def without_padding(x: Tensor, mask: Mask, seen: int) -> Tensor:
     """Zero padded tokens of (B, L, D): NaN there would reach the weights' gradients."""
     if "padding" not in mask.parts:
         return x

@@ -9,6 +9,7 @@ from torch import nn
 
 import attnkit
 from attnkit.errors import DtypeError, ShapeError, StateError, UnsupportedError
+from attnkit.layers import without_padding
 from attnkit.masks import Sizes, causal, full, hide_padding
 from attnkit.state import KVCache
 from attnkit.validation import check_mask, dtype_name
@@ -110,6 +111,7 @@ class SelfAttentionLayer(nn.Module):
             at least float32, if asked for.
         """
         self._check(x, mask, state)
+        x = without_padding(x, mask, 0 if state is None else state.tokens)
         own = causal() if self.config.is_causal else full()
         query, key, value = (
             proj(x)[:, None] for proj in (self.q_proj, self.k_proj, self.v_proj)
