@@ -159,7 +159,8 @@ def _run(
     beta: Tensor | None,
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    keep = call.layout.keep
+    # features may be wider than the inputs
+    keep, dtype = call.layout.keep, value.dtype
     # before the features too: what padding holds may be NaN, and so would be its gradient
     query, key, value = (_zeroed(x, keep) for x in (query, key, value))
     query, key, value = call.options.features(query, key, value)
@@ -184,9 +185,9 @@ def _run(
         outs.append(out)
     if not outs:
         # no tokens: nothing to put out, and the state stays
-        return call.options.finish(value), state.clone()
+        return call.options.finish(value).to(dtype), state.clone()
     joined = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
-    return call.options.finish(joined), state
+    return call.options.finish(joined).to(dtype), state
 
 
 def _zeroed(x: Tensor, keep: Tensor | None) -> Tensor:

@@ -53,12 +53,6 @@ def _sdpa_cost(problem: Problem) -> float:
     return passes * (15e-6 + each * _logits(problem))
 
 
-def _sdpa_refuses(problem: Problem) -> str | None:
-    if problem.bias and problem.dtype in ("bfloat16", "float16"):
-        return f"bias: torch adds it in {problem.dtype}, after rounding it"
-    return None
-
-
 _EVERYTHING = Promises(
     causal=True,
     bidirectional=True,
@@ -108,7 +102,6 @@ VARIANT = attnkit.Variant(
             summary="torch's scaled_dot_product_attention, masks as one tensor",
             promises=_EVERYTHING.model_copy(update={"softcap": False, "sinks": False}),
             cost=_sdpa_cost,
-            refuses=_sdpa_refuses,
         ),
     ),
 )

@@ -38,10 +38,15 @@ def attend(
     """
     assert softcap is None
     assert sinks is None
+    dtype = query.dtype
     batch, heads, length, _ = query.shape
     sizes = Sizes(batch, heads, length, key.shape[2])
+    if bias is not None:
+        # torch would round the bias to a half dtype before adding it
+        wide = torch.promote_types(query.dtype, torch.float32)
+        query, key, value = (x.to(wide) for x in (query, key, value))
     square_causal = mask.is_causal and not mask.parts and length == sizes.keys and bias is None
-    return scaled_dot_product_attention(
+    out = scaled_dot_product_attention(
         query,
         key,
         value,
@@ -51,6 +56,7 @@ def attend(
         scale=scale,
         enable_gqa=heads != key.shape[1],
     )
+    return out.to(dtype)
 
 
 def _as_tensor(mask: Mask, bias: Tensor | None, sizes: Sizes, query: Tensor) -> Tensor | None:
