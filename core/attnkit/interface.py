@@ -39,7 +39,7 @@ class LayerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     embed_dim: int = Field(gt=0, description="D, width of the layer's input and output")
-    implementation: str = Field("auto", description="implementation to run, or 'auto'")
+    implementation: str = Field(default="auto", description="implementation to run, or 'auto'")
 
 
 class Options(BaseModel):
@@ -151,7 +151,7 @@ class SoftmaxFunction(Protocol):
             key: (B, Hkv, S, E).
             value: (B, Hkv, S, Ev).
             mask: Who may look at what.
-            bias: Added to the scaled and capped logits, broadcastable to (B, H, L, S).
+            bias: Added to the scaled and capped logits: (B, H, L, S), each size that or 1.
             scale: Multiplies the logits, dimensionless.
             softcap: ``cap(x) = softcap * tanh(x / softcap)``; None for no cap.
             sinks: (H,), one extra logit per head, in the denominator only.

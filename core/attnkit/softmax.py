@@ -130,13 +130,15 @@ class _Call:
 
 
 def _run(function: Any, call: _Call, key: Tensor, value: Tensor) -> Tensor:
-    scale = call.scale
+    scale, bias = call.scale, call.bias
+    if bias is not None and bias.dim() < 4:
+        bias = bias[(None,) * (4 - bias.dim())]
     out: Tensor = function(
         call.query,
         key,
         value,
         mask=call.mask,
-        bias=call.bias,
+        bias=bias,
         scale=call.query.shape[3] ** -0.5 if scale is None else scale,
         softcap=call.softcap,
         sinks=call.sinks,
