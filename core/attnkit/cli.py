@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from attnkit.interface import Variant
     from attnkit.listing import VariantRow
+    from attnkit.promises import MaskPart
 
 app = typer.Typer(
     help="Attention variants behind one interface, each checked by one suite.",
@@ -120,7 +121,7 @@ def explain(
         head_dim=head_dim,
         value_head_dim=value_head_dim or head_dim,
         causal=causal or family == "recurrence",
-        mask_parts=frozenset(parts),
+        mask_parts=frozenset(cast("set[MaskPart]", parts)),
         window=window,
         decay=decay,  # type: ignore[arg-type]  # checked above
         gradients=gradients,

@@ -14,34 +14,46 @@ class SoftmaxConfig(LayerConfig):
 
     num_heads: int = Field(gt=0, description="H, query heads")
     num_kv_heads: int | None = Field(
-        None, gt=0, description="Hkv, key/value heads, a divisor of num_heads; None for num_heads"
+        default=None,
+        gt=0,
+        description="Hkv, key/value heads, a divisor of num_heads; None for num_heads",
     )
     head_dim: int | None = Field(
-        None, gt=0, description="E, width of a query or key head; None for embed_dim / num_heads"
+        default=None,
+        gt=0,
+        description="E, width of a query or key head; None for embed_dim / num_heads",
     )
     value_head_dim: int | None = Field(
-        None, gt=0, description="Ev, width of a value head; None for head_dim"
+        default=None, gt=0, description="Ev, width of a value head; None for head_dim"
     )
     context_dim: int | None = Field(
-        None, gt=0, description="width of a cross-attention context; None attends to x itself"
+        default=None,
+        gt=0,
+        description="width of a cross-attention context; None attends to x itself",
     )
-    is_causal: bool = Field(False, description="hide later keys")
+    is_causal: bool = Field(default=False, description="hide later keys")
     window_size: int | None = Field(
-        None, gt=0, description="keys a query sees, itself included; None for no window"
+        default=None, gt=0, description="keys a query sees, itself included; None for no window"
     )
     scale: float | None = Field(
-        None, gt=0, description="multiplies the logits, dimensionless; None for E ** -0.5"
+        default=None, gt=0, description="multiplies the logits, dimensionless; None for E ** -0.5"
     )
     softcap: float | None = Field(
-        None, gt=0, description="logits become softcap * tanh(logits / softcap); None for no cap"
+        default=None,
+        gt=0,
+        description="logits become softcap * tanh(logits / softcap); None for no cap",
     )
-    sinks: bool = Field(False, description="learn one extra logit per head, in the denominator")
+    sinks: bool = Field(
+        default=False, description="learn one extra logit per head, in the denominator"
+    )
     dropout_p: float = Field(
-        0.0, ge=0, lt=1, description="share of probabilities dropped in training"
+        default=0.0, ge=0, lt=1, description="share of probabilities dropped in training"
     )
-    projection_bias: bool = Field(False, description="add a bias in the four projections")
+    projection_bias: bool = Field(default=False, description="add a bias in the four projections")
     rotary_base: float | None = Field(
-        None, gt=0, description="base of rotary positions, 10000 in most models; None for none"
+        default=None,
+        gt=0,
+        description="base of rotary positions, 10000 in most models; None for none",
     )
 
     @model_validator(mode="after")

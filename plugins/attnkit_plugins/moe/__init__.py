@@ -42,13 +42,13 @@ class MoEConfig(attnkit.LayerConfig):
 
     hidden_dim: int = Field(gt=0, description="F, width between an expert's two matrices")
     num_experts: int = Field(gt=0, description="E, how many experts there are")
-    top_k: int = Field(2, gt=0, description="k, how many of them each token is sent to")
+    top_k: int = Field(default=2, gt=0, description="k, how many of them each token is sent to")
     renormalise: bool = Field(
-        True,
+        default=True,
         description="gates of a token sum to 1; with top_k=1 only the losses then teach the router",
     )
     capacity_factor: float | None = Field(
-        None,
+        default=None,
         gt=0,
         allow_inf_nan=False,
         description="an expert takes ceil(capacity_factor * n * k / E) of a sample's n tokens, "

@@ -25,9 +25,9 @@ class SelfAttentionConfig(attnkit.LayerConfig):
     """Configuration of the single-head layer."""
 
     head_dim: int | None = Field(
-        None, gt=0, description="E, width of query, key and value; None for embed_dim"
+        default=None, gt=0, description="E, width of query, key and value; None for embed_dim"
     )
-    is_causal: bool = Field(False, description="hide later tokens")
+    is_causal: bool = Field(default=False, description="hide later tokens")
 
 
 def _reference_cost(problem: Problem) -> float:

@@ -1,0 +1,1 @@
+"""Plugins that are each wrong in one way."""

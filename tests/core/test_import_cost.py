@@ -1,0 +1,65 @@
+"""What is cheap stays cheap: the front door, the list and the pytest plugin load no torch.
+
+Each test looks at a fresh process in an environment where the wheel is installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import pytest
+
+
+class Environment(Protocol):
+    """The fixture ``strangers``, see `conftest.py`."""
+
+    def run(self, code: str, **variables: str) -> Any: ...
+
+
+HEAVY = ("torch", "numpy", "transformers")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import attnkit",
+        "import attnkit; [row.name for row in attnkit.list_variants()]",
+        "import attnkit; attnkit.get_variant('flash')",
+        "import attnkit_contracts",
+        "import attnkit_contracts.pytest_plugin",
+        "import attnkit.cli",
+    ],
+)
+def test_no_torch_is_imported_by(code: str, strangers: Environment) -> None:
+    loaded = strangers.run(f"{code}\nshow([name for name in {HEAVY} if name in sys.modules])")
+    assert loaded == []
+
+
+def test_every_declaration_of_ours_is_imported_without_torch(strangers: Environment) -> None:
+    loaded = strangers.run(
+        "import attnkit\n"
+        "ours = [row for row in attnkit.list_variants() if row.owner == 'attnkit']\n"
+        "culprits = []\n"
+        "for row in ours:\n"
+        "    row.variant\n"
+        f"    culprits += [row.name for name in {HEAVY} if name in sys.modules][:1]\n"
+        "show([len(ours), culprits[:1]])"
+    )
+    assert loaded[0] >= 9
+    assert loaded[1] == []
+
+
+def seconds(environment: Environment, code: str) -> float:
+    """Return the least time of three fresh processes: the others waited for a disk or a core."""
+    timed = f"import time\nstart = time.perf_counter()\n{code}\nshow(time.perf_counter() - start)"
+    return min(environment.run(timed) for _ in range(3))
+
+
+def test_importing_attnkit_takes_a_fraction_of_importing_pydantic(strangers: Environment) -> None:
+    ours = seconds(strangers, "import attnkit")
+    assert ours < 0.5 * seconds(strangers, "from pydantic import BaseModel")
+
+
+def test_listing_takes_a_fraction_of_importing_torch(strangers: Environment) -> None:
+    ours = seconds(strangers, "import attnkit; [row.name for row in attnkit.list_variants()]")
+    assert ours < 0.5 * seconds(strangers, "import torch")
