@@ -108,6 +108,7 @@ class Variant:
             called as ``layer(config, variant=variant, device=device, dtype=dtype)``.
         implementations: The first one is the float64 reference.
         options: Options of a recurrence's operation.
+        default_options: Those of a call that gives none; None where one is required.
     """
 
     name: str
@@ -120,6 +121,17 @@ class Variant:
     layer: str | Callable[..., Any]
     implementations: tuple[Implementation, ...] = ()
     options: type[Options] = NoOptions
+    default_options: Options | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Make the default options, once: ``torch.compile`` cannot trace pydantic."""
+        made = None
+        # a wrong declaration is the registry's to refuse, with the owner's name
+        declared: object = self.options
+        if isinstance(declared, type) and issubclass(declared, Options):
+            required = any(each.is_required() for each in declared.model_fields.values())
+            made = None if required else declared()
+        object.__setattr__(self, "default_options", made)
 
 
 class SoftmaxFunction(Protocol):

@@ -156,23 +156,21 @@ class SlidingWindow(Mask):
     parts = frozenset({"window"})
 
     def __init__(self, window_size: int) -> None:
-        self.window = window_size
+        self.window = self.window_size = window_size
         self.key = ("window", window_size)
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor, sizes: Sizes) -> Tensor:
-        assert self.window is not None
         distance = i + (sizes.keys - sizes.queries) - j
-        return (distance < self.window) & (distance > -self.window)
+        return (distance < self.window_size) & (distance > -self.window_size)
 
     def reach(self, start: int, stop: int, sizes: Sizes) -> tuple[int, int]:
-        assert self.window is not None
         offset = sizes.keys - sizes.queries
-        low = max(0, start + offset - self.window + 1)
-        high = max(0, min(sizes.keys, stop + offset + self.window - 1))
+        low = max(0, start + offset - self.window_size + 1)
+        high = max(0, min(sizes.keys, stop + offset + self.window_size - 1))
         return min(low, high), high
 
     def __repr__(self) -> str:
-        return f"attnkit.sliding_window({self.window})"
+        return f"attnkit.sliding_window({self.window_size})"
 
 
 class And(Mask):
@@ -254,9 +252,15 @@ def _merge(masks: tuple[Mask, ...]) -> tuple[Mask, ...]:
     merged: list[Mask] = []
     if any(isinstance(mask, Causal) for mask in masks):
         merged.append(CAUSAL)
-    windows = [mask for mask in masks if isinstance(mask, SlidingWindow)]
-    if windows:
-        merged.append(min(windows, key=lambda mask: mask.window or 0))
+    # a loop, as ``torch.compile`` does not trace min(key=...)
+    narrowest: SlidingWindow | None = None
+    for mask in masks:
+        if isinstance(mask, SlidingWindow) and (
+            narrowest is None or mask.window_size < narrowest.window_size
+        ):
+            narrowest = mask
+    if narrowest is not None:
+        merged.append(narrowest)
     merged += [mask for mask in masks if not isinstance(mask, Causal | SlidingWindow)]
     return tuple(merged) or (FULL,)
 

@@ -80,7 +80,12 @@ def recurrence(
         MaskError: The mask does not fit.
     """
     found = _resolve(variant)
-    options = found.options() if options is None else options
+    options = found.default_options if options is None else options
+    if options is None:
+        raise ArgumentError(
+            f"options of variant {found.name!r} must be given: {found.options.__name__} has "
+            "fields without a default"
+        )
     if type(options) is not found.options:
         raise ArgumentError(
             f"options of variant {found.name!r} must be {found.options.__name__}, "

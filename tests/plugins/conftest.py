@@ -1,0 +1,128 @@
+"""What the tests of softmax variants share: inputs, and errors in units that know rounding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+import torch
+
+import attnkit
+from attnkit_contracts import oracle, units
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnkit import Mask, Variant
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class DrawInputs(Protocol):
+    def __call__(
+        self,
+        *,
+        queries: int = 150,
+        keys: int = 150,
+        batch: int = 2,
+        heads: int = 4,
+        kv_heads: int = 2,
+        width: int = 8,
+        value_width: int = 8,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> dict[str, Tensor]: ...
+
+
+class SoftmaxError(Protocol):
+    def __call__(
+        self,
+        variant: Variant,
+        implementation: str,
+        tensors: dict[str, Tensor],
+        *,
+        mask: Mask,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> float: ...
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    found: torch.dtype = request.param
+    return found
+
+
+@pytest.fixture
+def draw_inputs() -> DrawInputs:
+    """Draw query, key and value from a standard normal distribution."""
+
+    def draw(
+        *,
+        queries: int = 150,
+        keys: int = 150,
+        batch: int = 2,
+        heads: int = 4,
+        kv_heads: int = 2,
+        width: int = 8,
+        value_width: int = 8,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            "query": torch.randn(batch, heads, queries, width, generator=generator).to(dtype),
+            "key": torch.randn(batch, kv_heads, keys, width, generator=generator).to(dtype),
+            "value": torch.randn(batch, kv_heads, keys, value_width, generator=generator).to(dtype),
+        }
+
+    return draw
+
+
+@pytest.fixture
+def softmax_error() -> SoftmaxError:
+    """Measure an implementation's largest error, of output and gradients, in analytic units.
+
+    CONTRACTS.md, section 2: correct code stays under 0.82 forward; the gate is 2 for both.
+    """
+
+    def measure(
+        variant: Variant,
+        implementation: str,
+        tensors: dict[str, Tensor],
+        *,
+        mask: Mask,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> float:
+        leaves = {name: each.detach().requires_grad_() for name, each in tensors.items()}
+        wide = {name: each.detach().double().requires_grad_() for name, each in tensors.items()}
+        out = attnkit.attention(
+            **leaves,  # type: ignore[arg-type]  # all of them are tensors
+            mask=mask,
+            scale=scale,
+            softcap=softcap,
+            variant=variant,
+            implementation=implementation,
+        )
+        exact = oracle.softmax(
+            **wide,  # type: ignore[arg-type]  # all of them are tensors
+            mask=mask,
+            scale=scale,
+            softcap=softcap,
+        )
+        dtype = out.dtype
+        generator = torch.Generator().manual_seed(99)
+        grad_out = torch.randn(out.shape, generator=generator).to(dtype)
+        grads = torch.autograd.grad(out, tuple(leaves.values()), grad_out)
+        exact_grads = torch.autograd.grad(exact.out, tuple(wide.values()), grad_out.double())
+        exact = oracle.Softmax(*(each.detach() for each in exact))
+        factor = tensors["query"].shape[-1] ** -0.5 if scale is None else scale
+        unit = units.analytic(exact, tensors["value"], dtype)
+        gradient_units = units.analytic_gradients(exact, tensors, grad_out, factor, dtype)
+        errors = [units.error(out, exact.out, unit)[0]]
+        for name, grad, exact_grad in zip(leaves, grads, exact_grads, strict=True):
+            errors.append(units.error(grad, exact_grad, gradient_units[name])[0])
+        return max(errors)
+
+    return measure
