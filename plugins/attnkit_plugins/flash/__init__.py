@@ -20,8 +20,8 @@ from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
 if TYPE_CHECKING:
     from attnkit.problem import Problem
 
-# Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 16 to 2048,
-# widths 16 to 128, within 30 %. One query costs up to seven times what is said.
+# Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 1 to 2048,
+# widths 16 to 128; most within 30 %.
 
 
 class FlashConfig(SoftmaxConfig):
@@ -35,11 +35,23 @@ def _reference_cost(problem: Problem) -> float:
 
 
 def _sdpa_cost(problem: Problem) -> float:
+    rows = problem.query_length
+    if not problem.causal or rows == 1:
+        # heads that share keys stand in line as further queries
+        rows *= problem.heads // problem.kv_heads
+    if rows == 1 and problem.dtype in ("bfloat16", "float16"):
+        # torch multiplies a half matrix by one vector slowly
+        slow = 90e-9 if problem.dtype == "bfloat16" else 140e-9
+        return _passes(problem) * (20e-6 + slow * _heads(problem) * problem.key_length)
     # torch skips hidden keys by blocks of 512
     keys = _visible(problem, 512)
     each = 0.3e-9 + 19e-12 * _widths(problem)
     slow = {"float16": 7.5 if problem.gradients else 2.0, "float64": 2.2}.get(problem.dtype, 1.0)
-    return _passes(problem) * (12e-6 + slow * each * problem.query_length * _heads(problem) * keys)
+    work = slow * each * problem.query_length * _heads(problem) * keys
+    extra = 50e-6 if problem.mask_parts else 0.0
+    if problem.gradients and problem.dtype == "bfloat16":
+        extra += _heads(problem) * (40e-6 + 1e-6 * min(problem.query_length, 128))
+    return extra + _passes(problem) * (13e-6 + work + _reading(problem))
 
 
 def _tiled_cost(problem: Problem) -> float:
@@ -55,7 +67,8 @@ def _tiled_cost(problem: Problem) -> float:
         each += 1.5e-9
     wide = 2.0 if problem.dtype == "float64" else 1.0
     work = wide * each * problem.query_length * _heads(problem) * keys
-    return _passes(problem) * (30e-6 + 45e-6 * tiles + work)
+    copies = 1 if problem.dtype in ("float32", "float64") else 2
+    return _passes(problem) * (30e-6 + 45e-6 * tiles + work + copies * _reading(problem))
 
 
 def _sdpa_refuses(problem: Problem) -> str | None:
@@ -74,6 +87,13 @@ def _visible(problem: Problem, block: int) -> float:
     if not problem.causal or skipped <= 0:
         return problem.key_length
     return max(1.0, problem.key_length - skipped / 2)
+
+
+def _reading(problem: Problem) -> float:
+    """Return the time to read all keys and values once."""
+    size = {"float64": 8, "float32": 4}.get(problem.dtype, 2)
+    numbers = problem.batch * problem.kv_heads * problem.key_length * _widths(problem)
+    return numbers * size / 45e9
 
 
 def _heads(problem: Problem) -> int:
