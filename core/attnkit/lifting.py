@@ -41,42 +41,34 @@ def lift(seen: Tensor, sizes: Sizes, window: int | None = None) -> Mask:
     Note:
         Reads the tensor, which on a GPU waits for it.
     """
-    if 0 not in seen.shape and seen.shape[1] == 1:
-        whole = seen.expand(seen.shape[0], 1, sizes.queries, sizes.keys)
-        for guess in _guesses(whole, sizes, window):
-            if _equal(guess, whole, sizes):
-                return guess
-    return dense(seen)
+    if 0 in seen.shape or seen.shape[1] != 1:
+        return dense(seen)
+    whole = seen.expand(-1, 1, sizes.queries, sizes.keys)
+    return next((g for g in _guesses(whole, sizes, window) if _equal(g, whole, sizes)), dense(seen))
 
 
 def _guesses(seen: Tensor, sizes: Sizes, window: int | None) -> Iterator[Mask]:
-    columns = seen.any(dim=2)[:, 0]  # (b, S), keys that some query sees
     offset = sizes.keys - sizes.queries
     rows = torch.arange(sizes.queries, device=seen.device)[:, None] + offset
     distance = rows - torch.arange(sizes.keys, device=seen.device)  # (L, S), query minus key
-    later = bool((seen & (distance < 0)).any())
-    base = full() if later else causal()
-    # one query sees no later key by position alone: both names are true, causal is the host's
-    pads = list(_paddings(columns, sizes))
-    for pad in pads:
-        if window is not None:
-            yield base & sliding_window(window) & pad
-        yield base & pad
+    # one query sees all keys whether one calls it causal or not; full asks for less
+    forward = sizes.queries == 1 or bool((seen & (distance < 0)).any())
+    base = full() if forward else causal()
+    paddings = list(_paddings(seen.any(dim=2)[:, 0], sizes))
+    windows = [base] if window is None else [base & sliding_window(window), base]
+    yield from (base & pad for base in windows for pad in paddings)
     reach = int((distance.abs() * seen.any(dim=0)[0]).max()) + 1
     if reach < sizes.keys:
-        for pad in pads:
-            yield base & sliding_window(reach) & pad
+        yield from (base & sliding_window(reach) & pad for pad in paddings)
     if sizes.queries == sizes.keys and bool(seen.any(dim=-1).all()):
         first = seen[:, 0].int().argmax(dim=-1)  # (b, L), first key that each query sees
-        ids = first.expand(sizes.batch, -1)
-        if window is not None:
-            yield base & sliding_window(window) & documents(ids)
-        yield base & documents(ids)
+        yield from (base & documents(first.expand(sizes.batch, -1)) for base in windows)
 
 
 def _paddings(columns: Tensor, sizes: Sizes) -> Iterator[Mask]:
+    """Guess from ``columns`` (b, S), the keys that some query sees."""
+    yield full()
     if bool(columns.all()):
-        yield full()
         return
     length = sizes.keys
     columns = columns.expand(sizes.batch, -1)

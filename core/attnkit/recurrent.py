@@ -136,6 +136,11 @@ def layout_of(mask: Mask, batch: int, seen: int, length: int) -> Layout:
             real = part.keep(sizes)[:, seen:]
             keep = real if keep is None else keep & real
         elif isinstance(part, Documents):
+            if torch.compiler.is_compiling():
+                raise UnsupportedError(
+                    "documents: a recurrence cuts where they begin, which a graph cannot know; "
+                    "leave this call out of torch.compile"
+                )
             following = part.ids[:, 1:] != part.ids[:, :-1]
             first = torch.zeros_like(part.ids[:, :1], dtype=torch.bool)
             begins = torch.cat((first, following), 1)[:, seen:]  # (B, L)

@@ -95,14 +95,19 @@ def check_groups(value: Tensor, key: Tensor) -> None:
 
 def check_gate(name: str, gate: object, value: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
     """Check a gate of a recurrence: floating, on the device, of one of these shapes."""
-    wanted = " or ".join(map(str, shapes))
     if not isinstance(gate, torch.Tensor):
-        raise ArgumentError(f"{name} must be a floating tensor {wanted}, got {described(gate)}")
+        raise ArgumentError(
+            f"{name} must be a floating tensor {_either(shapes)}, got {described(gate)}"
+        )
     if gate.dtype not in FLOATING:
         raise DtypeError(f"{name} must be floating, got {described(gate)}")
     if tuple(gate.shape) not in shapes:
-        raise ShapeError(f"{name} must be {wanted}, got {tuple(gate.shape)}")
+        raise ShapeError(f"{name} must be {_either(shapes)}, got {tuple(gate.shape)}")
     _check_device(name, gate, value)
+
+
+def _either(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return " or ".join(map(str, shapes))
 
 
 def check_mask(mask: object) -> None:

@@ -121,7 +121,9 @@ def _flash(device: str, rounds: int) -> list[str]:
         q, k, v = (torch.randn(1, 8, length, 64, device=device) for _ in range(3))
         functions = {
             "fused": lambda q=q, k=k, v=v: scaled_dot_product_attention(q, k, v, is_causal=True),
-            "flash auto": lambda q=q, k=k, v=v: attnkit.attention(q, k, v, mask=mask, variant="flash"),
+            "flash auto": lambda q=q, k=k, v=v: attnkit.attention(
+                q, k, v, mask=mask, variant="flash"
+            ),
             "flash tiled": lambda q=q, k=k, v=v: attnkit.attention(
                 q, k, v, mask=mask, variant="flash", implementation="tiled"
             ),

@@ -69,7 +69,7 @@ def scan(
 def spans_of(length: int, chunk_size: int) -> tuple[list[int], int]:
     """Cut L tokens into spans of whole chunks and a rest; return them and the chunk size."""
     chunk = min(chunk_size, length)
-    whole, rest = divmod(length, chunk)
+    whole, rest = length // chunk, length % chunk  # torch.compile has no divmod of sizes
     most = CHUNKS * chunk
     spans = [most] * (whole // CHUNKS) + [whole % CHUNKS * chunk, rest]
     return [span for span in spans if span], chunk

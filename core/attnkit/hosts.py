@@ -1,0 +1,283 @@
+"""Swapping by name: `survey` a model, `explain` a plan, `swap` it.
+
+    attnkit.survey(model)            # where attention is, and what each place needs
+    attnkit.explain(model, "flash")  # dry run: what would run there, or every reason why not
+    attnkit.swap(model, "flash")     # all or nothing, verified on a probe, undone by restore()
+
+`attnkit.plans` reads plans, `attnkit.swapping` does the swap, `attnkit.verification` measures it,
+`attnkit.sites` has the protocol of the adapters.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from attnkit.errors import ArgumentError, RegistryError, UnsupportedError
+from attnkit.hookspecs import EXTENSION_GROUP
+from attnkit.plans import Assignment, Plan, assign
+from attnkit.promises import Relation
+from attnkit.registry import default
+from attnkit.sites import Attachment, Call, Host, Kind, Mixer, Needs, Request, Site, Survey
+from attnkit.table import table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import nn
+
+    from attnkit.problem import Problem
+    from attnkit.swapping import Swap
+
+__all__ = [
+    "Attachment",
+    "Call",
+    "Decision",
+    "Explanation",
+    "Host",
+    "Kind",
+    "Mixer",
+    "Needs",
+    "Request",
+    "Site",
+    "Survey",
+    "explain",
+    "survey",
+    "swap",
+]
+
+LENGTH = 128
+"""Query and key length that a dry run supposes."""
+
+_DEGREES: tuple[Relation, ...] = ("exact", "approximate", "different")
+
+
+class Decision(BaseModel):
+    """What a plan means for one site."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    site: Site
+    variant: str
+    relation: Relation = Field(description="of the swap, at this site")
+    chosen: str | None = Field(description="variant.implementation, or None if nothing can")
+    reasons: tuple[str, ...] = Field(description="why not; empty if it can")
+
+
+class Explanation(tuple[Decision, ...]):
+    """A dry run: one decision per site; prints as a table."""
+
+    __slots__ = ()
+
+    @property
+    def possible(self) -> bool:
+        """Whether every site can take its variant."""
+        return not any(decision.reasons for decision in self)
+
+    def __str__(self) -> str:
+        head = ("site", "needs", "variant", "relation", "runs")
+        return table(head, (_cells(decision) for decision in self))
+
+
+def survey(model: nn.Module) -> Survey:
+    """Find the attention and feed-forward sites of a model and what each of them needs."""
+    _check_module(model)
+    return Survey(site for host in default().hosts() for site in host.sites(model))
+
+
+def explain(model: nn.Module, plan: Plan) -> Explanation:
+    """Say what `swap` would do, without doing it.
+
+    What only a call shows (the masks that arrive, arguments of one model alone) is not known
+    here; `swap` finds it out on its probe, before anything is changed.
+
+    Args:
+        model: Any `torch.nn.Module`.
+        plan: A variant, or a mapping of path patterns to variants, see `attnkit.plans`.
+
+    Raises:
+        RegistryError: A name cannot be resolved to a variant.
+        ArgumentError: A pattern of the plan takes no site.
+    """
+    return Explanation(map(decide, assign(plan, _sites(model))))
+
+
+def swap(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    sample: Mapping[str, object] | None = None,
+    accept: Relation = "exact",
+) -> Swap:
+    """Replace the layers' mathematics by variants, by name: all sites of the plan or none.
+
+    The model's parameters, modules, configuration and outputs' types stay. Before anything is
+    changed, every site is tried on the very tensors that reach it in a run of the model on
+    ``sample``, and measured against the model's own function in float64; afterwards the outputs
+    of the whole model are compared; see `attnkit.verification` for the bounds.
+
+    Args:
+        model: Any `torch.nn.Module` that a host knows.
+        plan: A variant, or a mapping of path patterns to variants, see `attnkit.plans`.
+        sample: Keyword arguments of the model's forward, to verify on. None makes some.
+        accept: The largest change of the mathematics that is wanted. ``exact``: none, rounding
+            apart. ``approximate`` and ``different``: verified against the variant's own float64
+            definition; how far the outputs move is measured and written in the receipt.
+
+    Returns:
+        The swap: its receipt, and ``restore()``; also a context manager.
+
+    Raises:
+        RegistryError: A name cannot be resolved to a variant.
+        ArgumentError: A pattern of the plan takes no site.
+        UnsupportedError: Some sites cannot take their variant; all are listed with all reasons.
+        VerificationError: The swap ran and did not compute what it should; it was undone.
+        SwapError: The model cannot be run for the verification.
+    """
+    from attnkit.swapping import carry_out
+
+    if accept not in _DEGREES:
+        raise ArgumentError(f"accept must be one of {', '.join(_DEGREES)}, got {accept!r}")
+    assignments = assign(plan, _sites(model))
+    refused = []
+    for assignment in assignments:
+        reasons = decide(assignment).reasons
+        if not reasons and _DEGREES.index(assignment.relation) > _DEGREES.index(accept):
+            reasons = (_unaccepted(assignment, accept),)
+        if reasons:
+            refused.append((assignment.site.path, reasons))
+    if refused:
+        raise UnsupportedError(refusal(refused))
+    hosts = {host.name: host for host in default().hosts()}
+    return carry_out(model, plan, assignments, hosts, sample, accept)
+
+
+def refusal(refused: Sequence[tuple[str, tuple[str, ...]]]) -> str:
+    """Word one refusal for all sites; sites with the same reasons share a paragraph."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for path, told in refused:
+        groups.setdefault(told, []).append(path)
+    count = f"{len(refused)} site{'s' if len(refused) > 1 else ''}"
+    lines = [f"the swap is refused at {count}, the model is as it was:"]
+    for told, paths in groups.items():
+        lines += [f"  {', '.join(paths)}", *(f"    {line}" for r in told for line in r.split("\n"))]
+    return "\n".join(lines)
+
+
+def decide(assignment: Assignment) -> Decision:
+    """Say what runs at a site, or every reason why nothing can."""
+    reasons = tuple(_obstacles(assignment))
+    chosen = None
+    if not reasons:
+        from attnkit.choice import explain_choice
+
+        names = (assignment.options.implementation, *assignment.options.fallback)
+        choices = [explain_choice(assignment.variant, _problem(assignment), n) for n in names]
+        chosen = next((choice.chosen for choice in choices if choice.chosen), None)
+        if chosen is None:
+            reasons = tuple(str(each) for choice in choices for each in choice.candidates)
+    return Decision(
+        site=assignment.site,
+        variant=assignment.variant.name,
+        relation=assignment.relation,
+        chosen=chosen,
+        reasons=reasons,
+    )
+
+
+def _obstacles(assignment: Assignment) -> Iterator[str]:
+    site, variant = assignment.site, assignment.variant
+    if site.obstacle:
+        yield site.obstacle
+    if variant.family != "softmax":
+        yield (
+            f"variant {variant.name!r} is of the family {variant.family}; what can be swapped in "
+            f"are softmax variants, at attention sites: {', '.join(_softmax_variants())}"
+        )
+    for part in sorted(set(variant.promises.needs) - {"window"}):
+        yield f"mask: variant {variant.name!r} needs masks with {part}, no option of a plan has any"
+    needed = "window" in variant.promises.needs
+    if needed and assignment.options.window_size is None and site.needs.window is None:
+        yield (
+            f"window_size: variant {variant.name!r} needs one, the site has none; give "
+            f"{{'variant': {variant.name!r}, 'window_size': ...}}"
+        )
+
+
+def _unaccepted(assignment: Assignment, accept: Relation) -> str:
+    name, size = assignment.variant.name, assignment.options.window_size
+    narrows = size is not None and assignment.relation != assignment.variant.relation
+    what = (
+        f"window_size {size} hides keys that the layer sees"
+        if narrows
+        else (f"variant {name!r} computes something else")
+    )
+    return (
+        f"relation: {what} ({assignment.relation}), accept is {accept!r}; allow it by "
+        f"accept={assignment.relation!r}"
+    )
+
+
+def _softmax_variants() -> list[str]:
+    registry, names = default(), []
+    for name in registry.names():
+        try:
+            variant = registry.get(name)
+        except RegistryError:
+            continue  # who asks for this name is told
+        if variant.family == "softmax" and set(variant.promises.needs) <= {"window"}:
+            names.append(name)
+    return names
+
+
+def _problem(assignment: Assignment) -> Problem:
+    from attnkit.problem import Problem
+
+    site, needs = assignment.site, assignment.site.needs
+    width = needs.head_dim or 64
+    windows = [w for w in (needs.window, assignment.options.window_size) if w is not None]
+    return Problem(
+        family="softmax",
+        device=site.device,
+        dtype=site.dtype,
+        batch=1,
+        heads=needs.heads or 2,
+        kv_heads=needs.kv_heads or needs.heads or 2,
+        query_length=LENGTH,
+        key_length=LENGTH,
+        head_dim=width,
+        value_head_dim=width,
+        causal=bool(needs.causal),
+        mask_parts=frozenset({"window"}) if windows else frozenset(),
+        window=min(windows, default=None),
+        bias=needs.bias,
+        scale=needs.scale is not None and needs.scale != width**-0.5,
+        softcap=needs.softcap is not None,
+        sinks=needs.sinks,
+    )
+
+
+def _sites(model: nn.Module) -> Survey:
+    sites = survey(model)
+    if not sites:
+        hosts = ", ".join(host.name for host in default().hosts()) or "none"
+        broken = [f"; {each}" for each in default().broken() if each.entry.group == EXTENSION_GROUP]
+        raise UnsupportedError(
+            f"no site in {type(model).__name__}: none of its modules belongs to a known host; "
+            f"hosts: {hosts}{''.join(broken)}"
+        )
+    return sites
+
+
+def _check_module(model: Any) -> None:
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _cells(decision: Decision) -> tuple[str, ...]:
+    site = decision.site
+    told = decision.chosen or "no: " + "\n".join(decision.reasons)
+    return (site.path, str(site.needs), decision.variant, decision.relation, told)

@@ -1,0 +1,76 @@
+"""What stands at a site after a swap: a variant, answering the site's calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attnkit.choice import choose
+from attnkit.errors import UnsupportedError
+from attnkit.masks import sliding_window
+from attnkit.registry import get_variant
+from attnkit.sites import Call
+from attnkit.softmax import attention, problem_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnkit.interface import Variant
+    from attnkit.plans import Assignment
+    from attnkit.sites import Request
+
+
+@dataclass(frozen=True)
+class Running:
+    """A mixer that runs a variant: what stays at a site after a swap."""
+
+    variant: Variant
+    implementation: str = "auto"
+    fallback: tuple[str, ...] = ()
+    window_size: int | None = None
+
+    @classmethod
+    def of(cls, assignment: Assignment) -> Running:
+        """Make the mixer that an assignment asks for."""
+        options = assignment.options
+        return cls(
+            assignment.variant, options.implementation, options.fallback, options.window_size
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy and pickle by the variant's name: what it stands for lives in the registry."""
+        return _named, (self.variant.name, self.implementation, self.fallback, self.window_size)
+
+    def __call__(self, request: Request) -> Tensor:
+        """Answer a site's call."""
+        return self.attend(self.narrowed(request.call()), self.implementation, self.fallback)
+
+    def narrowed(self, call: Call) -> Call:
+        """Add the plan's window to the mask of a call."""
+        if self.window_size is None:
+            return call
+        if not call.aligned:
+            raise UnsupportedError(
+                "window_size: needs to know where the queries stand among the keys, which this "
+                "call does not tell (a static cache while compiling); use a dynamic cache"
+            )
+        mask = call.mask & sliding_window(self.window_size)
+        return Call(**{**vars(call), "mask": mask})
+
+    def attend(self, call: Call, implementation: str, fallback: tuple[str, ...] = ()) -> Tensor:
+        """Run the variant, (B, H, L, Ev)."""
+        return attention(
+            **call.arguments(),
+            variant=self.variant,
+            implementation=implementation,
+            fallback=fallback,
+        )
+
+    def chosen(self, call: Call) -> str:
+        """Return which implementation takes a call, as ``variant.implementation``."""
+        problem = problem_of(**call.arguments())
+        return choose(self.variant, problem, self.implementation, self.fallback).key
+
+
+def _named(name: str, implementation: str, fallback: tuple[str, ...], size: int | None) -> Running:
+    return Running(get_variant(name), implementation, fallback, size)

@@ -1,0 +1,299 @@
+"""The transaction behind `attnkit.swap`: try, attach, verify; or leave the model as it was.
+
+    before    the model runs as it is
+    trial     every site answers with the model's own function and tries the variant beside it
+    noise     every site answers with its own function plus rounding noise (exact swaps)
+    after     the variants stand at their sites; all must have run
+
+Nothing stays attached unless all four pass: what was attached is undone in reverse order,
+whatever is raised. `attnkit.verification` has the measurements and their bounds.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from contextlib import contextmanager
+from importlib import metadata
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from attnkit.errors import SwapError, UnsupportedError, VerificationError
+from attnkit.hosts import refusal
+from attnkit.plans import spelled
+from attnkit.receipts import OutputReceipt, Receipt, SiteReceipt
+from attnkit.registry import default
+from attnkit.running import Running
+from attnkit.verification import NOISE_RUNS, Counting, Noisy, Trial, compare_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from attnkit.plans import Assignment, Plan
+    from attnkit.promises import Relation
+    from attnkit.sites import Attachment, Host, Mixer
+
+
+class Swap:
+    """A verified swap that can be undone; as a context manager, undone at the end.
+
+    Attributes:
+        receipt: What was swapped, what ran and what was measured.
+        active: Whether the variants still stand in the model.
+    """
+
+    def __init__(self, receipt: Receipt, attachments: Sequence[Attachment]) -> None:
+        self.receipt = receipt
+        self.active = True
+        self._attachments = tuple(attachments)
+
+    def restore(self) -> None:
+        """Put back the original objects, by identity; nothing happens the second time.
+
+        Raises:
+            SwapError: A later swap stands on top of this one; restore that first. Nothing is
+                changed.
+        """
+        if not self.active:
+            return
+        blocked = [why for each in self._attachments if (why := each.blocked())]
+        if blocked:
+            raise SwapError("restore is refused, nothing was changed:\n  " + "\n  ".join(blocked))
+        _undo(self._attachments)
+        self.active = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def __repr__(self) -> str:
+        """Show the receipt."""
+        return str(self.receipt) + ("" if self.active else "\n\nrestored")
+
+
+def carry_out(
+    model: nn.Module,
+    plan: Plan,
+    assignments: Sequence[Assignment],
+    hosts: Mapping[str, Host],
+    sample: Mapping[str, object] | None,
+    accept: Relation,
+) -> Swap:
+    """Swap and verify, or raise and leave the model as it was; see `attnkit.swap`."""
+    transaction = _Transaction(model, assignments, hosts)
+    generated = sample is None
+    if sample is None:
+        sample = transaction.host.sample(model, [a.site for a in assignments])
+    before = transaction.before(sample, generated=generated)
+    trials = transaction.trial(sample)
+    exact = all(assignment.relation == "exact" for assignment in assignments)
+    noisy = transaction.noise(sample, trials) if exact else []
+    sites = [trial.receipt() for trial in trials]
+    mixers = [Running.of(assignment) for assignment in assignments]
+    after = transaction.after(sample, sites, mixers)
+    outputs = compare_outputs(before, after, noisy, sites)
+    _check_outputs(outputs, sites)
+    receipt = Receipt(
+        model=type(model).__name__,
+        plan=spelled(plan),
+        accept=accept,
+        sample={name: _described(value) for name, value in sample.items()},
+        generated=generated,
+        sites=tuple(sites),
+        outputs=outputs,
+        versions=_versions(transaction.used),
+        owners=_owners(assignments),
+    )
+    return Swap(receipt, transaction.attach(mixers))
+
+
+class _Transaction:
+    """The steps of one swap; each leaves nothing behind if it raises."""
+
+    def __init__(
+        self, model: nn.Module, assignments: Sequence[Assignment], hosts: Mapping[str, Host]
+    ) -> None:
+        self.model = model
+        self.assignments = assignments
+        self.used = {a.site.host: hosts[a.site.host] for a in assignments}
+        self.host = self.used[assignments[0].site.host]
+
+    def before(self, sample: Mapping[str, object], *, generated: bool) -> Mapping[str, Tensor]:
+        """Run the model as it is."""
+        try:
+            return self.run(sample, [])
+        except Exception as error:
+            if not generated:
+                raise
+            shapes = ", ".join(f"{name} {_described(value)}" for name, value in sample.items())
+            raise SwapError(
+                f"{type(self.model).__name__} does not run on a generated sample ({shapes}): "
+                f"{error}; give the swap sample={{...}}, keyword arguments of the model's forward"
+            ) from error
+
+    def run(self, sample: Mapping[str, object], mixers: Sequence[Mixer]) -> Mapping[str, Tensor]:
+        """Run the model with mixers at the sites, and take them away again."""
+        attached = self.attach(mixers)
+        try:
+            with _undisturbed(self.model):
+                return self.host.run(self.model, sample)
+        finally:
+            _undo(attached)
+
+    def attach(self, mixers: Sequence[Mixer]) -> list[Attachment]:
+        """Put a mixer at each site, or at none."""
+        attached: list[Attachment] = []
+        try:
+            # no mixers, no changes
+            for assignment, mixer in zip(self.assignments, mixers, strict=False):
+                site, label = assignment.site, assignment.variant.name
+                attached.append(self.used[site.host].attach(self.model, site, mixer, label))
+        except BaseException:
+            _undo(attached)
+            raise
+        return attached
+
+    def trial(self, sample: Mapping[str, object]) -> list[Trial]:
+        """Try the variants beside the model's own functions.
+
+        Raises:
+            UnsupportedError: Some cannot take what arrives; all sites are listed.
+            VerificationError: Some compute something else; the worst are listed.
+        """
+        trials = [Trial(assignment) for assignment in self.assignments]
+        self.run(sample, trials)
+        refused = [(t.assignment.site.path, tuple(dict.fromkeys(t.refusals))) for t in trials]
+        if any(reasons for _, reasons in refused):
+            raise UnsupportedError(refusal([each for each in refused if each[1]]))
+        unused = [t.assignment.site.path for t in trials if not t.units]
+        if unused:
+            raise VerificationError(
+                f"the swap was not made: the model ran without calling {', '.join(unused)}, so "
+                "nothing is known about them; give a sample that uses them, or leave them out"
+            )
+        wrong = [r for r in (t.receipt() for t in trials) if not r.error_after <= r.allowed]
+        if wrong:
+            raise VerificationError("\n".join(["the swap was not made:", *map(_wrong, wrong)]))
+        return trials
+
+    def after(
+        self,
+        sample: Mapping[str, object],
+        sites: Sequence[SiteReceipt],
+        mixers: Sequence[Running],
+    ) -> Mapping[str, Tensor]:
+        """Run the model with the variants.
+
+        Raises:
+            VerificationError: A site was called more or less often than before.
+        """
+        counters = [Counting(mixer) for mixer in mixers]
+        outputs = self.run(sample, counters)
+        for site, counter in zip(sites, counters, strict=True):
+            if site.calls != counter.calls:
+                raise VerificationError(
+                    f"the swap was undone: {site.path} was called {site.calls} times before and "
+                    f"{counter.calls} times after"
+                )
+        return outputs
+
+    def noise(
+        self, sample: Mapping[str, object], trials: Sequence[Trial]
+    ) -> list[Mapping[str, Tensor]]:
+        """Run the model with rounding noise at the sites, a few times."""
+        runs = []
+        for seed in range(NOISE_RUNS):
+            generator = torch.Generator().manual_seed(seed)
+            runs.append(self.run(sample, [Noisy(trial.units, generator) for trial in trials]))
+        return runs
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run in eval mode without gradients; put back modes, buffers and random states.
+
+    So every run starts from the same state, and leaves none.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(cuda), torch.no_grad():
+            for module, _ in modes:
+                module.training = False
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, name, buffer, content in buffers:
+            module._buffers[name] = buffer
+            if buffer is not None and content is not None and not torch.equal(buffer, content):
+                with torch.no_grad():
+                    buffer.copy_(content)
+
+
+def _undo(attachments: Sequence[Attachment]) -> None:
+    for attachment in reversed(attachments):
+        attachment.undo()
+
+
+def _check_outputs(outputs: Sequence[OutputReceipt], sites: Sequence[SiteReceipt]) -> None:
+    worst = max(sites, key=lambda site: site.error_after)
+    for out in outputs:
+        if not math.isfinite(out.largest):
+            raise VerificationError(
+                f"the swap was undone: output {out.name!r} is no longer finite where it was"
+            )
+        if out.moved is not None and out.allowed is not None and not out.moved <= out.allowed:
+            raise VerificationError(
+                f"the swap was undone: output {out.name!r} {out.shape} moved by {out.moved:.3g} "
+                f"noise units (largest change {out.largest:.3g}), at most {out.allowed:.3g} is "
+                f"rounding; largest error of a site: {worst.path}, {worst.error_after:.3g} units"
+            )
+
+
+def _wrong(site: SiteReceipt) -> str:
+    own = "" if site.error_before is None else f" (the model's own: {site.error_before:.3g})"
+    if site.error_before == math.inf:
+        return (
+            f"  {site.path} ({site.layer}): the model's own output is not finite, so that nothing "
+            "can be compared with it; give a sample that the model computes"
+        )
+    return (
+        f"  {site.path} ({site.layer}): {', '.join(site.implementations)} is off by "
+        f"{site.error_after:.3g} rounding units{own}, at most {site.allowed:g} is rounding"
+    )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return repr(value)
+
+
+def _versions(hosts: Mapping[str, Host]) -> dict[str, str]:
+    names = ("attnkit", "torch", *(host.name for host in hosts.values()))
+    installed = {name: _version(name) for name in names}
+    return {"python": platform.python_version(), **installed}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed as a distribution"
+
+
+def _owners(assignments: Sequence[Assignment]) -> dict[str, str]:
+    entries = {entry.name: str(entry) for entry in default().entries()}
+    names = dict.fromkeys(assignment.variant.name for assignment in assignments)
+    return {name: entries.get(name, "given as an object") for name in names}

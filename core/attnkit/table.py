@@ -1,0 +1,25 @@
+"""Records as a plain-text table, for terminals and messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Align columns; a cell of several lines continues below itself."""
+    lines = [head, *(line for row in rows for line in _split(row))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def _split(row: Sequence[str]) -> Iterable[Sequence[str]]:
+    cells = [cell.splitlines() or [""] for cell in row]
+    for number in range(max(map(len, cells))):
+        yield [cell[number] if number < len(cell) else "" for cell in cells]

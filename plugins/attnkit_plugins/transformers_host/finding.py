@@ -1,0 +1,148 @@
+"""The sites of a transformers model, and what each layer needs, read from its attributes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from attnkit.hosts import Needs, Site
+from attnkit_plugins.transformers_host.interface import Caller, caller, own_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+READABLE = (None, "eager", "sdpa")
+"""Implementations whose masks `masking` reads."""
+
+_FEEDFORWARD = re.compile(r"(MLP|Mlp|FeedForward|FFN)$")
+
+
+def find_sites(model: nn.Module) -> tuple[Site, ...]:
+    """Return the attention and feed-forward sites of a model, in the order of its modules."""
+    found = {path: site for path, module in model.named_modules() for site in _site(path, module)}
+    # a wrapper around a layer that calls the interface is no site of its own
+    inner = {path for path, site in found.items() if not site.obstacle}
+    return tuple(
+        site
+        for path, site in found.items()
+        if not (site.obstacle and any(other.startswith(f"{path}.") for other in inner))
+    )
+
+
+def _site(path: str, module: nn.Module) -> Iterator[Site]:
+    layer: type = type(module)
+    found = caller(layer)
+    if found is not None and hasattr(module, "config"):
+        yield _record(path, module, "attention", _attention(module, found), _obstacle(module))
+    elif not layer.__module__.startswith("transformers."):
+        return
+    elif "Attention" in layer.__name__ and len(_matrices(module)) + len(_own(module)) > 1:
+        told = f"{layer.__name__} does not call transformers' attention interface"
+        yield _record(path, module, "attention", Needs(), told)
+    elif _FEEDFORWARD.search(layer.__name__) and len(_matrices(module)) > 1:
+        yield _record(path, module, "feedforward", _feedforward(module), None)
+
+
+def _record(path: str, module: nn.Module, kind: Any, needs: Needs, obstacle: str | None) -> Site:
+    parameters = (p for p in module.parameters() if p.is_floating_point())
+    first = next(parameters, torch.empty(0))
+    return Site(
+        path=path,
+        kind=kind,
+        layer=type(module).__name__,
+        host="transformers",
+        needs=needs,
+        dtype=str(first.dtype).removeprefix("torch."),
+        device=first.device.type,
+        obstacle=obstacle,
+    )
+
+
+def _obstacle(module: nn.Module) -> str | None:
+    config = own_config(module)
+    name = getattr(config, "_attn_implementation", None)
+    if name not in READABLE:
+        return (
+            f"the model makes masks for attn_implementation={name!r}, attnkit reads those of "
+            "'sdpa' and 'eager': load it with attn_implementation='sdpa'"
+        )
+    if getattr(config, "output_attentions", False):
+        return "config.output_attentions asks for attention weights, a variant returns none"
+    if isinstance(module, PreTrainedModel):
+        return f"{type(module).__name__} is layer and model in one, its config makes the masks"
+    return None
+
+
+def _attention(module: nn.Module, found: Caller) -> Needs:
+    config = own_config(module)
+    heads = _number(int, module, "num_heads", "num_attention_heads", "n_heads") or _number(
+        int, config, "num_attention_heads", "n_head", "num_heads"
+    )
+    groups = _number(int, module, "num_key_value_groups")
+    kv_heads = heads // groups if heads and groups else heads
+    width = _number(int, module, "head_dim", "attention_head_size", "key_value_proj_dim")
+    scale = _number(float, module, "scaling", "scale")
+    causal = getattr(module, "is_causal", None)
+    return Needs(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=width,
+        causal=causal if isinstance(causal, bool) else None,
+        window=_window(module, found),
+        softcap=_number(float, module, "attn_logit_softcapping", "softcap"),
+        scale=None if width and scale == width**-0.5 else scale,
+        sinks=isinstance(getattr(module, "sinks", None), torch.Tensor),
+        bias="position_bias" in found.code.co_varnames,
+        dropout=_dropout(module),
+        cache="past_key_values" in found.code.co_varnames,
+    )
+
+
+def _window(module: nn.Module, found: Caller) -> int | None:
+    owner: object = module
+    if not hasattr(module, "sliding_window"):
+        if "sliding_window" not in (*found.code.co_names, *found.code.co_consts):
+            return None
+        owner = own_config(module)
+    size: int | None = _number(int, owner, "sliding_window")
+    return size
+
+
+def _dropout(module: nn.Module) -> float:
+    for name in ("attention_dropout", "attn_dropout", "dropout_p", "dropout"):
+        given = getattr(module, name, None)
+        share = getattr(given, "p", given)
+        if isinstance(share, float | int):
+            return float(share)
+    return 0.0
+
+
+def _feedforward(module: nn.Module) -> Needs:
+    # the widths of all matrices are those of the model and of the hidden layer, in some order
+    first = _matrices(module)[0]
+    shape = tuple(first.shape)
+    is_linear = isinstance(next(iter(module.children())), torch.nn.Linear)
+    hidden, width = shape if is_linear else shape[::-1]
+    return Needs(embed_dim=width, hidden_dim=hidden)
+
+
+def _matrices(module: nn.Module) -> list[torch.Tensor]:
+    weights = (getattr(child, "weight", None) for child in module.children())
+    return [w for w in weights if isinstance(w, torch.Tensor) and w.dim() == 2]
+
+
+def _own(module: nn.Module) -> list[torch.Tensor]:
+    return [w for w in module.parameters(recurse=False) if w.dim() > 1]
+
+
+def _number(kind: type, owner: object, *names: str) -> Any:
+    for name in names:
+        value = getattr(owner, name, None)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value:
+            return kind(value)
+    return None

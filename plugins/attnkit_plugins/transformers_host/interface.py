@@ -1,0 +1,69 @@
+"""Which modules call transformers' attention interface, and what they would run by themselves."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import CodeType, FunctionType
+
+    from torch import nn
+
+MARK = "_attnkit"
+"""Attribute of a swapped module that holds its `dispatch.Binding`."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The method of a class that calls the interface.
+
+    Attributes:
+        code: Its code object.
+        functions: The mapping of names to functions that it asks.
+        default: What it runs for a name that the mapping lacks, ``eager``.
+    """
+
+    code: CodeType
+    functions: Any
+    default: Callable[..., Any]
+
+
+@functools.cache
+def caller(layer: type) -> Caller | None:
+    """Return the method of a class that calls the attention interface, or None."""
+    for function in _methods(layer):
+        names = function.__code__.co_names
+        if "ALL_ATTENTION_FUNCTIONS" not in names or "get_interface" not in names:
+            continue
+        space = function.__globals__
+        eager = [name for name in names if name.endswith("eager_attention_forward")]
+        if len(eager) == 1 and eager[0] in space:
+            return Caller(function.__code__, space["ALL_ATTENTION_FUNCTIONS"], space[eager[0]])
+    return None
+
+
+def own_config(module: nn.Module) -> Any:
+    """Return the config that a module had before any swap."""
+    binding = module.__dict__.get(MARK)
+    return module.config if binding is None else binding.config
+
+
+def own_function(module: nn.Module) -> Callable[..., Any]:
+    """Return the function that an unswapped module would run."""
+    layer: type = type(module)
+    found = caller(layer)
+    assert found is not None
+    name = own_config(module)._attn_implementation
+    function: Callable[..., Any] = found.functions.get(name, found.default)
+    return function
+
+
+def _methods(layer: type) -> Iterator[FunctionType]:
+    for owner in layer.__mro__:
+        for member in vars(owner).values():
+            if inspect.isfunction(member):
+                yield inspect.unwrap(member)
