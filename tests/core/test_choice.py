@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 import attnkit
 from attnkit.choice import choose, explain_choice
 from attnkit.errors import ArgumentError, UnsupportedError
 from attnkit.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
 
 MULTI_HEAD = attnkit.get_variant("multi_head")
 
