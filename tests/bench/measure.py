@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    parts = [_heading(arguments.device), *_imports()]
+    parts = [*_heading(arguments.device), *_imports()]
     if arguments.device == "cuda":
         parts += _suite()
     with torch.no_grad():

@@ -1,0 +1,56 @@
+"""The conformance suite: what every variant must do, as checks that anybody can run.
+
+    report = attnkit_contracts.check("flash")            # in Python
+    pytest --pyargs attnkit_contracts --attnkit-variant flash
+    attnkit check flash                                  # on the command line
+
+A check is one small function in `attnkit_contracts.checks`; `catalogue` says what a check is,
+`subjects` what it is run on, `runner` how, `records` what comes out. Importing this package
+loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attnkit_contracts.catalogue import Check, all_checks
+    from attnkit_contracts.pytest_plugin import parametrize
+    from attnkit_contracts.records import Record, Report
+    from attnkit_contracts.runner import check, plan, rerun
+
+_HOME = {
+    "Check": "catalogue",
+    "Record": "records",
+    "Report": "records",
+    "all_checks": "catalogue",
+    "check": "runner",
+    "parametrize": "pytest_plugin",
+    "plan": "runner",
+    "rerun": "runner",
+}
+
+__all__ = [
+    "Check",
+    "Record",
+    "Report",
+    "all_checks",
+    "check",
+    "parametrize",
+    "plan",
+    "rerun",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module, on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'attnkit_contracts' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"attnkit_contracts.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,175 @@
+"""What a check is, and the list of all of them. Imports no torch.
+
+To add a check, write a function in a module of `attnkit_contracts.checks` and decorate it:
+
+    @check(
+        "A4.row_sums",
+        "With value = 1 everywhere, every row that sees a key is 1.",
+        families=("softmax",),
+    )
+    def row_sums(subject: Subject) -> Measured: ...
+
+The function draws its inputs from the subject, calls it, and returns what it measured. It raises
+`BrokenError` where the rule does not hold, and `InconclusiveError` where it cannot tell.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from attnkit.promises import Family, Promises, Relation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+Level = Literal["operation", "layer"]
+Tier = Literal["fast", "standard", "full"]
+Verdict = Literal["E", "R", "S"]
+
+TIERS: tuple[Tier, ...] = get_args(Tier)
+"""Each tier contains those before it."""
+
+GROUPS = {
+    "S": "contract and memory",
+    "M": "who may look at what",
+    "A": "algebra",
+    "T": "time and state",
+    "N": "numerics and gradients",
+    "F": "feed-forward and routing",
+}
+"""Group letters and what they stand for; extensions may use others."""
+
+MODULES = (
+    "contract",
+    "refusal",
+    "options",
+    "visibility",
+    "padding",
+    "algebra",
+    "time",
+    "numerics",
+    "routing",
+)
+"""The modules of `attnkit_contracts.checks`, in the order of the catalogue."""
+
+
+class BrokenError(AssertionError):
+    """A rule does not hold; says what was expected, what came and where."""
+
+    def __init__(self, reason: str, *, value: float | None = None) -> None:
+        super().__init__(reason)
+        self.value = value
+
+
+class InconclusiveError(Exception):
+    """A check could not tell; says why. Neither green nor red."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a check found; it holds iff ``value <= threshold``, so NaN never passes.
+
+    Attributes:
+        value: The worst that was seen.
+        threshold: The largest value that passes.
+        unit: What both count.
+        where: Which case or place showed the worst.
+    """
+
+    value: float
+    threshold: float
+    unit: str
+    where: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One rule that parts must keep.
+
+    Attributes:
+        id: Group letter, number and name, ``M1.suffix_perturbation``; never reused or renamed.
+        statement: The rule, in one sentence of mathematics.
+        families: The families it is about.
+        levels: Whether it is run on operations, on layers, or on both.
+        function: Called as ``function(subject, **params)``.
+        applies: Whether these promises call for it.
+        cases: The sets of parameters it is run with, by promises; one empty set by default.
+        relations: The relations it holds for.
+        tier: The smallest tier that runs it.
+        verdict: E exact, without tolerance; R an error in a derived unit; S statistical.
+        required: Whether a subject that it applies to may not go without it.
+    """
+
+    id: str
+    statement: str
+    families: tuple[Family, ...]
+    levels: tuple[Level, ...]
+    function: Callable[..., Measured]
+    applies: Callable[[Promises], bool] = field(default=lambda _: True)
+    cases: Callable[[Promises], Iterable[Mapping[str, Any]]] = field(default=lambda _: ({},))
+    relations: tuple[Relation, ...] = get_args(Relation)
+    tier: Tier = "fast"
+    verdict: Verdict = "E"
+    required: bool = False
+
+    @property
+    def group(self) -> str:
+        """The letter the id begins with."""
+        return self.id[0]
+
+
+def check(
+    id: str,
+    statement: str,
+    *,
+    families: tuple[Family, ...] = get_args(Family),
+    levels: tuple[Level, ...] = ("operation",),
+    applies: Callable[[Promises], bool] = lambda _: True,
+    cases: Callable[[Promises], Iterable[Mapping[str, Any]]] = lambda _: ({},),
+    relations: tuple[Relation, ...] = get_args(Relation),
+    tier: Tier = "fast",
+    verdict: Verdict = "E",
+    required: bool = False,
+) -> Callable[[Callable[..., Measured]], Check]:
+    """Make a function a `Check`; see there for the arguments."""
+
+    def make(function: Callable[..., Measured]) -> Check:
+        return Check(
+            id=id,
+            statement=statement,
+            families=families,
+            levels=levels,
+            function=function,
+            applies=applies,
+            cases=cases,
+            relations=relations,
+            tier=tier,
+            verdict=verdict,
+            required=required,
+        )
+
+    return make
+
+
+def all_checks() -> tuple[Check, ...]:
+    """Return all checks: the built-in ones in their order, then those of extensions.
+
+    Raises:
+        TypeError: An extension offers something else than a `Check`.
+        ValueError: Two checks share an id.
+    """
+    from attnkit import registry
+
+    modules = (importlib.import_module(f"attnkit_contracts.checks.{name}") for name in MODULES)
+    own = [each for module in modules for each in vars(module).values() if isinstance(each, Check)]
+    further = registry.default().contracts()
+    for each in further:
+        if not isinstance(each, Check):
+            raise TypeError(f"hook attnkit_contracts must return Check values, got {each!r}")
+    checks = (*own, *further)
+    ids = [each.id for each in checks]
+    for repeated in sorted({each for each in ids if ids.count(each) > 1}):
+        raise ValueError(f"two checks have the id {repeated!r}; rename the one of the extension")
+    return checks

@@ -1,0 +1,1 @@
+"""The checks, a module for each kind; `attnkit_contracts.catalogue` puts them in order."""

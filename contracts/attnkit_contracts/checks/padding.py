@@ -1,0 +1,141 @@
+"""M, continued: rows that see nothing, and what padding holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+import attnkit
+from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.checks.visibility import beside, masked_calls
+from attnkit_contracts.inputs import TIME_AXIS, normal
+from attnkit_contracts.judging import (
+    exactly,
+    gradients,
+    must_be_finite,
+    must_differ,
+    same_bits,
+    worst,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from attnkit.masks import Mask
+    from attnkit.promises import Promises
+    from attnkit_contracts.inputs import Call
+    from attnkit_contracts.operations import SoftmaxOperation
+    from attnkit_contracts.subjects import Subject
+
+
+def _can_hide_all(promises: Promises) -> bool:
+    return bool({"dense", "padding"} & set(promises.masks)) or (
+        promises.causal and promises.cross and not promises.needs
+    )
+
+
+@check(
+    "M8.masked_rows",
+    "A(i) = {} gives output 0, zero gradients for query i, and no gradient from row i to any key "
+    "or value; all gradients are finite.",
+    families=("softmax",),
+    relations=("exact",),
+    applies=_can_hide_all,
+)
+def masked_rows(subject: SoftmaxOperation) -> Measured:
+    """Hide every key of some rows in each way that is promised."""
+    found = []
+    for what, call, rows in masked_calls(subject):
+        out = subject(call)
+        must_be_finite({"output": out}, what)
+        wrong = int((out[rows] != 0).sum())
+        if wrong:
+            raise BrokenError(
+                f"{what}: {wrong} elements of rows that see nothing are not 0", value=wrong
+            )
+        if subject.promises.gradients:
+            _expect_no_gradient(subject, call, rows, what)
+        found.append(exactly(0, "wrong elements"))
+    return worst(found)
+
+
+def _expect_no_gradient(subject: SoftmaxOperation, call: Call, rows: Tensor, what: str) -> None:
+    grad_out = normal(subject.random("M8"), *rows.shape, call.tensors["value"].shape[3])
+    grad_out = grad_out.to(subject.device)
+    whole = gradients(subject, call, grad_out)
+    must_be_finite(whole, f"{what}: gradients")
+    if (whole["query"][rows] != 0).any():
+        raise BrokenError(f"{what}: a query that sees nothing gets a gradient")
+    alone = gradients(subject, call, torch.where(rows[..., None], grad_out, 0.0))
+    for name, gradient in alone.items():
+        if (gradient != 0).any():
+            raise BrokenError(f"{what}: rows that see nothing send a gradient to {name}")
+
+
+def _paddings(length: int, device: str) -> Iterator[tuple[str, Mask, Tensor]]:
+    """Yield what, the mask, and which tokens are padding, (B, L)."""
+    at = torch.arange(length, device=device)
+    counts = torch.tensor([0, 1, length - 1], device=device)
+    yield "padding", attnkit.padding(length - counts), at >= length - counts[:, None]
+    yield "left padding", attnkit.left_padding(counts), at < counts[:, None]
+
+
+def _filled(subject: Subject, call: Call, where: Tensor, value: float) -> Call:
+    """Return the call with one value in every padded token; decays stay legal.
+
+    The queries of softmax attention are left alone: no mask hides them, each has a row of its own.
+    """
+    kept = ("query",) if subject.family == "softmax" else ()
+
+    def fill(name: str, tensor: Tensor) -> Tensor:
+        if name not in TIME_AXIS or name in kept:
+            return tensor
+        shape = [1] * tensor.dim()
+        shape[0], shape[TIME_AXIS[name]] = where.shape
+        sign = -1.0 if name == "log_decay" else 1.0
+        return torch.where(where.reshape(shape), sign * value, tensor)
+
+    return call.map(fill)
+
+
+@check(
+    "M9.padding_content",
+    "What padding holds, however large, NaN and inf included, does not move the outputs of real "
+    "tokens or their gradients by one bit.",
+    levels=("operation", "layer"),
+    applies=lambda promises: "padding" in promises.masks,
+)
+def padding_content(subject: Subject) -> Measured:
+    """Fill the padding with 1e4, -1e4, inf and NaN; each sample is padded differently."""
+    length = 21
+    for what, mask, where in _paddings(length, subject.device):
+        call = subject.draw("M9", batch=3, length=length)
+        must_differ(subject(call), subject(call.masked(call.mask & mask)), what)
+        call = call.masked(call.mask & mask)
+        plain = subject(call)
+        real = beside(~where, plain)
+        must_be_finite({"output": plain[real]}, what)
+        for value in (1e4, -1e4, float("inf"), float("nan")):
+            filled = _filled(subject, call, where, value)
+            same_bits(plain[real], subject(filled)[real], f"real tokens, {what} holds {value}")
+            if subject.promises.gradients:
+                _expect_gradients(subject, filled, where, real, f"{what} holds {value}")
+    return exactly(0, "moved elements")
+
+
+def _expect_gradients(subject: Subject, call: Call, where: Tensor, real: Tensor, what: str) -> None:
+    """Finite everywhere, and zero at padded keys and values."""
+    with torch.enable_grad():
+        shape = subject(call).shape
+    grad_out = normal(subject.random("M9 grad"), *shape).to(subject.device)
+    found = gradients(subject, call, torch.where(real[..., None], grad_out, 0.0))
+    must_be_finite(found, f"{what}: gradients")
+    for name in ("x", "key", "value"):
+        if name in found:
+            # (B, ..., L, width) -> (B, L, ...)
+            at_padding = found[name].movedim(TIME_AXIS[name], 1)[where]
+            if (at_padding != 0).any():
+                raise BrokenError(f"{what}: the padding's {name} gets a gradient")

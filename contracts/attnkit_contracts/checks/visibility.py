@@ -1,0 +1,254 @@
+"""M: who may look at what. Structure is tested exactly, never with a tolerance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import attnkit
+from attnkit.masks import Sizes
+from attnkit.promises import ALL_MASK_PARTS
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.inputs import disturbed
+from attnkit_contracts.judging import exactly, must_differ, unmoved
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from attnkit.masks import Mask
+    from attnkit.promises import Promises
+    from attnkit_contracts.inputs import Call
+    from attnkit_contracts.operations import SoftmaxOperation
+    from attnkit_contracts.subjects import Subject
+
+CUTS = range(3, 200, 8)
+"""Where a suffix begins: odd places only, as edges of blocks and chunks hide leaks inside them."""
+
+
+@check(
+    "M1.suffix_perturbation",
+    "For every p: other finite values at tokens >= p leave the outputs before p as they are, "
+    "to the bit.",
+    levels=("operation", "layer"),
+    applies=lambda promises: promises.causal,
+)
+def suffix_perturbation(subject: Subject) -> Measured:
+    """Disturb another suffix of every sample, and compare the outputs before it."""
+    length = 200  # no multiple of 16 or 64, and more than three blocks of 64
+    call = subject.draw("M1", batch=len(CUTS), length=length)
+    if subject.family != "recurrence" and not call.mask.is_causal:
+        call = call.masked(call.mask & attnkit.causal())
+    cuts = torch.tensor(CUTS, device=subject.device)[:, None]
+    later = torch.arange(length, device=subject.device) >= cuts  # (B, L)
+    whole = subject(call)
+    moved = subject(disturbed(call, later, subject.random("M1 other"), subject.family))
+    after = beside(later, whole)
+    for sample, cut in enumerate(CUTS):
+        changed = whole[sample][after[sample]], moved[sample][after[sample]]
+        must_differ(*changed, f"disturbing tokens from {cut} on")
+    unmoved(subject, call, (~after,), moved, "outputs before a token, disturbed from there on")
+    return exactly(0, "moved elements")
+
+
+def beside(tokens: Tensor, out: Tensor) -> Tensor:
+    """Return flags of tokens, (B, L), as flags of outputs (B, L, D) or (B, H, L, Ev)."""
+    return tokens if out.dim() == 3 else tokens[:, None].expand(out.shape[:3])
+
+
+def _shapes(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield the masks to try: plain ones, and each promised part on top."""
+    ways = [way for way in ("causal", "bidirectional") if getattr(promises, way)]
+    for way in ways:
+        yield {"mask": way}
+        for part in promises.masks:
+            if part not in promises.needs:
+                yield {"mask": f"{way}+{part}"}
+
+
+def named_mask(subject: SoftmaxOperation, name: str, sizes: Sizes) -> Mask:
+    """Return the mask that `_shapes` names."""
+    way, *parts = name.split("+")
+    mask = subject.mask(sizes, causal=way == "causal")
+    for part in ALL_MASK_PARTS:
+        mask = mask & subject.part(part, sizes) if part in parts else mask
+    return mask
+
+
+def visible(subject: SoftmaxOperation, sizes: Sizes, mask: Mask) -> Tensor:
+    """Return which keys reach which outputs, (B, H, L, S), read off the output itself.
+
+    The value of key j is the j-th unit vector, so that column j of the output is its weight.
+    """
+    batch, heads, queries, keys = sizes
+    call = subject.draw(
+        "support", batch=batch, heads=heads, length=queries, keys=keys, width=keys, mask=mask
+    )
+    # logits within a few units: no visible weight underflows in float16
+    query = call.tensors["query"] / 2
+    ones = torch.eye(keys, dtype=subject.dtype, device=subject.device)
+    out = subject(call.given(query=query, value=ones.expand(batch, heads, keys, keys).contiguous()))
+    return out != 0
+
+
+def expect_visible(found: Tensor, wanted: Tensor, what: str) -> None:
+    """Raise `BrokenError` at the first query that reads a key it must not, or misses one."""
+    wanted = wanted.broadcast_to(found.shape)
+    wrong = found != wanted
+    if wrong.any():
+        b, h, i, j = (int(index) for index in wrong.nonzero()[0])
+        does, must = ("reads", "must not") if found[b, h, i, j] else ("does not read", "must")
+        raise BrokenError(
+            f"{what}: query {i} of head {h}, sample {b} {does} key {j}, but {must}; "
+            f"{int(wrong.sum())} of {wrong.numel()} pairs are wrong",
+            value=float(wrong.sum()),
+        )
+
+
+@check(
+    "M3.support",
+    "{j : the output of query i depends on value j} = A(i), both ways, forward and backward.",
+    families=("softmax",),
+    relations=("exact",),
+    cases=_shapes,
+)
+def support(subject: SoftmaxOperation, mask: str) -> Measured:
+    """Compare what outputs and gradients reach with the declared mask."""
+    sizes = Sizes(2, subject.heads, 70, 70)
+    shown = named_mask(subject, mask, sizes)
+    declared = shown.to_bool(sizes, torch.device(subject.device))
+    if declared.all():
+        ways = "mask hides nothing"
+        if "+" in mask:
+            raise InconclusiveError(f"the {ways}, so the check proves nothing")
+    expect_visible(visible(subject, sizes, shown), declared, "forward")
+    if subject.promises.gradients:
+        _expect_gradients(subject, sizes, shown, declared)
+    return exactly(0, "wrong pairs")
+
+
+def _expect_gradients(
+    subject: SoftmaxOperation, sizes: Sizes, mask: Mask, declared: Tensor
+) -> None:
+    """Send a gradient into one query at a time; keys it does not see must get exactly none."""
+    batch, _, queries, keys = sizes
+    call = subject.draw("M3 grad", batch=batch, length=queries, keys=keys, mask=mask).leaves()
+    with torch.enable_grad():
+        out = subject(call)
+    declared = declared.broadcast_to(tuple(sizes))
+    for i in (0, queries // 2 + 1, queries - 1):
+        one = torch.zeros_like(out)
+        one[:, :, i] = 1.0
+        leaves = [call.tensors[name] for name in ("value", "key")]
+        in_value, in_key = torch.autograd.grad(out, leaves, one, retain_graph=True)
+        reached = (in_value != 0).any(-1)  # (B, H, S)
+        expect_visible(reached[:, :, None], declared[:, :, i : i + 1], f"gradient of query {i}")
+        if (in_key != 0).any(-1)[~declared[:, :, i]].any():
+            raise BrokenError(f"backward: query {i} sends a gradient to a key that it does not see")
+
+
+@check(
+    "M4.window",
+    "With window W, query i reads exactly {j : p - W < j <= p} (also p < j < p + W where later "
+    "keys are visible), p = i + S - L.",
+    families=("softmax",),
+    relations=("exact",),
+    applies=lambda promises: "window" in promises.masks,
+)
+def window(subject: SoftmaxOperation) -> Measured:
+    """Compare with the formula for windows around block edges, at L = S and L < S."""
+    keys = 70
+    for queries in (keys, 9) if subject.promises.cross else (keys,):
+        for size in (1, 2, 63, 64, 65, keys, keys + 5):
+            for causal in _ways(subject.promises):
+                sizes = Sizes(1, subject.heads, queries, keys)
+                others = subject.mask(sizes, causal=causal, wide=True)
+                mask = others & attnkit.sliding_window(size)
+                p = torch.arange(queries, device=subject.device)[:, None] + keys - queries
+                j = torch.arange(keys, device=subject.device)
+                wanted = (p - j < size) & ((j <= p) if causal else (j - p < size))
+                what = f"window_size={size}, L={queries}, S={keys}, causal={causal}"
+                expect_visible(visible(subject, sizes, mask), wanted, what)
+    return exactly(0, "wrong pairs")
+
+
+def _ways(promises: Promises) -> list[bool]:
+    ways = (("causal", True), ("bidirectional", False))
+    return [causal for name, causal in ways if getattr(promises, name)]
+
+
+def _unequal(promises: Promises) -> Iterator[Mapping[str, int]]:
+    """Yield L and S; for more queries than keys, some parts of masks have no meaning."""
+    pairs = [(1, 40), (5, 40), (39, 70)] + ([] if promises.needs else [(40, 33)])
+    yield from ({"queries": queries, "keys": keys} for queries, keys in pairs)
+
+
+@check(
+    "M5.alignment",
+    "Causal with L != S: query i reads exactly {j : j <= i + S - L}; a single query reads all.",
+    families=("softmax",),
+    relations=("exact",),
+    applies=lambda promises: promises.causal and promises.cross,
+    cases=_unequal,
+)
+def alignment(subject: SoftmaxOperation, queries: int, keys: int) -> Measured:
+    """Compare with the formula for fewer and for more queries than keys."""
+    sizes = Sizes(1, subject.heads, queries, keys)
+    mask = subject.mask(sizes, causal=True, wide=True)
+    i = torch.arange(queries, device=subject.device)[:, None]
+    wanted = torch.arange(keys, device=subject.device) <= i + keys - queries
+    expect_visible(visible(subject, sizes, mask), wanted, f"L={queries}, S={keys}")
+    return exactly(0, "wrong pairs")
+
+
+@check(
+    "M11.documents",
+    "Other values in one document leave the outputs of every other document as they are, to the "
+    "bit.",
+    levels=("operation", "layer"),
+    applies=lambda promises: "documents" in promises.masks,
+)
+def documents(subject: Subject) -> Measured:
+    """Disturb one document at a time; lengths 1, 64, 65 and 10, cut elsewhere per sample."""
+    ids = torch.repeat_interleave(torch.arange(4), torch.tensor([1, 64, 65, 10]))
+    ids = torch.stack((ids, ids.flip(0).neg())).to(subject.device)  # (B, L)
+    call = subject.draw("M11", length=ids.shape[1])
+    call = call.masked(call.mask & attnkit.documents(ids))
+    whole = subject(call)
+    for document in (0, 1, 2):
+        for sample, its in enumerate((document, -document)):
+            where = torch.zeros_like(ids, dtype=torch.bool)
+            where[sample] = ids[sample] == its
+            moved = subject(disturbed(call, where, subject.random("M11 other"), subject.family))
+            inside = beside(where, whole)
+            must_differ(whole[inside], moved[inside], f"disturbing document {document}")
+            unmoved(subject, call, (~inside,), moved, f"outputs outside document {document}")
+    return exactly(0, "moved elements")
+
+
+def masked_calls(subject: SoftmaxOperation) -> Iterator[tuple[str, Call, Tensor]]:
+    """Yield calls with rows that see nothing: what, the call, and those rows (B, H, L)."""
+    queries = keys = 20
+    sizes = Sizes(2, subject.heads, queries, keys)
+    promises = subject.promises
+    base = subject.mask(sizes)
+    if "dense" in promises.masks:
+        rows = torch.ones(queries, keys, dtype=torch.bool, device=subject.device)
+        rows[[0, 7, 19]] = False
+        yield "dense", *_call_with(subject, sizes, base & attnkit.dense(rows))
+    if "padding" in promises.masks:
+        lengths = torch.tensor([0, keys], device=subject.device)
+        yield "padding of length 0", *_call_with(subject, sizes, base & attnkit.padding(lengths))
+        counts = torch.tensor([6, 0], device=subject.device)
+        yield "left padding", *_call_with(subject, sizes, base & attnkit.left_padding(counts))
+    if promises.causal and promises.cross and not promises.needs:
+        sizes = Sizes(2, subject.heads, 25, keys)
+        yield "causal with L > S", *_call_with(subject, sizes, subject.mask(sizes, causal=True))
+
+
+def _call_with(subject: SoftmaxOperation, sizes: Sizes, mask: Mask) -> tuple[Call, Tensor]:
+    call = subject.draw("masked rows", length=sizes.queries, keys=sizes.keys, mask=mask)
+    seen = mask.to_bool(sizes, torch.device(subject.device)).expand(*sizes)
+    return call, ~seen.any(-1)

@@ -1,0 +1,191 @@
+"""Layers as subjects, with a small configuration derived from the variant's fields."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.func import functional_call
+
+import attnkit
+from attnkit.errors import UnsupportedError
+from attnkit.masks import Mask, Sizes
+from attnkit_contracts import oracle
+from attnkit_contracts.catalogue import InconclusiveError
+from attnkit_contracts.inputs import Call, mask_part, normal
+from attnkit_contracts.subjects import Subject, dtype_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from attnkit.interface import LayerConfig, Variant
+    from attnkit.state import State
+    from attnkit_contracts.subjects import Target
+
+EMBED_DIM = 32
+
+SAMPLES: dict[str, Any] = {
+    "embed_dim": EMBED_DIM,
+    "num_heads": 4,
+    "head_dim": 8,
+    "window_size": 7,
+    "hidden_dim": 24,
+    "num_experts": 4,
+    "top_k": 2,
+    "block_size": 8,
+    "state_size": 8,
+    "chunk_size": 8,
+}
+"""Values for fields that have no default; a field's own ``examples`` go before these."""
+
+
+def sample_options(variant: Variant) -> dict[str, Any]:
+    """Return options that build a small layer of a variant.
+
+    Every field without a default takes its first ``examples`` value, or one of `SAMPLES`.
+
+    Raises:
+        InconclusiveError: A field has neither.
+    """
+    fields = variant.config.model_fields
+    options: dict[str, Any] = {}
+    for name, field in fields.items():
+        if field.examples:
+            options[name] = field.examples[0]
+        elif field.is_required():
+            if name not in SAMPLES:
+                raise InconclusiveError(
+                    f"{variant.config.__name__}.{name} has no default; say a value to check "
+                    f"with as Field(examples=[...])"
+                )
+            options[name] = SAMPLES[name]
+    if "num_heads" in fields and variant.promises.heads == "one":
+        options["num_heads"] = 1
+    if "num_kv_heads" in fields and variant.promises.gqa:
+        options.setdefault("num_kv_heads", max(1, options.get("num_heads", 2) // 2))
+    if "is_causal" in fields and variant.promises.causal:
+        options["is_causal"] = True
+    if "window_size" in fields and "window" in variant.promises.needs:
+        options.setdefault("window_size", SAMPLES["window_size"])
+    return options
+
+
+def build(target: Target, dtype: torch.dtype, **options: Any) -> Any:
+    """Return a layer of the target's variant; the same weights for every dtype, but rounded."""
+    chosen = {**sample_options(target.variant), **options}
+    if target.implementation != "layer":
+        chosen.setdefault("implementation", target.implementation)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(target.seed)
+        layer = attnkit.create(target.variant, dtype=torch.float32, **chosen)
+    return layer.to(device=target.device, dtype=dtype).eval()
+
+
+class LayerSubject(Subject):
+    """The layer of a variant; of one implementation where the family has no operation.
+
+    Attributes:
+        layer: In evaluation mode.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.layer = build(target, self.dtype)
+        self.needs = target.promises.needs if self._refuses_bare() else ()
+
+    def _refuses_bare(self) -> bool:
+        """Return whether a call must bring the mask parts that the variant cannot do without."""
+        if not self.target.promises.needs:
+            return False
+        bare = torch.zeros(1, 2, self.config.embed_dim, dtype=self.dtype, device=self.device)
+        try:
+            self.layer(bare)
+        except UnsupportedError:
+            return True
+        return False
+
+    def mask(self, sizes: Sizes) -> Mask:
+        """Return the plainest mask that a call may have."""
+        mask = attnkit.full()
+        for part in self.needs:
+            mask &= mask_part(part, sizes, self.device)
+        return mask
+
+    @property
+    def config(self) -> LayerConfig:
+        """Of the layer."""
+        found: LayerConfig = self.layer.config
+        return found
+
+    def draw(
+        self, label: str, *, batch: int = 2, length: int = 33, mask: Mask | None = None
+    ) -> Call:
+        """Return a call of L tokens; see `Subject.draw`."""
+        x = normal(self.random(label), batch, length, self.config.embed_dim)
+        mask = self.mask(Sizes(batch, 1, length, length)) if mask is None else mask
+        return Call({"x": self.cast(x)}, mask)
+
+    def __call__(self, call: Call) -> Tensor:
+        self.last = f"layer({call.describe()}) with {self.config!r}"
+        y: Tensor = self.layer(call.tensors["x"], mask=call.mask)
+        return y
+
+    def begin(self, batch: int) -> State:
+        """Return the state before the first token."""
+        state: State = self.layer.init_state(batch)
+        return state
+
+    def advance(self, call: Call, state: State) -> tuple[Tensor, State]:
+        """Return the outputs of further tokens and the state after them, under a plain mask."""
+        x = call.tensors["x"]
+        call = call.masked(self.mask(Sizes(len(x), 1, x.shape[1], state.tokens + x.shape[1])))
+        self.last = f"layer({call.describe()}, state=<{state.tokens} tokens>) with {self.config!r}"
+        y, state = self.layer(x, mask=call.mask, state=state)
+        return y, state
+
+    def twin(self) -> Any:
+        """Return the layer with the same weights in float64.
+
+        Raises:
+            InconclusiveError: The variant does not promise float64.
+        """
+        if "float64" not in self.target.variant.promises.dtypes:
+            raise InconclusiveError("no float64 layer to compare with: float64 is not promised")
+        twin = build(self.target, dtype_of("float64"), implementation="auto")
+        weights = {name: t.double() for name, t in self.layer.state_dict().items()}
+        twin.load_state_dict(weights)
+        return twin
+
+    def definition(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        twin = self.twin()
+
+        def function(tensors: Mapping[str, Tensor]) -> Tensor:
+            weights = {name: t for name, t in tensors.items() if name != "x"}
+            y: Tensor = functional_call(twin, weights, (tensors["x"],), {"mask": call.mask})
+            return y
+
+        return function
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+        return dict(self.layer.named_parameters())
+
+    def mixture(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
+        """Return the definition of a mixture of experts in float64.
+
+        Args:
+            tensors: ``x`` (B, L, D), ``router.weight`` (E, D), ``gate_up_proj`` (E, 2F, D) and
+                ``down_proj`` (E, D, F).
+            keep: (B, L), False at padding.
+        """
+        return oracle.mixture(
+            tensors["x"],
+            tensors["router.weight"],
+            tensors["gate_up_proj"],
+            tensors["down_proj"],
+            top_k=int(getattr(self.config, "top_k", 1)),
+            renormalise=getattr(self.config, "renormalise", True),
+            keep=keep,
+        )

@@ -1,0 +1,171 @@
+"""The definitions in float64, one per family, plain enough to be checked by eye.
+
+They share no code with any plugin. Who may look at what is the mask's own `Mask.allows`; the
+checks of causality, windows and alignment compare with formulas of their own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from attnkit.masks import Sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnkit.masks import Mask
+
+
+class Softmax(NamedTuple):
+    """What `softmax` computed on the way.
+
+    Attributes:
+        out: (B, H, L, Ev).
+        weights: (B, H, L, S), the probabilities; a row that sees no key is 0.
+        sink: (B, H, L), the probability that goes to the sink; 0 without sinks.
+        size: (B, H, L), a bound of the rounded terms of a row's logits; for error units.
+    """
+
+    out: Tensor
+    weights: Tensor
+    sink: Tensor
+    size: Tensor
+
+
+def softmax(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Mask,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Softmax:
+    """Attend by the definition; arguments as of `attnkit.attention`."""
+    query, key, value = query.double(), key.double(), value.double()
+    sizes = Sizes(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    shared = sizes.heads // key.shape[1]
+    # query head h reads key/value head h // shared
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    seen = mask.to_bool(sizes, query.device).expand(*sizes)
+
+    logits = factor * torch.einsum("bhle,bhse->bhls", query, key)
+    size = abs(factor) * torch.einsum("bhle,bhse->bhls", query.detach().abs(), key.detach().abs())
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if bias is not None:
+        logits = logits + bias.double()
+        size = size + bias.detach().double().abs()
+    logits = torch.where(seen, logits, float("-inf"))
+    extra = torch.full_like(logits[..., :1], float("-inf"))
+    if sinks is not None:
+        extra = sinks.double()[:, None, None].expand_as(extra)  # (B, H, L, 1)
+    logits = torch.cat((logits, extra), -1)  # (B, H, L, S + 1)
+
+    empty = (logits == float("-inf")).all(-1, keepdim=True)  # (B, H, L, 1)
+    weights = torch.where(empty, 0.0, torch.where(empty, 0.0, logits).softmax(-1))
+    weights, sink = weights[..., :-1], weights[..., -1]
+    out = torch.einsum("bhls,bhsv->bhlv", weights, value)
+    return Softmax(out, weights, sink, (size * seen).amax(-1) if sizes.keys else sink)
+
+
+def recurrence(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    log_decay: Tensor | None,
+    beta: Tensor | None,
+    scale: float,
+    initial_state: Tensor,
+    restart: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run a recurrence token by token.
+
+    Arguments as of `attnkit.interface.RecurrenceFunction`, and ``restart``, (B, L): True where
+    the state is emptied before the token.
+
+    Returns:
+        The outputs (B, H, L, Ew) and the final state (B, H, E, Ew), in float64.
+    """
+    heads = value.shape[1]
+    shared = heads // key.shape[1]
+    query = query.double().repeat_interleave(shared, 1)  # (B, H, L, E)
+    key = key.double().repeat_interleave(shared, 1)  # (B, H, L, E)
+    value, state = value.double(), initial_state.double()
+    outputs = []
+    for t in range(value.shape[2]):
+        if restart is not None:
+            state = torch.where(restart[:, t, None, None, None], 0.0, state)
+        k, v = key[:, :, t], value[:, :, t]  # (B, H, E), (B, H, Ew)
+        if log_decay is not None:
+            decay = log_decay[:, :, t].double().exp()  # (B, H) or (B, H, E)
+            state = state * (decay[..., None] if decay.dim() == 3 else decay[..., None, None])
+        if beta is not None:
+            v = beta[:, :, t, None].double() * (v - torch.einsum("bhev,bhe->bhv", state, k))
+        state = state + k[..., :, None] * v[..., None, :]  # (B, H, E, Ew)
+        outputs.append(scale * torch.einsum("bhev,bhe->bhv", state, query[:, :, t]))
+    out = torch.stack(outputs, 2) if outputs else value * 0.0  # (B, H, L, Ew)
+    return out, state
+
+
+def real_tokens(mask: Mask, batch: int, length: int, device: torch.device) -> Tensor:
+    """Return which tokens are no padding, (B, L)."""
+    keep = torch.ones(batch, length, dtype=torch.bool, device=device)
+    for part in mask.conjuncts():
+        if part.parts == {"padding"}:
+            keep = keep & part.to_bool(Sizes(batch, 1, 1, length), device)[:, 0, 0]
+    return keep
+
+
+def restarts(mask: Mask, batch: int, length: int, device: torch.device) -> Tensor:
+    """Return where a document begins behind another, (B, L)."""
+    first = torch.zeros(batch, length, dtype=torch.bool, device=device)
+    for part in mask.conjuncts():
+        if part.parts == {"documents"}:
+            same = part.to_bool(Sizes(batch, 1, length, length), device)[:, 0]  # (B, L, L)
+            first[:, 1:] |= ~same.diagonal(-1, 1, 2)
+    return first
+
+
+def mixture(
+    x: Tensor,
+    router: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    *,
+    top_k: int,
+    renormalise: bool,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """Send each token to its ``top_k`` most probable SwiGLU experts.
+
+        y = sum_k gate_k * down_k (silu(gate_k x) * up_k x)
+
+    Args:
+        x: (B, L, D).
+        router: (E, D).
+        gate_up: (E, 2F, D), the gate's rows above those of up.
+        down: (E, D, F).
+        top_k: Experts per token; equal probabilities rank by expert index.
+        renormalise: Divide the chosen probabilities by their sum.
+        keep: (B, L), False at padding, which gives 0.
+    """
+    x, router, gate_up, down = x.double(), router.double(), gate_up.double(), down.double()
+    probabilities = torch.einsum("bld,ed->ble", x, router).softmax(-1)  # (B, L, E)
+    gates, chosen = probabilities.sort(dim=-1, descending=True, stable=True)
+    gates, chosen = gates[..., :top_k], chosen[..., :top_k]  # (B, L, k)
+    if renormalise:
+        gates = gates / gates.sum(-1, keepdim=True)
+    y = torch.zeros_like(x)
+    for expert in range(len(router)):
+        gate, up = torch.einsum("bld,fd->blf", x, gate_up[expert]).chunk(2, -1)  # (B, L, F) each
+        answer = torch.einsum("blf,df->bld", torch.nn.functional.silu(gate) * up, down[expert])
+        share = (gates * (chosen == expert)).sum(-1, keepdim=True)  # (B, L, 1)
+        y = y + share * answer
+    return y if keep is None else torch.where(keep[..., None], y, 0.0)

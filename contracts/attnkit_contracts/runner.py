@@ -1,0 +1,224 @@
+"""Plans check instances, runs them, and reports what came out."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from attnkit import registry
+from attnkit.errors import ArgumentError, RegistryError
+from attnkit.promises import ALL_DTYPES
+from attnkit_contracts.catalogue import TIERS, Check, Tier, all_checks
+from attnkit_contracts.instances import Instance
+from attnkit_contracts.records import EXECUTED, Header, Record, Report
+from attnkit_contracts.subjects import Target, names_of, targets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from attnkit.interface import Variant
+
+
+def plan(
+    *variants: Variant | str,
+    tier: Tier = "fast",
+    dtypes: Iterable[str] | None = None,
+    device: str = "cpu",
+    implementations: Iterable[str] | None = None,
+    seed: int = 0,
+) -> tuple[Instance, ...]:
+    """Return every check instance that applies, in a fixed order; arguments as of `check`."""
+    if tier not in TIERS:
+        raise ArgumentError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
+    tiers = TIERS[: TIERS.index(tier) + 1]
+    checks = [each for each in all_checks() if each.tier in tiers]
+    found = _resolved(variants)
+    some = None if dtypes is None else _known("dtypes", dtypes, ALL_DTYPES)
+    offered = [name for variant in found for name in names_of(variant)]
+    named = None if implementations is None else _known("implementations", implementations, offered)
+    return tuple(
+        Instance(target, each, params)
+        for variant in found
+        for target in targets(variant, dtypes=some, device=device, implementations=named, seed=seed)
+        for each in checks
+        if applies(each, target)
+        for params in each.cases(target.promises)
+    )
+
+
+def _known(what: str, given: Iterable[str], offered: Iterable[str]) -> tuple[str, ...]:
+    """Return the names that are asked for, all of which must exist."""
+    names, offered = tuple(given), tuple(dict.fromkeys(offered))
+    for name in names:
+        if name not in offered:
+            few = ", ".join(offered[:12]) + (" ..." if len(offered) > 12 else "")
+            raise ArgumentError(f"{what} must be of {few or 'none'}, got {name!r}")
+    return names
+
+
+def applies(check: Check, target: Target) -> bool:
+    """Return whether a check is about this subject."""
+    return (
+        target.variant.family in check.families
+        and target.level in check.levels
+        and target.variant.relation in check.relations
+        and check.applies(target.promises)
+    )
+
+
+def check(
+    *variants: Variant | str,
+    tier: Tier = "fast",
+    dtypes: Iterable[str] | None = None,
+    device: str = "cpu",
+    implementations: Iterable[str] | None = None,
+    seed: int = 0,
+    progress: Callable[[Record], None] | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> Report:
+    """Check variants: every promise they make, and the refusal of every one they do not.
+
+    Args:
+        variants: Variants or names; none for all that are installed.
+        tier: ``fast``, ``standard`` or ``full``; each contains those before it.
+        dtypes: Only these, by name; None for all that are promised.
+        device: Device of the inputs; implementations that do not promise it are left out.
+        implementations: Only these, ``auto`` and ``layer`` among them; None for all.
+        seed: Of all random numbers.
+        progress: Called with every record.
+        expected_failures: Reasons by instance id. A failure becomes ``xfail``; one that passes
+            becomes ``xpass``, which is red: take it off the list.
+
+    Raises:
+        UnknownVariantError: No variant has such a name.
+        ArgumentError: Another argument has a value that is not known, ids among them.
+    """
+    asked = _resolved(variants)
+    instances = plan(
+        *asked,
+        tier=tier,
+        dtypes=dtypes,
+        device=device,
+        implementations=implementations,
+        seed=seed,
+    )
+    reasons = dict(expected_failures or {})
+    _known("expected_failures", reasons, [each.id for each in instances])
+    records = []
+    for instance in instances:
+        record = _expected(instance.run(), reasons)
+        records.append(record)
+        if progress is not None:
+            progress(record)
+    return report_of(
+        instances,
+        tuple(records),
+        asked=tuple(variant.name for variant in asked) + (() if variants else _broken()),
+        tier=tier,
+        device=device,
+        seed=seed,
+    )
+
+
+def _expected(record: Record, reasons: Mapping[str, str]) -> Record:
+    """Return the record as it is if it was not expected to fail."""
+    if record.id not in reasons or record.status not in ("passed", "failed"):
+        return record
+    why = reasons[record.id]
+    if record.status == "failed":
+        return record.model_copy(update={"status": "xfail", "reason": f"{why}: {record.reason}"})
+    reason = f"expected to fail ({why}), and passed; take it off expected_failures"
+    return record.model_copy(update={"status": "xpass", "reason": reason})
+
+
+def report_of(
+    instances: tuple[Instance, ...],
+    records: tuple[Record, ...],
+    *,
+    asked: tuple[str, ...],
+    tier: Tier,
+    device: str,
+    seed: int,
+) -> Report:
+    """Return the report of a run of planned instances."""
+    import torch
+
+    executed = {record.id for record in records if record.status in EXECUTED}
+    # a named implementation may refuse what promises cannot say; then the choice must not
+    missing = [
+        each.id
+        for each in instances
+        if each.check.required
+        and each.target.implementation in ("auto", "layer")
+        and each.id not in executed
+    ]
+    reached = {str(each.target) for each in instances if each.id in executed}
+    missing += [
+        name
+        for name in dict.fromkeys(str(each.target) for each in instances)
+        if name not in reached
+    ]
+    planned = {each.target.variant.name for each in instances}
+    missing += [name for name in asked if name not in planned]
+    return Report(
+        header=Header(
+            attnkit=_version(),
+            torch=torch.__version__,
+            python=platform.python_version(),
+            platform=platform.platform(),
+            device=device,
+            threads=1,
+            seed=seed,
+            tier=tier,
+            variants=asked,
+            expected_count=len(instances),
+            executed_count=len(executed),
+            required_missing=tuple(missing),
+        ),
+        records=records,
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("attnkit")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def rerun(id: str, *, seed: int = 0) -> Record:
+    """Run one instance again, by the id of its record.
+
+    Raises:
+        ArgumentError: Nothing of this id is planned.
+    """
+    name, _, rest = id.partition("/")
+    parts = rest.split("/")
+    device = parts[2] if len(parts) > 2 else "cpu"
+    for instance in plan(name, tier="full", device=device, seed=seed):
+        if instance.id == id:
+            return instance.run()
+    raise ArgumentError(
+        f"no check instance {id!r}; ids are variant/implementation/dtype/device/check[params]"
+    )
+
+
+def _resolved(variants: tuple[Variant | str, ...]) -> tuple[Variant, ...]:
+    """Return the variants asked for; without any, all that load."""
+    known = registry.default()
+    if variants:
+        return tuple(known.get(each) if isinstance(each, str) else each for each in variants)
+    broken = _broken()
+    return tuple(known.get(name) for name in known.names() if name not in broken)
+
+
+def _broken() -> tuple[str, ...]:
+    """Return the installed names that do not resolve to a variant."""
+    known, broken = registry.default(), []
+    for name in known.names():
+        try:
+            known.get(name)
+        except RegistryError:
+            broken.append(name)
+    return tuple(broken)

@@ -1,0 +1,1 @@
+"""What ``pytest --pyargs attnkit_contracts`` collects."""

@@ -1,0 +1,20 @@
+"""Every check on every variant asked for: ``pytest --pyargs attnkit_contracts``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from attnkit_contracts import parametrize
+
+if TYPE_CHECKING:
+    from attnkit_contracts.instances import Instance
+
+
+@parametrize()
+def test_conformance(instance: Instance) -> None:
+    record = instance.run()
+    if record.status == "unsupported":
+        pytest.skip(record.reason)
+    record.raise_for_status()
