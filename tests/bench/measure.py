@@ -40,7 +40,7 @@ def main() -> None:
     if arguments.device == "cuda":
         parts += _suite()
     with torch.no_grad():
-        for part in (_overhead, _flash, _window, _recurrences):
+        for part in (_overhead, _flash, _memory, _window, _recurrences):
             parts += part(arguments.device, arguments.rounds)
     page = "\n".join(parts) + "\n"
     sys.stdout.write(page)
@@ -130,6 +130,40 @@ def _flash(device: str, rounds: int) -> list[str]:
         }
         rows.append((f"L = {length}", compare("fused", functions, rounds=rounds, device=device)))
     return _table("flash, causal, (1, 8, L, 64) float32, against torch's fused kernel", rows)
+
+
+_PEAK = """
+import resource, sys, torch, attnkit
+length, device = int(sys.argv[1]), sys.argv[2]
+q, k, v = (torch.randn(1, 8, length, 64, device=device) for _ in range(3))
+def run(n):
+    with torch.no_grad():
+        attnkit.attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], mask=attnkit.causal(), **CHOICE)
+def peak():
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+run(256)  # what is loaded on the first call is no part of the call
+before = peak()
+run(length)
+print(peak() - before)
+"""
+
+
+def _memory(device: str, rounds: int) -> list[str]:
+    lines = ["## Extra memory of flash, causal, (1, 8, L, 64) float32: growth of the peak, MiB", ""]
+    lines += [
+        "| implementation | L = 4096 | 8192 | 16384 | all logits at 8192 |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("auto", "tiled"):
+        choice = f'CHOICE = {{"variant": "flash", "implementation": {name!r}}}'
+        cells = []
+        for length in (4096, 8192, 16384):
+            command = [sys.executable, "-c", choice + _PEAK, str(length), device]
+            cells.append(f"{int(subprocess.check_output(command)) / 2**20:.0f}")
+        lines.append(f"| {name} | {' | '.join(cells)} | {8 * 8192**2 * 4 / 2**20:.0f} |")
+    return [*lines, ""]
 
 
 def _window(device: str, rounds: int) -> list[str]:

@@ -176,6 +176,24 @@ def test_a_compiled_call_equals_the_eager_one(length: int) -> None:
     assert torch.equal(compiled(*inputs), call(*inputs))
 
 
+def test_a_compiled_call_leaves_the_torch_call_alone_in_the_graph() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attnkit.attention(q, k, v, variant="multi_head", implementation="sdpa")
+
+    torch.compile(call, fullgraph=True, backend=keep)(query, key, value)
+    (graph,) = graphs
+    called = [node.target for node in graph.graph.nodes if node.op.startswith("call")]
+    scaled = torch.nn.functional.scaled_dot_product_attention
+    assert [target for target in called if target is not scaled] == ["to"] * (len(called) - 1)
+    assert scaled in called
+
+
 def test_a_compiled_call_refuses_what_the_eager_one_refuses() -> None:
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return attnkit.attention(q, k, v, softcap=3.0, variant="multi_head", implementation="sdpa")
