@@ -1,4 +1,4 @@
-"""What `attnkit.attention` adds to the torch call it makes; see ``pytest --benchmark-only``."""
+"""What `attnkit.attention` adds to the torch call it makes; run ``pytest tests/bench``."""
 
 from __future__ import annotations
 
