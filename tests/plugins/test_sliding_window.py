@@ -223,7 +223,8 @@ def test_compiles_to_one_graph(draw_inputs: DrawInputs) -> None:
     leaves = [each.requires_grad_() for each in draw_inputs(queries=70, keys=70).values()]
     out = torch.compile(run, backend="aot_eager", fullgraph=True)(*leaves)
     expected = run(*leaves)
-    assert torch.equal(out, expected)
+    # a graph leaves products to MKL, eager mode to oneDNN
+    torch.testing.assert_close(out, expected)
     grads = torch.autograd.grad(out.sin().sum(), leaves)
     for got, wanted in zip(grads, torch.autograd.grad(expected.sin().sum(), leaves), strict=True):
         torch.testing.assert_close(got, wanted)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attnkit.masks import Blocks, Sizes
+from attnkit.products import fast_products
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,9 +55,10 @@ def attend(
     assert dropout_p == 0.0
     plan = _Plan(query, key, mask, scale, softcap)
     # torch gives apply no types
-    out: Tensor = _Attend.apply(  # type: ignore[no-untyped-call]
-        query, key, value, sinks, plan
-    )
+    with fast_products():
+        out: Tensor = _Attend.apply(  # type: ignore[no-untyped-call]
+            query, key, value, sinks, plan
+        )
     return out
 
 
@@ -99,40 +101,46 @@ class _Attend(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_out: Tensor
     ) -> tuple[Tensor | None, ...]:
-        query, key, value, sinks, out, logsumexp = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        queries = plan.query_blocks(query)
-        keys, values = plan.key_blocks(key), plan.key_blocks(value)
-        grads = plan.query_blocks(grad_out)  # (rows, block, Ev)
-        # the share of each row that the softmax's normalisation takes back
-        taken_back = (grads * out).sum(-1, keepdim=True)  # (rows, block, 1)
-        grad_queries = torch.zeros_like(queries)
-        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
-        for batch in plan.batches():
-            logits, slope = plan.logits(queries, keys, batch)
-            p = logits.sub_(logsumexp[batch.rows]).exp2_()  # (M, block, n * block)
-            grad_rows = grads[batch.rows]
-            _add_blocks(grad_values, batch.sources, p.mT @ grad_rows)
-            grad_p = grad_rows @ values[batch.sources].flatten(1, 2).mT
-            # 0 * inf: hidden values may be too large to multiply
-            grad_logits = batch.hide(p.mul_(grad_p.sub_(taken_back[batch.rows])), 0.0)
-            if slope is not None:
-                grad_logits = grad_logits.mul_(slope)
-            grad_logits = grad_logits.mul_(plan.scale)
-            grad_queries[batch.rows] = grad_logits @ keys[batch.sources].flatten(1, 2)
-            _add_blocks(grad_keys, batch.sources, grad_logits.mT @ queries[batch.rows])
-        grad_sinks = None
-        if sinks is not None:
-            share = (plan.per_row(sinks) - logsumexp).exp2_() * taken_back
-            by_head = share.view(plan.sizes.batch, plan.sizes.heads, -1).sum((0, 2))
-            grad_sinks = by_head.neg_().to(sinks.dtype)
-        return (
-            plan.unblock_queries(grad_queries).to(query.dtype),
-            plan.unblock_keys(grad_keys, key).to(key.dtype),
-            plan.unblock_keys(grad_values, value).to(value.dtype),
-            grad_sinks,
-            None,
-        )
+        with fast_products():
+            return _gradients(ctx, grad_out)
+
+
+def _gradients(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of what `_Attend.forward` takes."""
+    query, key, value, sinks, out, logsumexp = ctx.saved_tensors
+    plan: _Plan = ctx.plan
+    queries = plan.query_blocks(query)
+    keys, values = plan.key_blocks(key), plan.key_blocks(value)
+    grads = plan.query_blocks(grad_out)  # (rows, block, Ev)
+    # the share of each row that the softmax's normalisation takes back
+    taken_back = (grads * out).sum(-1, keepdim=True)  # (rows, block, 1)
+    grad_queries = torch.zeros_like(queries)
+    grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
+    for batch in plan.batches():
+        logits, slope = plan.logits(queries, keys, batch)
+        p = logits.sub_(logsumexp[batch.rows]).exp2_()  # (M, block, n * block)
+        grad_rows = grads[batch.rows]
+        _add_blocks(grad_values, batch.sources, p.mT @ grad_rows)
+        grad_p = grad_rows @ values[batch.sources].flatten(1, 2).mT
+        # 0 * inf: hidden values may be too large to multiply
+        grad_logits = batch.hide(p.mul_(grad_p.sub_(taken_back[batch.rows])), 0.0)
+        if slope is not None:
+            grad_logits = grad_logits.mul_(slope)
+        grad_logits = grad_logits.mul_(plan.scale)
+        grad_queries[batch.rows] = grad_logits @ keys[batch.sources].flatten(1, 2)
+        _add_blocks(grad_keys, batch.sources, grad_logits.mT @ queries[batch.rows])
+    grad_sinks = None
+    if sinks is not None:
+        share = (plan.per_row(sinks) - logsumexp).exp2_() * taken_back
+        by_head = share.view(plan.sizes.batch, plan.sizes.heads, -1).sum((0, 2))
+        grad_sinks = by_head.neg_().to(sinks.dtype)
+    return (
+        plan.unblock_queries(grad_queries).to(query.dtype),
+        plan.unblock_keys(grad_keys, key).to(key.dtype),
+        plan.unblock_keys(grad_values, value).to(value.dtype),
+        grad_sinks,
+        None,
+    )
 
 
 class _Plan:

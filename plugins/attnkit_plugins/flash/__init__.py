@@ -31,7 +31,8 @@ class FlashConfig(SoftmaxConfig):
 def _reference_cost(problem: Problem) -> float:
     each = 4e-9 + 45e-12 * _widths(problem)
     logits = problem.query_length * _heads(problem) * problem.key_length
-    return _passes(problem) * (60e-6 + each * logits)
+    extra = 30e-6 if problem.mask_parts else 0.0
+    return extra + _passes(problem) * (60e-6 + each * logits)
 
 
 def _sdpa_cost(problem: Problem) -> float:
@@ -48,10 +49,31 @@ def _sdpa_cost(problem: Problem) -> float:
     each = 0.3e-9 + 19e-12 * _widths(problem)
     slow = {"float16": 7.5 if problem.gradients else 2.0, "float64": 2.2}.get(problem.dtype, 1.0)
     work = slow * each * problem.query_length * _heads(problem) * keys
-    extra = 50e-6 if problem.mask_parts else 0.0
+    extra = 20e-6 if problem.mask_parts else 0.0
     if problem.gradients and problem.dtype == "bfloat16":
         extra += _heads(problem) * (40e-6 + 1e-6 * min(problem.query_length, 128))
     return extra + _passes(problem) * (13e-6 + work + _reading(problem))
+
+
+def _onednn_cost(problem: Problem) -> float:
+    keys = _visible(problem, 512)
+    # torch's tiles: this many products, each of which oneDNN takes about 10 us to begin
+    rows = 256 if problem.query_length >= 768 else 64 if problem.query_length >= 192 else 32
+    tiles = max(1.0, problem.query_length / rows) * max(1.0, keys / 512)
+    work = (0.3e-9 + 9e-12 * _widths(problem)) * problem.query_length * _heads(problem) * keys
+    copies = 1 if problem.dtype == "float32" else 3
+    extra = 40e-6 if problem.mask_parts else 20e-6
+    return extra + _passes(problem) * (
+        20e-6 + 20e-6 * _heads(problem) * tiles + work + copies * _reading(problem)
+    )
+
+
+def _onednn_refuses(problem: Problem) -> str | None:
+    from attnkit.products import stays_exact
+
+    if not stays_exact():
+        return "device: oneDNN does not keep float32 products in float32 on this machine"
+    return _sdpa_refuses(problem)
 
 
 def _tiled_cost(problem: Problem) -> float:
@@ -108,6 +130,21 @@ def _passes(problem: Problem) -> float:
     return 3.5 if problem.gradients else 1.0
 
 
+_FUSED = Promises(
+    causal=True,
+    bidirectional=True,
+    cross=True,
+    masks=("padding",),
+    gqa=True,
+    scale=True,
+    gradients=True,
+    dtypes=ALL_DTYPES,
+    devices=("cpu",),
+    deterministic=True,
+    compile=True,
+    memory="L",
+)
+
 _EXACT = Promises(
     causal=True,
     bidirectional=True,
@@ -149,22 +186,19 @@ VARIANT = attnkit.Variant(
             name="sdpa",
             function="attnkit_plugins.flash.sdpa:attend",
             summary="torch's fused kernel, where it is exact and makes no L x S tensor",
-            promises=Promises(
-                causal=True,
-                bidirectional=True,
-                cross=True,
-                masks=("padding",),
-                gqa=True,
-                scale=True,
-                gradients=True,
-                dtypes=ALL_DTYPES,
-                devices=("cpu",),
-                deterministic=True,
-                compile=True,
-                memory="L",
-            ),
+            promises=_FUSED,
             cost=_sdpa_cost,
             refuses=_sdpa_refuses,
+        ),
+        attnkit.Implementation(
+            name="onednn",
+            function="attnkit_plugins.flash.onednn:attend",
+            summary="torch's fused kernel in float32, its products made by oneDNN",
+            promises=_FUSED.model_copy(
+                update={"dtypes": ("float32", "bfloat16", "float16"), "compile": False}
+            ),
+            cost=_onednn_cost,
+            refuses=_onednn_refuses,
         ),
         attnkit.Implementation(
             name="tiled",

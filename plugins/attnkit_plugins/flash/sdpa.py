@@ -51,7 +51,7 @@ def attend(
     seen = None
     if mask.parts:
         # the same keys for every query: (B, 1, 1, S)
-        seen = mask.tile((0, 1), (0, key.shape[2]), Sizes(batch, 1, 1, key.shape[2]), query.device)
+        seen = mask.to_bool(Sizes(batch, 1, 1, key.shape[2]), query.device)
     # all queries see the same keys, so heads that share keys can stand in line as further
     # queries: in bfloat16 8 times faster than enable_gqa for one query
     folded = query.reshape(batch, key.shape[1], -1, width)  # (B, Hkv, G L, E)

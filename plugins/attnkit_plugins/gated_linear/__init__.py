@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 import attnkit
+from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import ALL_DTYPES, Promises
 
 if TYPE_CHECKING:
     from attnkit.problem import Problem
+    from attnkit.promises import Decay
 
 
 class GatedLinearOptions(attnkit.Options):
@@ -99,6 +101,21 @@ class GatedLinearConfig(attnkit.LayerConfig):
         return self.key_width if self.value_head_dim is None else self.value_head_dim
 
 
+class GatedLinearSiteOptions(SiteOptions):
+    """What a plan may say about it in place of a layer's attention function; see `site`."""
+
+    decay: Literal["channel", "head", "fixed"] = Field(
+        default="head",
+        description="decays per key channel or per head, learned; or fixed, one per head",
+    )
+    gate_rank: int = Field(default=16, gt=0, description="width inside the decays per channel")
+    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+
+
+def _site_decay(options: GatedLinearSiteOptions) -> Decay:
+    return "channel" if options.decay == "channel" else "head"
+
+
 PROMISES = Promises(
     causal=True,
     masks=("padding", "documents"),
@@ -161,6 +178,11 @@ VARIANT = attnkit.Variant(
     config=GatedLinearConfig,
     layer="attnkit_plugins.gated_linear.layer:GatedLinearLayer",
     options=GatedLinearOptions,
+    placement=Placement(
+        build="attnkit_plugins.gated_linear.site:GatedLinearSite",
+        options=GatedLinearSiteOptions,
+        decay=_site_decay,
+    ),
     implementations=(
         attnkit.Implementation(
             name="reference",

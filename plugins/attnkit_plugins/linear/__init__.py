@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 import attnkit
+from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import ALL_DTYPES, Promises
 
 if TYPE_CHECKING:
@@ -116,6 +117,18 @@ class LinearConfig(attnkit.LayerConfig):
         return self.key_width if self.value_head_dim is None else self.value_head_dim
 
 
+class LinearSiteOptions(SiteOptions):
+    """What a plan may say about linear attention in place of a layer's attention function."""
+
+    feature_map: Literal["elu1", "relu"] = Field(
+        default="elu1", description="phi: elu1 is elu(x) + 1, relu is max(x, 0)"
+    )
+    eps: float = Field(
+        default=1e-6, gt=0, allow_inf_nan=False, description="least denominator, dimensionless"
+    )
+    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+
+
 PROMISES = Promises(
     causal=True,
     masks=("padding", "documents"),
@@ -171,6 +184,7 @@ VARIANT = attnkit.Variant(
     config=LinearConfig,
     layer="attnkit_plugins.linear.layer:LinearLayer",
     options=LinearOptions,
+    placement=Placement(build="attnkit_plugins.linear.site:LinearSite", options=LinearSiteOptions),
     implementations=(
         attnkit.Implementation(
             name="reference",

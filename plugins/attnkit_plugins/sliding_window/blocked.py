@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attnkit.masks import Sizes
+from attnkit.products import fast_products
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,9 +52,10 @@ def attend(
     """
     assert dropout_p == 0.0
     # torch gives apply no types
-    out: Tensor = _Attend.apply(  # type: ignore[no-untyped-call]
-        query, key, value, bias, sinks, _Rules(mask, scale, softcap)
-    )
+    with fast_products():
+        out: Tensor = _Attend.apply(  # type: ignore[no-untyped-call]
+            query, key, value, bias, sinks, _Rules(mask, scale, softcap)
+        )
     return out
 
 
@@ -97,41 +99,47 @@ class _Attend(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_out: Tensor
     ) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, sinks, out, logsumexp = ctx.saved_tensors
-        call = _Call(query, key, value, bias, ctx.rules)
-        # the share of each row that the softmax's normalisation takes back, (B, H, L, 1)
-        taken_back = (grad_out.to(call.wide) * out).sum(-1, keepdim=True)
-        grad_query = torch.zeros_like(query, memory_format=torch.contiguous_format)
-        grad_key, grad_value = torch.zeros_like(call.keys), torch.zeros_like(call.values)
-        grad_bias = None
-        if call.bias is not None and ctx.needs_input_grad[3]:
-            grad_bias = call.bias.new_zeros(call.bias.shape, dtype=call.wide)
-        for rows, columns in call.blocks():
-            at, to = slice(*rows), slice(*columns)
-            logits, slope = call.logits(rows, columns)
-            p = logits.sub_(logsumexp[:, :, at]).exp2_()  # (B, H, rows, columns)
-            grad_rows = call.fold(grad_out[:, :, at])  # (B Hkv, G rows, Ev)
-            grad_value[:, to].baddbmm_(call.fold(p).mT, grad_rows)
-            grad_p = call.product("grad", grad_rows, call.values[:, to].mT, rows)
-            grad_logits = grad_p.sub_(taken_back[:, :, at]).mul_(p)
-            # 0 * inf: hidden values may be too large to multiply
-            call.hide(grad_logits, rows, columns, 0.0)
-            if grad_bias is not None:
-                part = _cut(grad_bias, rows, columns)
-                part += grad_logits.sum_to_size(part.shape)
-            if slope is not None:
-                grad_logits.mul_(slope)
-            folded = call.fold(grad_logits)  # (B Hkv, G rows, columns)
-            grad_query[:, :, at] = call.unfold(folded @ call.keys[:, to], rows).mul_(call.scale)
-            grad_key[:, to].baddbmm_(folded.mT, call.query_rows(rows), alpha=call.scale)
-        return (
-            grad_query,
-            grad_key.view(key.shape).to(key.dtype),
-            grad_value.view(value.shape).to(value.dtype),
-            None if bias is None or grad_bias is None else grad_bias.view_as(bias).to(bias.dtype),
-            _grad_sinks(sinks, logsumexp, taken_back),
-            None,
-        )
+        with fast_products():
+            return _gradients(ctx, grad_out)
+
+
+def _gradients(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of what `_Attend.forward` takes."""
+    query, key, value, bias, sinks, out, logsumexp = ctx.saved_tensors
+    call = _Call(query, key, value, bias, ctx.rules)
+    # the share of each row that the softmax's normalisation takes back, (B, H, L, 1)
+    taken_back = (grad_out.to(call.wide) * out).sum(-1, keepdim=True)
+    grad_query = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    grad_key, grad_value = torch.zeros_like(call.keys), torch.zeros_like(call.values)
+    grad_bias = None
+    if call.bias is not None and ctx.needs_input_grad[3]:
+        grad_bias = call.bias.new_zeros(call.bias.shape, dtype=call.wide)
+    for rows, columns in call.blocks():
+        at, to = slice(*rows), slice(*columns)
+        logits, slope = call.logits(rows, columns)
+        p = logits.sub_(logsumexp[:, :, at]).exp2_()  # (B, H, rows, columns)
+        grad_rows = call.fold(grad_out[:, :, at])  # (B Hkv, G rows, Ev)
+        grad_value[:, to].baddbmm_(call.fold(p).mT, grad_rows)
+        grad_p = call.product("grad", grad_rows, call.values[:, to].mT, rows)
+        grad_logits = grad_p.sub_(taken_back[:, :, at]).mul_(p)
+        # 0 * inf: hidden values may be too large to multiply
+        call.hide(grad_logits, rows, columns, 0.0)
+        if grad_bias is not None:
+            part = _cut(grad_bias, rows, columns)
+            part += grad_logits.sum_to_size(part.shape)
+        if slope is not None:
+            grad_logits.mul_(slope)
+        folded = call.fold(grad_logits)  # (B Hkv, G rows, columns)
+        grad_query[:, :, at] = call.unfold(folded @ call.keys[:, to], rows).mul_(call.scale)
+        grad_key[:, to].baddbmm_(folded.mT, call.query_rows(rows), alpha=call.scale)
+    return (
+        grad_query,
+        grad_key.view(key.shape).to(key.dtype),
+        grad_value.view(value.shape).to(value.dtype),
+        None if bias is None or grad_bias is None else grad_bias.view_as(bias).to(bias.dtype),
+        _grad_sinks(sinks, logsumexp, taken_back),
+        None,
+    )
 
 
 def _attend_block(

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 import attnkit
+from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import ALL_DTYPES, Promises
 
 if TYPE_CHECKING:
     from attnkit.problem import Problem
+    from attnkit.promises import Decay
 
 
 class StateSpaceOptions(attnkit.Options):
@@ -86,6 +88,16 @@ class StateSpaceConfig(attnkit.LayerConfig):
         return self.inner_width + 2 * self.num_groups * self.state_size
 
 
+class StateSpaceSiteOptions(SiteOptions):
+    """What a plan may say about it in place of a layer's attention function; see `site`."""
+
+    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+
+
+def _site_decay(options: StateSpaceSiteOptions) -> Decay:
+    return "head"
+
+
 PROMISES = Promises(
     causal=True,
     masks=("padding", "documents"),
@@ -142,6 +154,11 @@ VARIANT = attnkit.Variant(
     config=StateSpaceConfig,
     layer="attnkit_plugins.state_space.layer:StateSpaceLayer",
     options=StateSpaceOptions,
+    placement=Placement(
+        build="attnkit_plugins.state_space.site:StateSpaceSite",
+        options=StateSpaceSiteOptions,
+        decay=_site_decay,
+    ),
     implementations=(
         attnkit.Implementation(
             name="reference",

@@ -1,0 +1,99 @@
+"""Float32 matrix products by oneDNN, where they stay float32.
+
+On a CPU torch gives float32 products to MKL, which on AMD reaches half of what oneDNN does. torch
+gives them to oneDNN once it is told that bfloat16 precision would do; on a processor without
+bfloat16 matrix units (AMX) oneDNN then computes in float32 all the same. Whether it does is
+measured, once per process, before it is relied on.
+
+The setting is torch's and global to the process: while it is on, float32 products of other threads
+take the same way, as exactly. It is touched only where the user has left it alone, so
+``torch.backends.mkldnn.matmul.fp32_precision = "ieee"`` switches all of this off.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_UNTOUCHED, _FAST = "none", "bf16"
+
+# torch declares no types for it
+_mkldnn: Any = torch.backends.mkldnn
+
+
+class fast_products:  # noqa: N801  # read as a verb, like torch.no_grad
+    """Within this context float32 products on the CPU run by oneDNN, if they stay exact."""
+
+    def __enter__(self) -> None:
+        self.entered = not torch.compiler.is_compiling() and stays_exact() and _switch.enter()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.entered:
+            _switch.leave()
+
+
+@functools.cache
+def stays_exact() -> bool:
+    """Measure whether oneDNN keeps float32 products in float32 on this machine."""
+    if not _mkldnn.is_available() or _setting() not in (_UNTOUCHED, "ieee", _FAST):
+        return False
+    before = _setting()
+    try:
+        _set(_FAST)
+        return all(_is_exact(*sizes) for sizes in ((4, 128, 64, 512), (4, 256, 1024, 64)))
+    finally:
+        _set(before)
+
+
+def _is_exact(batch: int, rows: int, inner: int, columns: int) -> bool:
+    # bfloat16 has 8 bits: it would make 1 of it, and the sum wrong by a 4096th
+    value = 1 + 2.0**-12
+    left = torch.full((batch, rows, inner), value, device="cpu")
+    right = torch.ones(batch, inner, columns, device="cpu")
+    return torch.equal(left @ right, torch.full((batch, rows, columns), value * inner))
+
+
+class _Switch:
+    """The setting, on as long as any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def enter(self) -> bool:
+        with self._lock:
+            if self._inside == 0:
+                if _setting() != _UNTOUCHED:
+                    return False
+                _set(_FAST)
+            self._inside += 1
+            return True
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            # what the user has set meanwhile stays
+            if self._inside == 0 and _setting() == _FAST:
+                _set(_UNTOUCHED)
+
+
+_switch = _Switch()
+
+
+def _setting() -> str:
+    return str(_mkldnn.matmul.fp32_precision)
+
+
+def _set(precision: str) -> None:
+    _mkldnn.matmul.fp32_precision = precision
