@@ -14,14 +14,21 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 import torch
+from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
-_UNTOUCHED, _FAST = "none", "bf16"
+    from torch import Tensor
+
+Inputs = TypeVarTuple("Inputs")
+Outputs = TypeVar("Outputs")
+
+_UNTOUCHED, _FAST, _IEEE = "none", "bf16", "ieee"
 
 # torch declares no types for it
 _mkldnn: Any = torch.backends.mkldnn
@@ -43,10 +50,75 @@ class fast_products:  # noqa: N801  # read as a verb, like torch.no_grad
             _switch.leave()
 
 
+def fast(function: Callable[[Unpack[Inputs]], Outputs], *inputs: *Inputs) -> Outputs:
+    """Call a function with `fast_products`, in its backward pass too.
+
+    Args:
+        function: Takes tensors alone, returns a tensor or a tuple of tensors; reads no other
+            tensor that needs a gradient.
+        inputs: Its arguments.
+
+    Note:
+        Differentiable once. The graph of the call is kept inside of one node, so that its
+        backward pass, which autograd runs later, is inside of the context as well.
+    """
+    if torch.compiler.is_compiling() or not stays_exact() or _setting() == _IEEE:
+        return function(*inputs)
+    tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
+    if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
+        # torch gives apply no types
+        found: Outputs = _Fast.apply(function, *inputs)  # type: ignore[no-untyped-call]
+        return found
+    with fast_products():
+        return function(*inputs)
+
+
+class _Fast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        ctx.leaves = [
+            each.detach().requires_grad_(needed)
+            for each, needed in zip(inputs, ctx.needs_input_grad[1:], strict=True)
+        ]
+        with torch.enable_grad(), fast_products():
+            found = function(*ctx.leaves)
+        ctx.outs = found if isinstance(found, tuple) else (found,)
+        ctx.set_materialize_grads(value=False)
+        plain = tuple(each.detach() for each in ctx.outs)
+        return plain if isinstance(found, tuple) else plain[0]
+
+    @staticmethod
+    @once_differentiable
+    # the decorator has types that hide the signature
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        given = [
+            (out, grad)
+            for out, grad in zip(ctx.outs, grads, strict=True)
+            if grad is not None and out.requires_grad
+        ]
+        tracked = [leaf for leaf in ctx.leaves if leaf.requires_grad]
+        if not given:
+            return (None, *(None for _ in ctx.leaves))
+        with fast_products():
+            # kept: whoever calls backward twice keeps the graph outside, and this one is inside
+            gradients = iter(
+                torch.autograd.grad(
+                    [out for out, _ in given],
+                    tracked,
+                    [grad for _, grad in given],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            )
+        return (None, *(next(gradients) if leaf.requires_grad else None for leaf in ctx.leaves))
+
+
 @functools.cache
 def stays_exact() -> bool:
     """Measure whether oneDNN keeps float32 products in float32 on this machine."""
-    if not _mkldnn.is_available() or _setting() not in (_UNTOUCHED, "ieee", _FAST):
+    if not _mkldnn.is_available() or _setting() not in (_UNTOUCHED, _IEEE, _FAST):
         return False
     before = _setting()
     try:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 import attnkit
 
@@ -40,7 +42,7 @@ def main() -> None:
     if arguments.device == "cuda":
         parts += _suite()
     with torch.no_grad():
-        for part in (_overhead, _flash, _memory, _window, _recurrences):
+        for part in (_overhead, _flash, _memory, _window, _mixture, _recurrences):
             parts += part(arguments.device, arguments.rounds)
     page = "\n".join(parts) + "\n"
     sys.stdout.write(page)
@@ -183,6 +185,32 @@ def _window(device: str, rounds: int) -> list[str]:
         found = compare("dense mask", functions, rounds=max(5, rounds // 3), device=device)
         rows.append((f"L = {length}, w = {window}", found))
     return _table("sliding_window, causal, (1, 8, L, 64) float32, against SDPA with a mask", rows)
+
+
+def _mixture(device: str, rounds: int) -> list[str]:
+    rows = []
+    for experts, width, hidden, tokens in ((8, 512, 1024, 2048), (8, 512, 1024, 1)):
+        config = MixtralConfig(
+            hidden_size=width, intermediate_size=hidden, num_local_experts=experts
+        )
+        config._experts_implementation = "eager"
+        theirs = MixtralSparseMoeBlock(config).to(device)
+        ours = attnkit.create(
+            "moe", embed_dim=width, hidden_dim=hidden, num_experts=experts, device=device
+        )
+        for each in theirs.parameters():
+            torch.nn.init.normal_(each, std=0.02)
+        ours.router.weight.copy_(theirs.gate.weight)
+        ours.gate_up_proj.copy_(theirs.experts.gate_up_proj)
+        ours.down_proj.copy_(theirs.experts.down_proj)
+        x = torch.randn(1, tokens, width, device=device)
+        functions = {
+            "transformers": lambda theirs=theirs, x=x: theirs(x),
+            "moe": lambda ours=ours, x=x: ours(x),
+        }
+        found = compare("transformers", functions, rounds=rounds, device=device)
+        rows.append((f"E = {experts}, D = {width}, F = {hidden}, T = {tokens}", found))
+    return _table("moe, k = 2, float32, against transformers' eager Mixtral experts", rows)
 
 
 def _recurrences(device: str, rounds: int) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.products import fast_products
+from attnkit.products import fast
 from attnkit_plugins.gated_linear import channel, head
 
 if TYPE_CHECKING:
@@ -61,17 +61,17 @@ def scan(
         strict=True,
     )
     outs = []
-    with fast_products():
-        for q, k, v, g in parts:
-            size = min(chunk, q.shape[2])
-            out, state = span(
-                torch.unflatten(q.to(wide) * scale, 2, (-1, size)),  # (B, G, N, C, E)
-                torch.unflatten(k.to(wide), 2, (-1, size)),
-                torch.unflatten(v.to(wide), 3, (-1, size)),  # (B, G, R, N, C, Ev)
-                torch.unflatten(g, 3, (-1, size)),  # (B, G, R, N, C) or (B, G, R, N, C, E)
-                state,
-            )  # (B, G, R, N, C, Ev)
-            outs.append(out.flatten(3, 4).to(value.dtype))
+    for q, k, v, g in parts:
+        size = min(chunk, q.shape[2])
+        out, state = fast(
+            span,
+            torch.unflatten(q.to(wide) * scale, 2, (-1, size)),  # (B, G, N, C, E)
+            torch.unflatten(k.to(wide), 2, (-1, size)),
+            torch.unflatten(v.to(wide), 3, (-1, size)),  # (B, G, R, N, C, Ev)
+            torch.unflatten(g, 3, (-1, size)),  # (B, G, R, N, C) or (B, G, R, N, C, E)
+            state,
+        )  # (B, G, R, N, C, Ev)
+        outs.append(out.flatten(3, 4).to(value.dtype))
     return torch.cat(outs, 3).flatten(1, 2), state.flatten(1, 2)
 
 

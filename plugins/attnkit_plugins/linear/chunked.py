@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.products import fast_products
+from attnkit.products import fast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,18 +54,16 @@ def scan(
         strict=True,
     )
     outs = []
-    with fast_products():
-        for q, k, v in parts:
-            size = (-1, min(chunk, q.shape[2]))
-            out, state = _span(
-                torch.unflatten(q.to(wide) * scale, 2, size),  # (B, G, N, C, E)
-                torch.unflatten(k.to(wide), 2, size),
-                torch.unflatten(
-                    v.to(wide).transpose(2, 3).flatten(3), 2, size
-                ),  # (B, G, N, C, R Ev)
-                state,
-            )
-            outs.append(out.flatten(2, 3).to(value.dtype))  # (B, G, N C, R Ev)
+    for q, k, v in parts:
+        size = (-1, min(chunk, q.shape[2]))
+        out, state = fast(
+            _span,
+            torch.unflatten(q.to(wide) * scale, 2, size),  # (B, G, N, C, E)
+            torch.unflatten(k.to(wide), 2, size),
+            torch.unflatten(v.to(wide).transpose(2, 3).flatten(3), 2, size),  # (B, G, N, C, R Ev)
+            state,
+        )
+        outs.append(out.flatten(2, 3).to(value.dtype))  # (B, G, N C, R Ev)
     joined = torch.unflatten(torch.cat(outs, 2), 3, (heads // groups, -1))  # (B, G, L, R, Ev)
     state = torch.unflatten(state, 3, (heads // groups, -1)).transpose(2, 3)  # (B, G, R, E, Ev)
     return joined.transpose(2, 3).flatten(1, 2), state.flatten(1, 2)

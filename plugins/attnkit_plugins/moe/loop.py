@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import linear, silu
 
+from attnkit.products import fast
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,7 +32,7 @@ def feedforward(x: Tensor, experts: Tensor, gates: Tensor, *, weights: ExpertWei
     for expert, (to, tokens, share) in enumerate(zip(*split, strict=True)):
         # without any token, expert 0 runs on none: all get a zero gradient, not none
         if counts[expert] or (expert == 0 and not len(order)):
-            output = _expert(tokens, gate_up[expert], down[expert])
+            output = fast(_expert, tokens, gate_up[expert], down[expert])
             # no index is repeated within one expert, so the sum has one order
             y = y.index_add_(0, to, (output * share).to(y.dtype))
     return y.to(x.dtype)

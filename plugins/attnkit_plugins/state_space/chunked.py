@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.products import fast_products
+from attnkit.products import fast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,17 +59,17 @@ def scan(
         strict=True,
     )
     outs = []
-    with fast_products():
-        for q, k, v, g in parts:
-            size = min(chunk, q.shape[2])
-            out, state = _span(
-                torch.unflatten(q.to(wide) * scale, 2, (-1, size)),  # (B, G, N, C, E)
-                torch.unflatten(k.to(wide), 2, (-1, size)),
-                torch.unflatten(v.to(wide), 3, (-1, size)),  # (B, G, R, N, C, Ev)
-                torch.unflatten(g.to(wide), 3, (-1, size)),  # (B, G, R, N, C)
-                state,
-            )
-            outs.append(out.to(value.dtype))
+    for q, k, v, g in parts:
+        size = min(chunk, q.shape[2])
+        out, state = fast(
+            _span,
+            torch.unflatten(q.to(wide) * scale, 2, (-1, size)),  # (B, G, N, C, E)
+            torch.unflatten(k.to(wide), 2, (-1, size)),
+            torch.unflatten(v.to(wide), 3, (-1, size)),  # (B, G, R, N, C, Ev)
+            torch.unflatten(g.to(wide), 3, (-1, size)),  # (B, G, R, N, C)
+            state,
+        )
+        outs.append(out.to(value.dtype))
     return torch.cat(outs, 3).flatten(1, 2), state.flatten(1, 2)
 
 
