@@ -33,12 +33,12 @@ ARROWS = {
 
 LIBRARIES = {
     "attnkit": {"pluggy", "pydantic", "rich", "torch", "typer"},
-    "attnkit_contracts": {"pydantic", "pytest", "rich", "torch", "typer"},
+    "attnkit_contracts": {"jinja2", "markdown_it", "pydantic", "pytest", "rich", "torch", "typer"},
     "attnkit_plugins": {"pydantic", "torch"},
 }
 """What each may import beside the standard library; hosts such as transformers are not core's."""
 
-HOSTS = {"transformers_host": {"transformers"}}
+HOSTS = {"timm_host": {"timm"}, "transformers_host": {"transformers"}}
 """The plugins that adapt a library, and may import it."""
 
 

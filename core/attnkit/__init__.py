@@ -27,7 +27,9 @@ if TYPE_CHECKING:
         prefix_lm,
         sliding_window,
     )
+    from attnkit.own_modules import declare
     from attnkit.promises import Promises
+    from attnkit.reapplying import reapply
     from attnkit.recurrent import recurrence
     from attnkit.registry import get_variant, list_variants, register
     from attnkit.softmax import attention
@@ -44,6 +46,7 @@ __all__ = [
     "blocks",
     "causal",
     "create",
+    "declare",
     "dense",
     "documents",
     "explain",
@@ -54,6 +57,7 @@ __all__ = [
     "list_variants",
     "padding",
     "prefix_lm",
+    "reapply",
     "recurrence",
     "register",
     "sliding_window",
@@ -73,6 +77,7 @@ _HOME = {
     "blocks": "masks",
     "causal": "masks",
     "create": "building",
+    "declare": "own_modules",
     "dense": "masks",
     "documents": "masks",
     "explain": "hosts",
@@ -83,6 +88,7 @@ _HOME = {
     "list_variants": "registry",
     "padding": "masks",
     "prefix_lm": "masks",
+    "reapply": "reapplying",
     "recurrence": "recurrent",
     "register": "registry",
     "sliding_window": "masks",

@@ -7,13 +7,16 @@ command: 0 all is well, 1 something was found, 2 the command was wrong.
 from __future__ import annotations
 
 import json
-import sys
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from attnkit import model_commands
 from attnkit.errors import AttnkitError, RegistryError
 from attnkit.registry import default
+from attnkit.terminal import FOUND, WRONG, fail, say, show_table
+
+__all__ = ["FOUND", "WRONG", "app", "fail", "run", "say", "show_table"]
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,8 +31,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-FOUND, WRONG = 1, 2
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Name = Annotated[str, typer.Argument(help="A variant's name.")]
@@ -169,38 +170,16 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(FOUND)
 
 
+app.command("survey")(model_commands.survey)
+app.command("swap")(model_commands.swap)
+
+
 def run(application: typer.Typer) -> None:
     """Run a command line; errors of attnkit become one message and exit code 2."""
     try:
         application()
     except AttnkitError as error:
         fail(str(error))
-
-
-def say(text: str) -> None:
-    """Print to the standard output."""
-    typer.echo(text)
-
-
-def fail(message: str) -> NoReturn:
-    """Print a message to the standard error and end with exit code 2."""
-    typer.echo(f"attnkit: {message}", err=True)
-    sys.exit(WRONG)
-
-
-def show_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows: a table on a terminal, lines with tabs in a pipe."""
-    if not sys.stdout.isatty():
-        for line in (head, *rows):
-            say("\t".join(line))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*head)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
 
 
 _MASK_PARTS = ("window", "padding", "documents", "prefix", "dense", "blocks", "union")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, get_args
 
 from attnkit.interface import Implementation, LayerConfig, Options, Variant
+from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import Family, Promises, Relation
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def _complaints(variant: Variant) -> Iterator[str]:
         value = getattr(variant, field)
         if not (isinstance(value, type) and issubclass(value, base)):
             yield f"{field} must be a subclass of {base.__name__}, got {described(value)}"
+    yield from _placement_complaints(variant.placement)
     if not _is_reference(variant.layer):
         yield f"layer must be {_REFERENCE}, got {described(variant.layer)}"
     if not _is_tuple(variant.implementations):
@@ -63,6 +65,19 @@ def _complaints(variant: Variant) -> Iterator[str]:
         )
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"implementation names must be unique, got {name!r} {names.count(name)} times"
+
+
+def _placement_complaints(placement: object) -> Iterator[str]:
+    if placement is None:
+        return
+    if not isinstance(placement, Placement):
+        yield f"placement must be a Placement or None, got {described(placement)}"
+        return
+    if not _is_reference(placement.build):
+        yield f"placement.build must be {_REFERENCE}, got {described(placement.build)}"
+    options: object = placement.options
+    if not (isinstance(options, type) and issubclass(options, SiteOptions)):
+        yield f"placement.options must be a subclass of SiteOptions, got {described(options)}"
 
 
 def _implementation_complaints(implementation: Implementation) -> Iterator[str]:

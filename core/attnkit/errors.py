@@ -14,6 +14,7 @@
     │   ├── DuplicateVariantError          several distributions offer this name
     │   └── BrokenPluginError (ImportError)      the plugin behind the name does not load
     └── SwapError (RuntimeError)           a model was left as it was
+        ├── SwapRefusedError (UnsupportedError)   sites cannot take what the plan gives them
         └── VerificationError              a swap ran but did not compute the same
 
 Each message says what was wrong, what came and what is allowed.
@@ -74,6 +75,10 @@ class BrokenPluginError(RegistryError, ImportError):
 
 class SwapError(AttnkitError, RuntimeError):
     """A swap was refused; the model is as it was."""
+
+
+class SwapRefusedError(SwapError, UnsupportedError):
+    """Some sites cannot take their variant; all of them are in the message, with all reasons."""
 
 
 class VerificationError(SwapError):

@@ -53,6 +53,10 @@ class Extensions:
         self.implementations()
         self.items("attnkit_hosts")
         self.items("attnkit_contracts")
+        return self.failed()
+
+    def failed(self) -> tuple[BrokenPlugin, ...]:
+        """Return those that have failed so far, whatever they were asked."""
         return tuple(self._broken[entry] for entry in self._entries if entry in self._broken)
 
     def unreadable(self) -> tuple[Entry, ...]:

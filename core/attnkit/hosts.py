@@ -14,12 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attnkit.errors import ArgumentError, RegistryError, UnsupportedError
+from attnkit.errors import ArgumentError, SwapRefusedError
 from attnkit.hookspecs import EXTENSION_GROUP
-from attnkit.plans import Assignment, Plan, assign
+from attnkit.host_versions import untested
+from attnkit.placements import LENGTH, obstacles, supposed
+from attnkit.plan_sources import PlanSource, written_out
+from attnkit.plans import Assignment, assign
 from attnkit.promises import Relation
 from attnkit.registry import default
-from attnkit.sites import Attachment, Call, Host, Kind, Mixer, Needs, Request, Site, Survey
+from attnkit.sites import (
+    ROOT,
+    Attachment,
+    Call,
+    Host,
+    Kind,
+    Mixer,
+    Needs,
+    Request,
+    Site,
+    Survey,
+    with_remarks,
+)
 from attnkit.table import table
 
 if TYPE_CHECKING:
@@ -46,9 +61,6 @@ __all__ = [
     "survey",
     "swap",
 ]
-
-LENGTH = 128
-"""Query and key length that a dry run supposes."""
 
 _DEGREES: tuple[Relation, ...] = ("exact", "approximate", "different")
 
@@ -77,16 +89,29 @@ class Explanation(tuple[Decision, ...]):
 
     def __str__(self) -> str:
         head = ("site", "needs", "variant", "relation", "runs")
-        return table(head, (_cells(decision) for decision in self))
+        shown = table(head, (_cells(decision) for decision in self))
+        return with_remarks(shown, [decision.site for decision in self])
 
 
 def survey(model: nn.Module) -> Survey:
-    """Find the attention and feed-forward sites of a model and what each of them needs."""
+    """Find the attention and feed-forward sites of a model and what each of them needs.
+
+    In the order of the model's modules. Where several hosts know a module, the first that can
+    put something there has it.
+    """
     _check_module(model)
-    return Survey(site for host in default().hosts() for site in host.sites(model))
+    found: dict[str, Site] = {}
+    for host in default().hosts():
+        remark = untested(host.name, host.tested)
+        for site in host.sites(model):
+            if site.path not in found or (found[site.path].obstacle and not site.obstacle):
+                found[site.path] = site.model_copy(update={"remark": remark})
+    order = {name or ROOT: number for number, (name, _) in enumerate(model.named_modules())}
+    # a host may name what is no module; it comes last
+    return Survey(sorted(found.values(), key=lambda site: order.get(site.path, len(order))))
 
 
-def explain(model: nn.Module, plan: Plan) -> Explanation:
+def explain(model: nn.Module, plan: PlanSource) -> Explanation:
     """Say what `swap` would do, without doing it.
 
     What only a call shows (the masks that arrive, arguments of one model alone) is not known
@@ -94,18 +119,20 @@ def explain(model: nn.Module, plan: Plan) -> Explanation:
 
     Args:
         model: Any `torch.nn.Module`.
-        plan: A variant, or a mapping of path patterns to variants, see `attnkit.plans`.
+        plan: A variant, or a mapping of path patterns to variants, see `attnkit.plans`; a
+            function of a site or the path of a file with one, see `attnkit.plan_sources`.
 
     Raises:
         RegistryError: A name cannot be resolved to a variant.
         ArgumentError: A pattern of the plan takes no site.
     """
-    return Explanation(map(decide, assign(plan, _sites(model))))
+    sites = _sites(model)
+    return Explanation(map(decide, assign(written_out(plan, sites), sites)))
 
 
 def swap(
     model: nn.Module,
-    plan: Plan,
+    plan: PlanSource,
     *,
     sample: Mapping[str, object] | None = None,
     accept: Relation = "exact",
@@ -119,7 +146,8 @@ def swap(
 
     Args:
         model: Any `torch.nn.Module` that a host knows.
-        plan: A variant, or a mapping of path patterns to variants, see `attnkit.plans`.
+        plan: A variant, or a mapping of path patterns to variants, see `attnkit.plans`; a
+            function of a site or the path of a file with one, see `attnkit.plan_sources`.
         sample: Keyword arguments of the model's forward, to verify on. None makes some.
         accept: The largest change of the mathematics that is wanted. ``exact``: none, rounding
             apart. ``approximate`` and ``different``: verified against the variant's own float64
@@ -131,7 +159,7 @@ def swap(
     Raises:
         RegistryError: A name cannot be resolved to a variant.
         ArgumentError: A pattern of the plan takes no site.
-        UnsupportedError: Some sites cannot take their variant; all are listed with all reasons.
+        SwapRefusedError: Some sites cannot take their variant; all are listed with all reasons.
         VerificationError: The swap ran and did not compute what it should; it was undone.
         SwapError: The model cannot be run for the verification.
     """
@@ -139,7 +167,9 @@ def swap(
 
     if accept not in _DEGREES:
         raise ArgumentError(f"accept must be one of {', '.join(_DEGREES)}, got {accept!r}")
-    assignments = assign(plan, _sites(model))
+    sites = _sites(model)
+    written = written_out(plan, sites)
+    assignments = assign(written, sites)
     refused = []
     for assignment in assignments:
         reasons = decide(assignment).reasons
@@ -148,9 +178,9 @@ def swap(
         if reasons:
             refused.append((assignment.site.path, reasons))
     if refused:
-        raise UnsupportedError(refusal(refused))
+        raise SwapRefusedError(refusal(refused))
     hosts = {host.name: host for host in default().hosts()}
-    return carry_out(model, plan, assignments, hosts, sample, accept)
+    return carry_out(model, written, assignments, hosts, sample, accept)
 
 
 def refusal(refused: Sequence[tuple[str, tuple[str, ...]]]) -> str:
@@ -191,14 +221,12 @@ def _obstacles(assignment: Assignment) -> Iterator[str]:
     if site.obstacle:
         yield site.obstacle
     if variant.family != "softmax":
-        yield (
-            f"variant {variant.name!r} is of the family {variant.family}; what can be swapped in "
-            f"are softmax variants, at attention sites: {', '.join(_softmax_variants())}"
-        )
+        yield from obstacles(assignment)
+        return
     for part in sorted(set(variant.promises.needs) - {"window"}):
         yield f"mask: variant {variant.name!r} needs masks with {part}, no option of a plan has any"
     needed = "window" in variant.promises.needs
-    if needed and assignment.options.window_size is None and site.needs.window is None:
+    if needed and assignment.window_size is None and site.needs.window is None:
         yield (
             f"window_size: variant {variant.name!r} needs one, the site has none; give "
             f"{{'variant': {variant.name!r}, 'window_size': ...}}"
@@ -206,7 +234,7 @@ def _obstacles(assignment: Assignment) -> Iterator[str]:
 
 
 def _unaccepted(assignment: Assignment, accept: Relation) -> str:
-    name, size = assignment.variant.name, assignment.options.window_size
+    name, size = assignment.variant.name, assignment.window_size
     narrows = size is not None and assignment.relation != assignment.variant.relation
     what = (
         f"window_size {size} hides keys that the layer sees"
@@ -219,31 +247,22 @@ def _unaccepted(assignment: Assignment, accept: Relation) -> str:
     )
 
 
-def _softmax_variants() -> list[str]:
-    registry, names = default(), []
-    for name in registry.names():
-        try:
-            variant = registry.get(name)
-        except RegistryError:
-            continue  # who asks for this name is told
-        if variant.family == "softmax" and set(variant.promises.needs) <= {"window"}:
-            names.append(name)
-    return names
-
-
 def _problem(assignment: Assignment) -> Problem:
     from attnkit.problem import Problem
 
+    if assignment.variant.family != "softmax":
+        return supposed(assignment)
     site, needs = assignment.site, assignment.site.needs
     width = needs.head_dim or 64
-    windows = [w for w in (needs.window, assignment.options.window_size) if w is not None]
+    windows = [w for w in (needs.window, assignment.window_size) if w is not None]
     return Problem(
         family="softmax",
         device=site.device,
         dtype=site.dtype,
         batch=1,
-        heads=needs.heads or 2,
-        kv_heads=needs.kv_heads or needs.heads or 2,
+        # as little as there can be: `swap` sees the rest
+        heads=needs.heads or 1,
+        kv_heads=needs.kv_heads or needs.heads or 1,
         query_length=LENGTH,
         key_length=LENGTH,
         head_dim=width,
@@ -263,7 +282,7 @@ def _sites(model: nn.Module) -> Survey:
     if not sites:
         hosts = ", ".join(host.name for host in default().hosts()) or "none"
         broken = [f"; {each}" for each in default().broken() if each.entry.group == EXTENSION_GROUP]
-        raise UnsupportedError(
+        raise SwapRefusedError(
             f"no site in {type(model).__name__}: none of its modules belongs to a known host; "
             f"hosts: {hosts}{''.join(broken)}"
         )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.masks import Mask
+    from attnkit.placements import Placement
     from attnkit.problem import Problem
     from attnkit.promises import Family, Promises, Relation
     from attnkit.state import State
@@ -109,6 +110,8 @@ class Variant:
         implementations: The first one is the float64 reference.
         options: Options of a recurrence's operation.
         default_options: Those of a call that gives none; None where one is required.
+        placement: How it takes the place of a part of an existing model; None if it cannot.
+            A softmax variant needs none.
     """
 
     name: str
@@ -121,6 +124,7 @@ class Variant:
     layer: str | Callable[..., Any]
     implementations: tuple[Implementation, ...] = ()
     options: type[Options] = NoOptions
+    placement: Placement | None = None
     default_options: Options | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -132,6 +136,20 @@ class Variant:
             required = any(each.is_required() for each in declared.model_fields.values())
             made = None if required else declared()
         object.__setattr__(self, "default_options", made)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Variant:
+        """Return itself: a copied layer runs the variant that is registered, not a copy of it."""
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle as its name: what it stands for lives in the registry."""
+        return _registered, (self.name,)
+
+
+def _registered(name: str) -> Variant:
+    from attnkit.registry import get_variant
+
+    return get_variant(name)
 
 
 class SoftmaxFunction(Protocol):

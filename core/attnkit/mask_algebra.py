@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import copy
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attnkit.errors import MaskError
 
@@ -37,6 +38,7 @@ class Mask:
         window: The smallest window that confines it, in keys, or None for no window.
         per_batch: True if samples of a batch may differ.
         per_head: True if query heads may differ.
+        memory: What a mask that meets many layers has worked out, see `remembering`.
     """
 
     key: Hashable = ()
@@ -45,6 +47,7 @@ class Mask:
     window: int | None = None
     per_batch: bool = False
     per_head: bool = False
+    memory: dict[Hashable, Any] | None = None
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor, sizes: Sizes) -> Tensor:
         """Say elementwise whether query i of head h in sample b sees key j.
@@ -91,7 +94,27 @@ class Mask:
 
     def to_bool(self, sizes: Sizes, device: torch.device) -> Tensor:
         """Return the whole mask as a bool tensor, (B or 1, H or 1, L, S)."""
-        return self.tile((0, sizes.queries), (0, sizes.keys), sizes, device)
+        if self.memory is None:
+            return self.tile((0, sizes.queries), (0, sizes.keys), sizes, device)
+        heads = sizes.heads if self.per_head else 1
+        key = (sizes.batch, heads, sizes.queries, sizes.keys, device)
+        found: Tensor | None = self.memory.get(key)
+        if found is None:
+            found = self.tile((0, sizes.queries), (0, sizes.keys), sizes, device)
+            self.memory[key] = found
+        return found
+
+    def remembering(self) -> Mask:
+        """Return an equal mask that evaluates itself once for sizes it meets again.
+
+        For one that goes through the layers of a model, whose tensors nobody writes to. It keeps
+        a bool tensor (B or 1, H or 1, L, S) for every sizes it was asked for.
+        """
+        if not self.parts and not self.is_causal:
+            return self
+        equal = copy.copy(self)
+        equal.memory = {}
+        return equal
 
     def to_additive(self, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return 0 where a key is visible and -inf where not, (B or 1, H or 1, L, S)."""

@@ -3,7 +3,9 @@
 A plan is a variant, for every site that it can stand at, or a mapping of path patterns to
 variants. A pattern is a shell pattern over whole segments of a path, anywhere in it: in
 ``model.layers.3.self_attn``, ``layers.[0-3]`` and ``*.self_attn`` both fit, ``layers.1`` does not
-fit layer 10. The first pattern that fits a site decides.
+fit layer 10. The whole path of a site fits that site alone. After ``type:`` comes a shell pattern
+over the class of the layer, ``type:LlamaAttention``. The first pattern that fits a site decides.
+`attnkit.plan_sources` reads plans from files and functions.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from attnkit.errors import ArgumentError, ConfigError, UnsupportedError
+from attnkit.errors import ArgumentError, ConfigError, SwapRefusedError
 from attnkit.interface import Variant
+from attnkit.placements import SiteOptions
 from attnkit.registry import get_variant
 
 if TYPE_CHECKING:
@@ -37,15 +40,9 @@ KINDS: dict[Family, Kind] = {
 """Where a variant can stand, by its family."""
 
 
-class SiteOptions(BaseModel):
-    """What a plan may say beside the variant."""
+class WindowOptions(SiteOptions):
+    """What a plan may say beside a softmax variant."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    implementation: str = Field(default="auto", description="implementation to run, or 'auto'")
-    fallback: tuple[str, ...] = Field(
-        default=(), description="implementations to try if that one cannot"
-    )
     window_size: int | None = Field(
         default=None,
         gt=0,
@@ -63,19 +60,30 @@ class Assignment:
     pattern: str
 
     @property
+    def window_size(self) -> int | None:
+        """The window that the plan gives."""
+        return self.options.window_size if isinstance(self.options, WindowOptions) else None
+
+    @property
     def relation(self) -> Relation:
         """How the layer's mathematics changes.
 
         A variant that differs from full attention by its mask alone (it says so by the mask
         parts it needs) changes nothing where the site already has that mask.
         """
-        size, window = self.options.window_size, self.site.needs.window
+        if self.variant.placement is not None:
+            return self.variant.placement.relation
+        size, window = self.window_size, self.site.needs.window
         if size is not None and (window is None or size < window):
             return "different"
         needed = set(self.variant.promises.needs)
         if self.variant.relation == "different" and needed == {"window"} and window is not None:
             return "exact"
         return self.variant.relation
+
+
+TYPE = "type:"
+"""What a pattern over the classes of layers starts with."""
 
 
 def assign(plan: Plan, sites: Sequence[Site]) -> tuple[Assignment, ...]:
@@ -86,13 +94,13 @@ def assign(plan: Plan, sites: Sequence[Site]) -> tuple[Assignment, ...]:
         ArgumentError: A pattern fits no site, or only sites of another kind, or only sites that
             earlier patterns took.
         ConfigError: An option is unknown or wrong.
-        UnsupportedError: The plan is a variant and the model has no site for it.
+        SwapRefusedError: The plan is a variant and the model has no site for it.
     """
     if not isinstance(plan, Mapping) or "variant" in plan:
         variant, options = _entry("the plan", plan)
         taken = [site for site in sites if site.kind == KINDS[variant.family]]
         if not taken:
-            raise UnsupportedError(
+            raise SwapRefusedError(
                 f"the model has no {KINDS[variant.family]} site that any host knows; sites: "
                 f"{_paths(sites)}"
             )
@@ -133,7 +141,7 @@ def _taken(
 ) -> list[Site]:
     """Return the sites that a pattern takes, or say why there are none."""
     kind = KINDS[variant.family]
-    fitting = [site for site in sites if fits(pattern, site.path)]
+    fitting = _fitting(pattern, sites)
     able = [site for site in fitting if site.kind == kind]
     free = [site for site in able if site.path not in decided]
     if free:
@@ -152,6 +160,13 @@ def _taken(
     raise ArgumentError(f"pattern {pattern!r} fits no site; sites: {_paths(sites)}")
 
 
+def _fitting(pattern: str, sites: Sequence[Site]) -> list[Site]:
+    if pattern.startswith(TYPE):
+        return [site for site in sites if fnmatchcase(site.layer, pattern.removeprefix(TYPE))]
+    named = [site for site in sites if site.path == pattern]
+    return named or [site for site in sites if fits(pattern, site.path)]
+
+
 def _entry(where: str, entry: object) -> tuple[Variant, SiteOptions]:
     given: dict[str, object] = {}
     name = entry
@@ -165,15 +180,15 @@ def _entry(where: str, entry: object) -> tuple[Variant, SiteOptions]:
             f"{where} must name a variant or be a mapping with 'variant', got {type(name).__name__}"
         )
     variant = get_variant(name) if isinstance(name, str) else name
-    if variant.family != "softmax":
-        # its options are its own; `attnkit.swapping` refuses the swap by name
-        return variant, SiteOptions()
+    model = WindowOptions if variant.family == "softmax" else SiteOptions
+    if variant.placement is not None:
+        model = variant.placement.options
     try:
-        return variant, SiteOptions.model_validate(given)
+        return variant, model.model_validate(given)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        allowed = ", ".join(SiteOptions.model_fields)
-        raise ConfigError(f"{where}: {wrong}; options are {allowed}") from None
+        allowed = ", ".join(model.model_fields)
+        raise ConfigError(f"{where}: {wrong}; options of {variant.name!r} are {allowed}") from None
 
 
 def _paths(sites: Sequence[Site]) -> str:

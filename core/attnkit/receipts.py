@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from attnkit.errors import ConfigError
 from attnkit.promises import Relation
 from attnkit.table import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+FILE = "attnkit.json"
+"""Name of the receipt in the folder of a checkpoint."""
 
 
 class SiteReceipt(BaseModel):
@@ -34,6 +39,10 @@ class SiteReceipt(BaseModel):
     error_after: float = Field(description="of the variant")
     allowed: float = Field(description="bound on error_after")
     rows_left_out: int = Field(description="query rows that see no key, which no one compares")
+    drift: float | None = Field(
+        default=None,
+        description="root mean square of the change of the site's output over that of its own",
+    )
 
 
 class OutputReceipt(BaseModel):
@@ -49,6 +58,26 @@ class OutputReceipt(BaseModel):
     allowed: float | None = Field(description="bound on moved; exact swaps only")
 
 
+LeakName = Literal["causality", "padding", "packing"]
+
+
+class LeakReceipt(BaseModel):
+    """Whether outputs that may not see a change of the input stayed; see `attnkit.leaks`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: LeakName
+    changed: str = Field(description="what was changed in the input")
+    outcome: Literal["equal", "rounding", "own", "refused"] = Field(
+        description="equal to the bit; within rounding; the model itself does not keep it "
+        "apart; the swapped model refuses such inputs"
+    )
+    largest: float | None = Field(default=None, description="largest absolute change")
+    moved: float | None = Field(default=None, description="largest change in noise units")
+    allowed: float | None = Field(default=None, description="bound on moved")
+    why: str | None = Field(default=None, description="the refusal")
+
+
 class Receipt(BaseModel):
     """The record of a verified swap; prints as tables, saves as JSON."""
 
@@ -61,8 +90,14 @@ class Receipt(BaseModel):
     generated: bool = Field(description="the sample was made by attnkit, not given")
     sites: tuple[SiteReceipt, ...]
     outputs: tuple[OutputReceipt, ...]
+    leaks: tuple[LeakReceipt, ...] = Field(
+        default=(), description="what was asked of the whole model, where the host knows how"
+    )
     versions: dict[str, str] = Field(description="of python, attnkit, torch and the hosts")
     owners: dict[str, str] = Field(description="who offers each variant: distribution, version")
+    changes: tuple[str, ...] = Field(
+        default=(), description="versions that differ from the receipt this was re-applied from"
+    )
 
     def __str__(self) -> str:
         """Show sites and outputs as tables."""
@@ -81,6 +116,7 @@ class Receipt(BaseModel):
             "own error",
             "error",
             "allowed",
+            "drift",
         )
         output_head = ("output", "shape", "largest change", "relative", "moved", "allowed")
         return "\n\n".join(
@@ -88,6 +124,7 @@ class Receipt(BaseModel):
                 swapped,
                 table(site_head, _site_rows(self.sites)),
                 table(output_head, _output_rows(self.outputs)),
+                *([table(_LEAK_HEAD, _leak_rows(self.leaks))] if self.leaks else []),
                 versions,
             )
         )
@@ -102,17 +139,49 @@ class Receipt(BaseModel):
         return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
 
 
+def receipt_path(where: str | Path) -> Path:
+    """Return where the receipt of a checkpoint lies.
+
+    Args:
+        where: The checkpoint's folder; or its file, beside which the receipt lies; or a file
+            ``.json``, which is the receipt.
+
+    Raises:
+        ConfigError: There is no such folder or file.
+    """
+    path = Path(where)
+    if path.is_dir():
+        return path / FILE
+    if path.suffix == ".json":
+        return path
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such checkpoint, a folder or a file; save the model there first"
+        )
+    return path.with_name(f"{path.name}.{FILE}")
+
+
 def _site_rows(sites: tuple[SiteReceipt, ...]) -> Iterable[tuple[str, ...]]:
     for site in sites:
         runs = ", ".join(site.implementations)
         errors = (_number(site.error_before), _number(site.error_after), _number(site.allowed))
-        yield (site.path, site.layer, runs, site.relation, str(site.calls), *errors)
+        row = (site.path, site.layer, runs, site.relation, str(site.calls), *errors)
+        yield (*row, _number(site.drift))
 
 
 def _output_rows(outputs: tuple[OutputReceipt, ...]) -> Iterable[tuple[str, ...]]:
     for out in outputs:
         moved = (_number(out.largest), _number(out.relative), _number(out.moved))
         yield (out.name, str(out.shape), *moved, _number(out.allowed))
+
+
+_LEAK_HEAD = ("leak", "tried with", "outcome", "largest change", "moved", "allowed")
+
+
+def _leak_rows(leaks: tuple[LeakReceipt, ...]) -> Iterable[tuple[str, ...]]:
+    for leak in leaks:
+        numbers = (_number(leak.largest), _number(leak.moved), _number(leak.allowed))
+        yield (leak.name, leak.changed, leak.outcome, *numbers)
 
 
 def _number(value: float | None) -> str:

@@ -99,7 +99,7 @@ def recurrence(
     if initial_state is None:
         initial_state = value.new_zeros(shape, dtype=wide)
     _check_state(initial_state, shape, wide, value)
-    problem = _problem(query, key, value, log_decay, beta, scale, mask, initial_state)
+    problem = problem_of_recurrence(query, key, value, log_decay, beta, scale, mask, initial_state)
     function = choose(found, problem, implementation, fallback).function
     call = _Call(function, 1.0 if scale is None else float(scale), options, layout)
     if torch.is_autocast_enabled(value.device.type):
@@ -271,7 +271,7 @@ def _check_state(state: object, shape: tuple[int, ...], wide: torch.dtype, value
         )
 
 
-def _problem(
+def problem_of_recurrence(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -281,6 +281,7 @@ def _problem(
     mask: Mask,
     state: Tensor,
 ) -> Problem:
+    """Return the problem that `recurrence` solves with these arguments."""
     given = [query, key, value, state, *(each for each in (log_decay, beta) if each is not None)]
     return Problem(
         family="recurrence",

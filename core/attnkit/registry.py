@@ -122,6 +122,10 @@ class Registry:
         """Return what extensions add to a conformance report, as Markdown."""
         return self._extensions.report_sections(report)
 
+    def broken_extensions(self) -> tuple[BrokenPlugin, ...]:
+        """Return the extensions that have failed so far; asks none of them anything."""
+        return self._extensions.failed()
+
     def fault(self, entry: Entry) -> BrokenPlugin | None:
         """Load the variant of an entry, and return why that fails, or None."""
         if entry.owner != SESSION:

@@ -10,12 +10,13 @@ from attnkit.errors import UnsupportedError
 from attnkit.masks import sliding_window
 from attnkit.registry import get_variant
 from attnkit.sites import Call
-from attnkit.softmax import attention, problem_of
+from attnkit.softmax import answer, attention, problem_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.interface import Variant
+    from attnkit.masks import Mask
     from attnkit.plans import Assignment
     from attnkit.sites import Request
 
@@ -34,7 +35,7 @@ class Running:
         """Make the mixer that an assignment asks for."""
         options = assignment.options
         return cls(
-            assignment.variant, options.implementation, options.fallback, options.window_size
+            assignment.variant, options.implementation, options.fallback, assignment.window_size
         )
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -43,7 +44,8 @@ class Running:
 
     def __call__(self, request: Request) -> Tensor:
         """Answer a site's call."""
-        return self.attend(self.narrowed(request.call()), self.implementation, self.fallback)
+        call = self.narrowed(request.call())
+        return answer(call, self.variant, self.implementation, self.fallback)
 
     def narrowed(self, call: Call) -> Call:
         """Add the plan's window to the mask of a call."""
@@ -54,7 +56,7 @@ class Running:
                 "window_size: needs to know where the queries stand among the keys, which this "
                 "call does not tell (a static cache while compiling); use a dynamic cache"
             )
-        mask = call.mask & sliding_window(self.window_size)
+        mask = _windowed(call.mask, self.window_size)
         return Call(**{**vars(call), "mask": mask})
 
     def attend(self, call: Call, implementation: str, fallback: tuple[str, ...] = ()) -> Tensor:
@@ -70,6 +72,16 @@ class Running:
         """Return which implementation takes a call, as ``variant.implementation``."""
         problem = problem_of(**call.arguments())
         return choose(self.variant, problem, self.implementation, self.fallback).key
+
+
+def _windowed(mask: Mask, size: int) -> Mask:
+    """Narrow a mask, once for all layers if it remembers."""
+    if mask.memory is None:
+        return mask & sliding_window(size)
+    found: Mask | None = mask.memory.get(size)
+    if found is None:
+        found = mask.memory[size] = (mask & sliding_window(size)).remembering()
+    return found
 
 
 def _named(name: str, implementation: str, fallback: tuple[str, ...], size: int | None) -> Running:

@@ -9,7 +9,7 @@ call, `attnkit.swapping` what is done with a site.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,12 +17,16 @@ from attnkit.table import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor, nn
 
     from attnkit.masks import Mask
 
 Kind = Literal["attention", "feedforward"]
+
+ROOT = "(model)"
+"""Path of a site that is the model itself."""
 
 
 class Needs(BaseModel):
@@ -34,6 +38,7 @@ class Needs(BaseModel):
     kv_heads: int | None = Field(default=None, description="Hkv, key/value heads")
     head_dim: int | None = Field(default=None, description="E, width of a query or key head")
     causal: bool | None = Field(default=None, description="no query sees a later key")
+    cross: bool = Field(default=False, description="keys come from elsewhere than queries")
     window: int | None = Field(default=None, description="sliding window, in keys, self included")
     softcap: float | None = Field(
         default=None, description="logits are capped at plus and minus this"
@@ -49,6 +54,15 @@ class Needs(BaseModel):
         default=None, description="D, width of a feed-forward layer's input"
     )
     hidden_dim: int | None = Field(default=None, description="F, width inside a feed-forward layer")
+    activation: str | None = Field(
+        default=None, description="class of a feed-forward layer's activation"
+    )
+    gated: bool | None = Field(
+        default=None, description="W_down (activation(W_gate x) * W_up x), without biases"
+    )
+    num_experts: int | None = Field(
+        default=None, description="of a mixture; its router is no part of the site"
+    )
 
     def __str__(self) -> str:
         """Say it in a few words: ``causal, GQA 32/8, head_dim 128, window 4096``."""
@@ -60,7 +74,7 @@ class Site(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(description="the module's name in ``model.named_modules()``")
+    path: str = Field(description="the module's name in ``model.named_modules()``, or `ROOT`")
     kind: Kind
     layer: str = Field(description="class of the module")
     host: str = Field(description="name of the adapter that knows this module")
@@ -69,6 +83,14 @@ class Site(BaseModel):
     device: str = Field(description="device type of its parameters, ``cpu``")
     obstacle: str | None = Field(
         default=None, description="why nothing can go here; None if it can"
+    )
+    remark: str | None = Field(
+        default=None, description="what to know of its host: a version that was not tested"
+    )
+    input_dim: int | None = Field(
+        default=None,
+        description="D, where the host hands on the layer's input and keeps a state for it, as "
+        "a recurrence needs",
     )
 
 
@@ -79,12 +101,13 @@ class Survey(tuple[Site, ...]):
 
     def __str__(self) -> str:
         rows = [(s.path, s.kind, s.layer, s.obstacle or str(s.needs)) for s in self]
-        return table(("site", "kind", "layer", "needs"), rows)
+        return with_remarks(table(("site", "kind", "layer", "needs"), rows), self)
 
 
-@dataclass(frozen=True)
+# not frozen: that alone would cost a microsecond in every layer, at every token
+@dataclass
 class Call:
-    """The arguments of `attnkit.attention` that one call of a site amounts to.
+    """The arguments of `attnkit.attention` that one call of a site amounts to; never changed.
 
     Attributes:
         aligned: Whether query i is known to stand at key i + S - L, as masks by position presume;
@@ -141,9 +164,13 @@ class Request(Protocol):
 
 
 class Mixer(Protocol):
-    """What stands at a site: answers a request with (B, H, L, Ev)."""
+    """What stands at a site: answers a request with (B, H, L, Ev).
 
-    def __call__(self, request: Request) -> Tensor: ...
+    At a feed-forward site the request is `attnkit.feedforward_sites.Passage`, at an attention
+    site of a recurrence `attnkit.recurrent_sites.Span`.
+    """
+
+    def __call__(self, request: Any) -> Tensor: ...
 
 
 class Attachment(Protocol):
@@ -163,9 +190,12 @@ class Host(Protocol):
 
     Attributes:
         name: Name of the library, which is also the distribution whose version receipts show.
+        tested: Its versions that the adapter was tested with, by their first numbers
+            (``("5.23", "6")``); empty where there is no library.
     """
 
     name: str
+    tested: tuple[str, ...]
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         """Return the sites of this library's modules in a model; none for a foreign model."""
@@ -199,15 +229,41 @@ class Host(Protocol):
         ...
 
 
+def with_remarks(text: str, sites: Sequence[Site]) -> str:
+    """Put the remarks of some sites below a text, each once."""
+    remarks = dict.fromkeys(site.remark for site in sites if site.remark)
+    return "\n\n".join([text, *remarks])
+
+
+@runtime_checkable
+class Opener(Protocol):
+    """A host that can also open what its library saved."""
+
+    name: str
+
+    def open(self, folder: Path) -> nn.Module | None:
+        """Return the model in a folder, in eval mode; None if it is not of this library.
+
+        Raises:
+            ConfigError: It is, but cannot be opened.
+            UnsupportedError: It is, but the library is not installed.
+        """
+        ...
+
+
 def _words(needs: Needs) -> list[str]:
     words = []
     if needs.causal is not None:
         words.append("causal" if needs.causal else "bidirectional")
+    if needs.cross:
+        words.append("cross")
     if needs.heads is not None:
         grouped = needs.kv_heads not in (None, needs.heads)
         words.append(f"GQA {needs.heads}/{needs.kv_heads}" if grouped else f"{needs.heads} heads")
     named = ("head_dim", "window", "softcap", "scale", "embed_dim", "hidden_dim")
     told = ((name, getattr(needs, name)) for name in named)
     words += [f"{name} {value:g}" for name, value in told if value is not None]
-    words += [name for name in ("sinks", "bias", "cache") if getattr(needs, name)]
+    words += [f"{value}" for value in (needs.activation,) if value]
+    words += [f"{needs.num_experts} experts"] if needs.num_experts else []
+    words += [name for name in ("gated", "sinks", "bias", "cache") if getattr(needs, name)]
     return [*words, f"dropout {needs.dropout:g}"] if needs.dropout else words

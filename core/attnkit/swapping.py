@@ -4,8 +4,9 @@
     trial     every site answers with the model's own function and tries the variant beside it
     noise     every site answers with its own function plus rounding noise (exact swaps)
     after     the variants stand at their sites; all must have run
+    leaks     so they do, and inputs change where some outputs may not look
 
-Nothing stays attached unless all four pass: what was attached is undone in reverse order,
+Nothing stays attached unless all five pass: what was attached is undone in reverse order,
 whatever is raised. `attnkit.verification` has the measurements and their bounds.
 """
 
@@ -19,22 +20,25 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from attnkit.errors import SwapError, UnsupportedError, VerificationError
+from attnkit.errors import SwapError, SwapRefusedError, VerificationError
 from attnkit.hosts import refusal
+from attnkit.leaks import Prober, Subject, check_leaks
 from attnkit.plans import spelled
-from attnkit.receipts import OutputReceipt, Receipt, SiteReceipt
+from attnkit.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
 from attnkit.registry import default
-from attnkit.running import Running
-from attnkit.verification import NOISE_RUNS, Counting, Noisy, Trial, compare_outputs
+from attnkit.standing import mixer_of, trial_of
+from attnkit.verification import NOISE_RUNS, Counting, compare_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor, nn
 
     from attnkit.plans import Assignment, Plan
     from attnkit.promises import Relation
     from attnkit.sites import Attachment, Host, Mixer
+    from attnkit.standing import AnyTrial, Standing
 
 
 class Swap:
@@ -65,6 +69,16 @@ class Swap:
         _undo(self._attachments)
         self.active = False
 
+    def save(self, where: str | Path) -> Path:
+        """Write the receipt beside a checkpoint, for `attnkit.reapply`; return its path.
+
+        Args:
+            where: The folder or the file of the checkpoint, see `attnkit.receipts.receipt_path`.
+        """
+        path = receipt_path(where)
+        self.receipt.save(path)
+        return path
+
     def __enter__(self) -> Self:
         return self
 
@@ -87,17 +101,17 @@ def carry_out(
     """Swap and verify, or raise and leave the model as it was; see `attnkit.swap`."""
     transaction = _Transaction(model, assignments, hosts)
     generated = sample is None
-    if sample is None:
-        sample = transaction.host.sample(model, [a.site for a in assignments])
+    sample = transaction.settle(sample)
     before = transaction.before(sample, generated=generated)
-    trials = transaction.trial(sample)
+    mixers = transaction.mixers()
+    trials = transaction.trial(sample, mixers)
     exact = all(assignment.relation == "exact" for assignment in assignments)
     noisy = transaction.noise(sample, trials) if exact else []
     sites = [trial.receipt() for trial in trials]
-    mixers = [Running.of(assignment) for assignment in assignments]
     after = transaction.after(sample, sites, mixers)
     outputs = compare_outputs(before, after, noisy, sites)
     _check_outputs(outputs, sites)
+    leaks = transaction.leaks(sample, before, after, trials, mixers)
     receipt = Receipt(
         model=type(model).__name__,
         plan=spelled(plan),
@@ -106,6 +120,7 @@ def carry_out(
         generated=generated,
         sites=tuple(sites),
         outputs=outputs,
+        leaks=leaks,
         versions=_versions(transaction.used),
         owners=_owners(assignments),
     )
@@ -120,8 +135,32 @@ class _Transaction:
     ) -> None:
         self.model = model
         self.assignments = assignments
+        self.hosts = hosts
         self.used = {a.site.host: hosts[a.site.host] for a in assignments}
         self.host = self.used[assignments[0].site.host]
+
+    def settle(self, sample: Mapping[str, object] | None) -> Mapping[str, object]:
+        """Settle which host runs the model, the first that knows its inputs; return the sample.
+
+        A model may be one host's and hold another's layers.
+        """
+        sites = [assignment.site for assignment in self.assignments]
+        rest = (host for name, host in self.hosts.items() if name not in self.used)
+        able = [*self.used.values(), *(host for host in rest if host.sites(self.model))]
+        if sample is not None and len(able) == 1:
+            return sample
+        refusals = []
+        for host in able:
+            try:
+                made = host.sample(self.model, sites)
+            except SwapError as error:
+                refusals.append(str(error))
+            else:
+                self.host = host
+                return made if sample is None else sample
+        if sample is None:
+            raise SwapError("\n".join(dict.fromkeys(refusals)))
+        return sample
 
     def before(self, sample: Mapping[str, object], *, generated: bool) -> Mapping[str, Tensor]:
         """Run the model as it is."""
@@ -158,18 +197,24 @@ class _Transaction:
             raise
         return attached
 
-    def trial(self, sample: Mapping[str, object]) -> list[Trial]:
+    def mixers(self) -> list[Standing]:
+        """Build what will stand at each site; torch's random state is put back."""
+        pairs = [(self.used[a.site.host], a) for a in self.assignments]
+        with torch.random.fork_rng(_cuda(self.model)):
+            return [mixer_of(self.model, host, assignment) for host, assignment in pairs]
+
+    def trial(self, sample: Mapping[str, object], mixers: Sequence[Standing]) -> list[AnyTrial]:
         """Try the variants beside the model's own functions.
 
         Raises:
-            UnsupportedError: Some cannot take what arrives; all sites are listed.
+            SwapRefusedError: Some cannot take what arrives; all sites are listed.
             VerificationError: Some compute something else; the worst are listed.
         """
-        trials = [Trial(assignment) for assignment in self.assignments]
+        trials = list(map(trial_of, self.assignments, mixers))
         self.run(sample, trials)
         refused = [(t.assignment.site.path, tuple(dict.fromkeys(t.refusals))) for t in trials]
         if any(reasons for _, reasons in refused):
-            raise UnsupportedError(refusal([each for each in refused if each[1]]))
+            raise SwapRefusedError(refusal([each for each in refused if each[1]]))
         unused = [t.assignment.site.path for t in trials if not t.units]
         if unused:
             raise VerificationError(
@@ -185,7 +230,7 @@ class _Transaction:
         self,
         sample: Mapping[str, object],
         sites: Sequence[SiteReceipt],
-        mixers: Sequence[Running],
+        mixers: Sequence[Mixer],
     ) -> Mapping[str, Tensor]:
         """Run the model with the variants.
 
@@ -202,14 +247,41 @@ class _Transaction:
                 )
         return outputs
 
+    def leaks(
+        self,
+        sample: Mapping[str, object],
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        trials: Sequence[AnyTrial],
+        mixers: Sequence[Mixer],
+    ) -> tuple[LeakReceipt, ...]:
+        """Ask the whole model whether later tokens, padding or other documents leak.
+
+        Raises:
+            VerificationError: Something does that did not before.
+        """
+        if not isinstance(self.host, Prober):
+            return ()
+        sites = [assignment.site for assignment in self.assignments]
+        subject = Subject(
+            run=self.run,
+            sample=sample,
+            before=before,
+            after=after,
+            mixers=mixers,
+            noisy=lambda generator: [trial.noisy(generator) for trial in trials],
+            sites=[trial.receipt() for trial in trials],
+        )
+        return check_leaks(self.host.probes(self.model, sites, sample), subject)
+
     def noise(
-        self, sample: Mapping[str, object], trials: Sequence[Trial]
+        self, sample: Mapping[str, object], trials: Sequence[AnyTrial]
     ) -> list[Mapping[str, Tensor]]:
         """Run the model with rounding noise at the sites, a few times."""
         runs = []
         for seed in range(NOISE_RUNS):
             generator = torch.Generator().manual_seed(seed)
-            runs.append(self.run(sample, [Noisy(trial.units, generator) for trial in trials]))
+            runs.append(self.run(sample, [trial.noisy(generator) for trial in trials]))
         return runs
 
 
@@ -225,9 +297,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
-    cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(cuda), torch.no_grad():
+        with torch.random.fork_rng(_cuda(model)), torch.no_grad():
             for module, _ in modes:
                 module.training = False
             yield
@@ -239,6 +310,11 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
             if buffer is not None and content is not None and not torch.equal(buffer, content):
                 with torch.no_grad():
                     buffer.copy_(content)
+
+
+def _cuda(model: nn.Module) -> list[int]:
+    """Return the GPUs that hold parameters."""
+    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
 
 
 def _undo(attachments: Sequence[Attachment]) -> None:
@@ -281,7 +357,7 @@ def _described(value: object) -> str:
 
 
 def _versions(hosts: Mapping[str, Host]) -> dict[str, str]:
-    names = ("attnkit", "torch", *(host.name for host in hosts.values()))
+    names = ("attnkit", "torch", *(host.name for host in hosts.values() if host.tested))
     installed = {name: _version(name) for name in names}
     return {"python": platform.python_version(), **installed}
 

@@ -27,10 +27,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attnkit.drift import Drift
 from attnkit.errors import AttnkitError
 from attnkit.masks import Sizes, dense, full
 from attnkit.receipts import OutputReceipt, SiteReceipt
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.plans import Assignment
-    from attnkit.sites import Request
+    from attnkit.sites import Mixer, Request
 
 SITE_BOUND = 3.0
 NOISE_RUNS = 4
@@ -67,6 +68,7 @@ class Trial:
     error_before: float = 0.0
     error_after: float = 0.0
     rows_left_out: int = 0
+    drift: Drift = field(default_factory=Drift)
 
     def __call__(self, request: Request) -> Tensor:
         """Answer as the model would, and measure."""
@@ -99,7 +101,12 @@ class Trial:
             error_after=self.error_after,
             allowed=SITE_BOUND,
             rows_left_out=self.rows_left_out,
+            drift=self.drift.share(),
         )
+
+    def noisy(self, generator: torch.Generator) -> Noisy:
+        """Return a mixer that answers as the model would, with noise of up to one unit."""
+        return Noisy(self.units, generator)
 
     def _measure(self, request: Request, call: Call, own: Tensor, after: Tensor) -> None:
         if after.shape != own.shape:
@@ -113,6 +120,7 @@ class Trial:
         seen = call.mask.to_bool(sizes, call.query.device).expand(sizes.batch, -1, -1, -1)
         counts = seen.any(dim=-1, keepdim=True)  # (B, 1 or H, L, 1), rows that see a key
         self.rows_left_out += int((~counts).sum()) * (sizes.heads // counts.shape[1])
+        self.drift.add(own, after, counts)
         rows = []
         for part in _parts(sizes):
             truth, spread = self._truth(request, call, part)
@@ -154,10 +162,16 @@ class Noisy:
 class Counting:
     """A mixer that counts the calls of another one."""
 
-    mixer: Running
+    mixer: Mixer
     calls: int = 0
 
-    def __call__(self, request: Request) -> Tensor:
+    @property
+    def replaces(self) -> bool | None:
+        """What a mixer with a state says, see `attnkit.recurrent_sites.Carrying`; else None."""
+        found: bool | None = getattr(self.mixer, "replaces", None)
+        return found
+
+    def __call__(self, request: Any) -> Tensor:
         """Count and pass on."""
         self.calls += 1
         return self.mixer(request)

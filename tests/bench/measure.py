@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import MixtralConfig
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 import attnkit
+from attnkit_plugins.transformers_host.dispatch import attend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rounds import Comparison, compare
@@ -42,7 +44,7 @@ def main() -> None:
     if arguments.device == "cuda":
         parts += _suite()
     with torch.no_grad():
-        for part in (_overhead, _flash, _memory, _window, _mixture, _recurrences):
+        for part in (_overhead, _swap, _flash, _memory, _window, _mixture, _recurrences):
             parts += part(arguments.device, arguments.rounds)
     page = "\n".join(parts) + "\n"
     sys.stdout.write(page)
@@ -115,6 +117,31 @@ def _overhead(device: str, rounds: int) -> list[str]:
         f"Overhead per call: {extra * 1e6:.1f} microseconds.",
         "",
     ]
+
+
+def _swap(device: str, rounds: int) -> list[str]:
+    """Compare a swapped Llama layer with the model's own route through sdpa, at one token."""
+    config = LlamaConfig(
+        hidden_size=512, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=2
+    )
+    query = torch.randn(1, 8, 1, 64, device=device)
+    key, value = (torch.randn(1, 2, 33, 64, device=device) for _ in range(2))
+    padded = torch.arange(33, device=device).view(1, 1, 1, 33) >= 3
+    rows = []
+    for variant in ("multi_head", "flash"):
+        model = LlamaForCausalLM(config).eval().to(device)
+        attnkit.swap(model, variant)
+        layer = model.model.layers[0].self_attn
+        for name, mask in (("no mask", None), ("padded", padded)):
+            given = (layer, query, key, value, mask)
+            functions = {
+                "sdpa": lambda given=given: sdpa_attention_forward(*given, scaling=0.125),
+                "swapped": lambda given=given: attend(*given, scaling=0.125),
+            }
+            found = compare("sdpa", functions, rounds=rounds, device=device)
+            extra = (found.ratios["swapped"].median - 1) * found.seconds
+            rows.append((f"{variant}, {name}: {extra * 1e6:+.1f} microseconds", found))
+    return _table("A swapped Llama layer at one token, GQA 8/2, 33 keys, float32", rows)
 
 
 def _flash(device: str, rounds: int) -> list[str]:

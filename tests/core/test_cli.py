@@ -98,7 +98,7 @@ def test_check_reports_and_ends_with_0(tmp_path: object) -> None:
         (["show", "flsh"], "Did you mean 'flash'?"),
         (["check", "flsh"], "Did you mean 'flash'?"),
         (["check", "moe", "--tier", "brief"], "tier must be one of"),
-        (["check", "moe", "--output", "report.pdf"], "must end in .json or .md"),
+        (["check", "moe", "--output", "report.pdf"], "must end in .json, .md"),
         (["explain", "flash", "--needs", "speed"], "--needs must be one of"),
         (["explain", "flash", "--mask", "holes"], "--mask must be one of"),
         (["list", "--all"], "No such option"),

@@ -196,6 +196,7 @@ class Failing:
     """The host for transformers, which fails at one of its calls, counted from 0."""
 
     name = "transformers"
+    tested = HOST.tested
 
     def __init__(self, failing: int, error: BaseException) -> None:
         self.left = failing
@@ -212,6 +213,10 @@ class Failing:
     def sample(self, model: Any, sites: Any) -> Any:
         self._count()
         return HOST.sample(model, sites)
+
+    def probes(self, model: Any, sites: Any, sample: Any) -> Any:
+        self._count()
+        return HOST.probes(model, sites, sample)
 
     def attach(self, model: Any, site: Any, mixer: Any, label: str) -> Any:
         self._count()
@@ -237,13 +242,15 @@ def test_failure_at_any_step_leaves_the_model_as_it_was(model: Any, error: BaseE
         except type(error):
             assert state(model) == before
         except SwapError:
-            # the model does not run on a generated sample, says the first run
+            # the model does not run on a generated sample, says the first run; it no longer
+            # runs, say those that look for leaks
             assert state(model) == before
         else:
             break
         step += 1
-    # one sample, 7 runs, 3 sites attached for all but the first run and for good
-    assert step == 1 + 7 + 3 * 7
+    # one sample, 7 runs, one list of probes with 4 more runs; 3 sites attached for all but the
+    # first run, and for good
+    assert step == 1 + 7 + 1 + 4 + 3 * 11
     swapped.restore()
     assert state(model) == before
 

@@ -101,7 +101,8 @@ class _Attend(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_out: Tensor
     ) -> tuple[Tensor | None, ...]:
-        with fast_products():
+        # a backward pass under autocast would round the products, and not the sums
+        with fast_products(), torch.autocast(grad_out.device.type, enabled=False):
             return _gradients(ctx, grad_out)
 
 

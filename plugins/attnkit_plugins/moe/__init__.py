@@ -31,10 +31,14 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 import attnkit
+from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import ALL_DTYPES, Promises
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from attnkit.problem import Problem
+    from attnkit.sites import Site
 
 
 class MoEConfig(attnkit.LayerConfig):
@@ -62,6 +66,46 @@ class MoEConfig(attnkit.LayerConfig):
                 f"top_k must be at most num_experts, got {self.top_k} and {self.num_experts}"
             )
         return self
+
+
+class MoESiteOptions(SiteOptions):
+    """What a plan may say about it at a feed-forward layer, or at experts that are there."""
+
+    num_experts: int | None = Field(
+        default=None,
+        gt=0,
+        description="E, copies of a dense layer's network; not for experts that are there",
+    )
+    top_k: int | None = Field(
+        default=None,
+        gt=0,
+        description="k, how many of them each token is sent to; 2 unless told otherwise",
+    )
+
+
+def _site_refuses(site: Site, options: MoESiteOptions) -> Iterator[str]:
+    needs = site.needs
+    if needs.num_experts is not None:
+        given = ("num_experts", options.num_experts), ("top_k", options.top_k)
+        for name, value in given:
+            if value is not None:
+                yield f"{name}: the model's own router decides, leave it out at experts"
+    elif options.num_experts is None:
+        yield (
+            "num_experts: how many copies of the dense layer to make must be given, "
+            "{'variant': 'moe', 'num_experts': 8, 'top_k': 2}"
+        )
+    elif (options.top_k or 2) > options.num_experts:
+        yield f"top_k: at most num_experts = {options.num_experts}, got {options.top_k or 2}"
+    if not needs.gated:
+        yield (
+            f"gate: experts of 'moe' are W_down (silu(W_gate x) * W_up x) without biases, "
+            f"{site.layer} is not known to be"
+        )
+    if needs.activation not in ("SiLU", "SiLUActivation"):
+        yield f"activation: {site.layer} has {needs.activation}, experts of 'moe' have SiLU"
+    if options.fallback and needs.num_experts is None:
+        yield "fallback: the layer that takes this place runs one implementation, leave it out"
 
 
 def _work(problem: Problem) -> float:
@@ -136,6 +180,13 @@ VARIANT = attnkit.Variant(
     ),
     config=MoEConfig,
     layer="attnkit_plugins.moe.layer:MoELayer",
+    placement=Placement(
+        build="attnkit_plugins.moe.site:upcycle",
+        options=MoESiteOptions,
+        relation="exact",
+        refuses=_site_refuses,
+        weights="attnkit_plugins.moe.weights:ExpertWeights",
+    ),
     implementations=(
         attnkit.Implementation(
             name="reference",

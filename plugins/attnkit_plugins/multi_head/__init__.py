@@ -38,14 +38,16 @@ def _reference_cost(problem: Problem) -> float:
 def _eager_cost(problem: Problem) -> float:
     widths = problem.head_dim + problem.value_head_dim
     each = 1.5e-9 + 13e-12 * widths
+    extra = 0.0
     if problem.mask_parts or (problem.causal and problem.query_length > 1):
         each += 2.2e-9
+        extra = 20e-6
     if _logits(problem) > 1 << 22:
         # the logits no longer fit a cache
         each *= 2
     copies = 1 if problem.dtype in ("float32", "float64") else 2
     work = each * _logits(problem) + copies * _reading(problem, problem.kv_heads)
-    return _passes(problem) * (30e-6 + work)
+    return extra + _passes(problem) * (30e-6 + work)
 
 
 def _sdpa_cost(problem: Problem) -> float:
@@ -64,7 +66,7 @@ def _sdpa_cost(problem: Problem) -> float:
     each = slow * (0.3e-9 + 19e-12 * widths)
     if problem.mask_parts or problem.bias:
         each += 0.5e-9
-    extra = 50e-6 if problem.mask_parts or problem.bias else 0.0
+    extra = 50e-6 if problem.bias else 10e-6 if problem.mask_parts else 0.0
     if problem.gradients and problem.dtype == "bfloat16":
         extra += rows * (40e-6 + 1e-6 * min(problem.query_length, 128))
     return extra + _passes(problem) * (12e-6 + each * logits + _reading(problem, problem.heads))

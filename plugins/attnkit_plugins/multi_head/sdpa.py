@@ -56,7 +56,7 @@ def attend(
         scale=scale,
         enable_gqa=heads != key.shape[1],
     )
-    return out.to(dtype)
+    return out if bias is None else out.to(dtype)
 
 
 def _as_tensor(mask: Mask, bias: Tensor | None, sizes: Sizes, query: Tensor) -> Tensor | None:

@@ -10,7 +10,8 @@ The name is registered with transformers at the first swap and stays; it does no
 that was not swapped.
 
 Here is the declaration, which imports neither torch nor transformers. `finding` has the survey,
-`dispatch` what runs in a swapped layer, `masking` how masks are read, `sampling` the probe.
+`dispatch` what runs in a swapped layer, `masking` how masks are read, `recurrent` and `experts`
+what stands in for attention and for feed-forward layers, `sampling` the probe.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ import attnkit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor, nn
 
+    from attnkit.feedforward_sites import Weights
     from attnkit.hosts import Attachment, Host, Mixer, Site
+    from attnkit.leaks import Probe
 
 
 class TransformersHost:
     """See `attnkit.hosts.Host`."""
 
     name = "transformers"
+    tested: tuple[str, ...] = ("5.23",)
 
     def sites(self, model: nn.Module) -> Sequence[Site]:
         # a model of a library that was never imported cannot be here
@@ -42,9 +47,24 @@ class TransformersHost:
         return find_sites(model)
 
     def attach(self, model: nn.Module, site: Site, mixer: Mixer, label: str) -> Attachment:
-        from attnkit_plugins.transformers_host.dispatch import attach
+        from attnkit.intercepting import intercept
+        from attnkit.mounting import mount
+        from attnkit_plugins.transformers_host import dispatch, experts, interface, recurrent
 
-        return attach(model, site.path, mixer, label)
+        if site.kind == "feedforward":
+            return experts.attach(model, site.path, mixer, label)
+        layer: type = type(model.get_submodule(site.path))
+        if interface.caller(layer) is None:
+            # it calls torch's function, not the interface
+            return mount(model, site, mixer, label, intercept)
+        if getattr(mixer, "replaces", None) is not None:
+            return recurrent.attach(model, site.path, mixer, label)
+        return dispatch.attach(model, site.path, mixer, label)
+
+    def weights(self, model: nn.Module, path: str) -> Weights:
+        from attnkit_plugins.transformers_host.experts import weights
+
+        return weights(model.get_submodule(path))
 
     def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
         from attnkit_plugins.transformers_host.sampling import make_sample
@@ -55,6 +75,18 @@ class TransformersHost:
         from attnkit_plugins.transformers_host.sampling import run
 
         return run(model, sample)
+
+    def probes(
+        self, model: nn.Module, sites: Sequence[Site], sample: Mapping[str, object]
+    ) -> Sequence[Probe]:
+        from attnkit_plugins.transformers_host.probing import make_probes
+
+        return make_probes(model, sites, sample)
+
+    def open(self, folder: Path) -> nn.Module | None:
+        from attnkit_plugins.transformers_host.opening import open_folder
+
+        return open_folder(folder)
 
 
 HOST = TransformersHost()

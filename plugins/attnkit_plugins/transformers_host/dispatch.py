@@ -56,6 +56,8 @@ INERT = frozenset(
 )
 """Keywords that reach the layer and that no attention function of transformers acts on."""
 
+_KNOWN = TRANSLATED | INERT
+
 
 @dataclass
 class Binding:
@@ -149,15 +151,15 @@ def attend(
         )
     query, key, value = _autocast(query, key, value)
     out = binding.mixer(Arrived(module, query, key, value, attention_mask, keywords))
-    wanted = (*query.shape[:3], value.shape[3])
-    if tuple(out.shape) != wanted:
+    if out.shape != (*query.shape[:3], value.shape[3]):
+        wanted = (*query.shape[:3], value.shape[3])
         raise ShapeError(
             f"{binding.label!r} must return (B, H, L, Ev) = {wanted}, got {tuple(out.shape)}"
         )
     return out.transpose(1, 2).contiguous(), None
 
 
-@dataclass
+@dataclass(slots=True)
 class Arrived:
     """See `attnkit.hosts.Request`."""
 
@@ -170,7 +172,7 @@ class Arrived:
 
     def call(self) -> Call:
         given = self.keywords
-        _check_keywords(type(self.module).__name__, given)
+        check_keywords(type(self.module).__name__, given)
         key, value = self.key, self.value
         bias = given.get("position_bias")
         mask, additive, keys, aligned = self._reading()
@@ -226,7 +228,8 @@ class Arrived:
 
     def _is_causal_without_mask(self) -> bool:
         """Say what no mask means: causal for sdpa, unless the layer is not; full for eager."""
-        if own_config(self.module)._attn_implementation != "sdpa" or self.query.shape[2] == 1:
+        # the cheap question first: one token is what a layer is asked most often
+        if self.query.shape[2] == 1 or own_config(self.module)._attn_implementation != "sdpa":
             return False
         told = self.keywords.get("is_causal")
         return bool(getattr(self.module, "is_causal", True) if told is None else told)
@@ -237,11 +240,15 @@ def _register() -> None:
     AttentionMaskInterface.register(KEY, _visible_mask)
 
 
-def _check_keywords(layer: str, given: dict[str, Any]) -> None:
+def check_keywords(layer: str, given: dict[str, Any]) -> None:
+    """Refuse what a layer passes on and nothing here acts on, by name."""
+    """Refuse by name what cannot be translated and may matter."""
+    if given.keys() <= _KNOWN:
+        return
     unknown = [
         name
         for name, value in given.items()
-        if name not in TRANSLATED | INERT and value is not None and value is not False
+        if name not in _KNOWN and value is not None and value is not False
     ]
     if "output_attentions" in unknown:
         raise UnsupportedError(
@@ -257,7 +264,8 @@ def _check_keywords(layer: str, given: dict[str, Any]) -> None:
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to the dtype of autocast where it is on, as torch's own attention does."""
-    kind = tensors[0].device.type
+    # `device.type` costs more than all the rest of this
+    kind = "cpu" if tensors[0].is_cpu else tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)

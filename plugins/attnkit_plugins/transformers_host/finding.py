@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from attnkit.hosts import Needs, Site
+from attnkit.intercepting import calls_attention
+from attnkit_plugins.transformers_host.experts import (
+    experts_obstacle,
+    feedforward_needs,
+    is_experts,
+)
 from attnkit_plugins.transformers_host.interface import Caller, caller, own_config
 
 if TYPE_CHECKING:
@@ -41,6 +48,12 @@ def _site(path: str, module: nn.Module) -> Iterator[Site]:
         yield _record(path, module, "attention", _attention(module, found), _obstacle(module))
     elif not layer.__module__.startswith("transformers."):
         return
+    elif calls_attention(layer):
+        needs, told = _calling(module), _obstacle_of_caller(module)
+        yield _record(path, module, "attention", needs, told)
+    elif is_experts(module):
+        told = experts_obstacle(module)
+        yield _record(path, module, "feedforward", Needs(**feedforward_needs(module)), told)
     elif "Attention" in layer.__name__ and len(_matrices(module)) + len(_own(module)) > 1:
         told = f"{layer.__name__} does not call transformers' attention interface"
         yield _record(path, module, "attention", Needs(), told)
@@ -60,7 +73,18 @@ def _record(path: str, module: nn.Module, kind: Any, needs: Needs, obstacle: str
         dtype=str(first.dtype).removeprefix("torch."),
         device=first.device.type,
         obstacle=obstacle,
+        input_dim=_input_dim(module) if kind == "attention" else None,
     )
+
+
+def _input_dim(module: nn.Module) -> int | None:
+    """Return D of a layer whose cache can keep a state: one with a place of its own in it."""
+    layer: type = type(module)
+    found = caller(layer)
+    if found is None or "past_key_values" not in found.code.co_varnames:
+        return None
+    width = getattr(own_config(module), "hidden_size", None)
+    return width if isinstance(getattr(module, "layer_idx", None), int) else None
 
 
 def _obstacle(module: nn.Module) -> str | None:
@@ -103,6 +127,30 @@ def _attention(module: nn.Module, found: Caller) -> Needs:
     )
 
 
+def _calling(module: nn.Module) -> Needs:
+    """Say what a layer needs that calls torch's attention function itself."""
+    heads = _number(int, module, "num_heads", "num_attention_heads")
+    causal = getattr(module, "is_causal", None)
+    return Needs(
+        heads=heads,
+        kv_heads=_number(int, module, "num_kv_heads") or heads,
+        head_dim=_number(int, module, "head_dim", "attention_head_size"),
+        causal=causal if isinstance(causal, bool) else None,
+        dropout=_dropout(module),
+        cache="layer_past" in inspect.signature(module.forward).parameters,
+    )
+
+
+def _obstacle_of_caller(module: nn.Module) -> str | None:
+    name = getattr(getattr(module, "config", None), "_attn_implementation", "sdpa")
+    if name in (None, "sdpa"):
+        return None
+    return (
+        f"{type(module).__name__} calls torch's attention function under "
+        f"attn_implementation='sdpa' only, the model has {name!r}"
+    )
+
+
 def _window(module: nn.Module, found: Caller) -> int | None:
     owner: object = module
     if not hasattr(module, "sliding_window"):
@@ -128,7 +176,10 @@ def _feedforward(module: nn.Module) -> Needs:
     shape = tuple(first.shape)
     is_linear = isinstance(next(iter(module.children())), torch.nn.Linear)
     hidden, width = shape if is_linear else shape[::-1]
-    return Needs(embed_dim=width, hidden_dim=hidden)
+    told = feedforward_needs(module)
+    if isinstance(getattr(module, "gate_up_proj", None), torch.nn.Linear):
+        hidden = hidden // 2
+    return Needs(embed_dim=width, hidden_dim=hidden, **told)
 
 
 def _matrices(module: nn.Module) -> list[torch.Tensor]:

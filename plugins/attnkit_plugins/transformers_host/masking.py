@@ -8,6 +8,7 @@ logit survives: the lowest of its dtype, or -inf; other numbers are a bias.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import ref
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -40,8 +41,12 @@ class Reading(NamedTuple):
     aligned: bool
 
 
-# a model hands one tensor to all its layers: it is read once, by the first of them
-_read: MutableMapping[Tensor, tuple[object, Reading]] = WeakTensorKeyDictionary()
+# a model hands one tensor to all its layers: it is read once, by the first of them. By the number
+# of a living object: torch's dictionary of weak keys would cost a microsecond in every layer
+_read: dict[int, tuple[ref[Tensor], object, Reading]] = {}
+
+# where versions are not tracked, the same: the contents are kept, to see whether they changed
+_inferred: MutableMapping[Tensor, tuple[object, Tensor, Reading]] = WeakTensorKeyDictionary()
 
 
 def read(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
@@ -64,14 +69,25 @@ def read(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
         mask = dense(given) if is_bool else full()
         return Reading(mask, None if is_bool else given, sizes.keys, aligned)
     if given.is_inference():
-        # its version is not tracked: it may change between two layers
-        return _translate(given, sizes, window)
-    key = (given._version, sizes, window)
-    known = _read.get(given)
-    if known is None or known[0] != key:
-        known = (key, _translate(given, sizes, window))
-        _read[given] = known
-    return known[1]
+        return _read_inferred(given, sizes, window)
+    # what is made in inference mode must not meet a backward pass
+    key = (given._version, sizes, window, torch.is_inference_mode_enabled())
+    known = _read.get(id(given))
+    if known is None or known[0]() is not given or known[1] != key:
+        number = id(given)
+        alive = ref(given, lambda _: _read.pop(number, None))
+        known = _read[number] = (alive, key, _translate(given, sizes, window))
+    return known[2]
+
+
+def _read_inferred(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
+    """Translate a tensor whose version is not tracked: it may change between two layers."""
+    key = (sizes, window)
+    known = _inferred.get(given)
+    if known is None or known[0] != key or not torch.equal(known[1], given):
+        known = (key, given.clone(), _translate(given, sizes, window))
+        _inferred[given] = known
+    return known[2]
 
 
 def _translate(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
@@ -91,4 +107,5 @@ def _translate(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
         seen = seen[..., :keys]
         bias = None if bias is None else bias[..., :keys]
     sizes = sizes._replace(keys=keys)
-    return Reading(lift(seen, sizes, window), bias, keys, aligned=keys >= sizes.queries)
+    mask = lift(seen, sizes, window).remembering()
+    return Reading(mask, bias, keys, aligned=keys >= sizes.queries)

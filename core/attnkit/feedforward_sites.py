@@ -1,0 +1,233 @@
+"""A feed-forward variant in place of a layer of a model, or of the experts in one.
+
+Two kinds of sites. A *network* is one gated feed-forward layer, y = W_down (silu(W_gate x) *
+W_up x): the variant builds a layer from its weights, and that layer takes its place among the
+model's modules. *Experts* are many of them, behind a router that stays: the variant's
+implementations run on the model's own weights, for the routing that the model decided.
+
+Both are exact at the start, and verified as such on what reaches them in a run of the model,
+against the model's own modules in float64. With p = W_gate x, r = W_up x and h = silu(p) * r, in
+units of what rounding may do,
+
+    dp = u |p| + e |W_gate| |x|,    dr = u |r| + e |W_up| |x|,    e = 8 * 2^-24
+    dh = 1.1 dp |r| + |silu(p)| dr + 3u |h|
+    unit = sum over experts of gate * (sqrt(W_down^2 (dh^2 + (e h)^2)) + 3u |y|) + tiny
+
+u is the rounding unit of the dtype, 1.1 bounds the slope of silu. The errors of the terms of
+W_down h are independent, so their squares add.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.nn.functional import silu
+
+from attnkit.choice import AUTO, choose
+from attnkit.interface import load
+from attnkit.problem import Problem
+from attnkit.registry import get_variant
+from attnkit.validation import dtype_name
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from attnkit.interface import Variant
+    from attnkit.plans import Assignment
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of gated feed-forward networks, as the model holds them.
+
+    Attributes:
+        gate_up: (E, 2F, D), W_gate above W_up; E is 1 for a layer that is no mixture.
+        down: (E, D, F), W_down.
+    """
+
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a model's router decided.
+
+    Attributes:
+        experts: (T, k), int64.
+        gates: (T, k).
+    """
+
+    experts: Tensor
+    gates: Tensor
+
+
+class Passage(Protocol):
+    """One call of a feed-forward site, as its host received it."""
+
+    @property
+    def x(self) -> Tensor:
+        """(..., D), tokens; (T, D) of experts."""
+        ...
+
+    @property
+    def routing(self) -> Routing | None:
+        """None at a network."""
+        ...
+
+    def weights(self) -> Weights:
+        """Return the site's weights, as they are now."""
+        ...
+
+    def own(self, dtype: torch.dtype) -> Tensor:
+        """Run the model's own module in a dtype, shaped as ``x``."""
+        ...
+
+
+class Builder(Protocol):
+    """`Placement.build` of a feed-forward variant."""
+
+    def __call__(self, weights: Weights, options: Any, *, variant: Variant) -> nn.Module:
+        """Build a layer, (..., D) in and out, from the weights of one network."""
+        ...
+
+
+class FeedforwardHost(Protocol):
+    """What a host offers beside `attnkit.sites.Host` if it has feed-forward sites."""
+
+    def weights(self, model: nn.Module, path: str) -> Weights:
+        """Return the weights of a feed-forward site."""
+        ...
+
+
+@dataclass(frozen=True)
+class Layered:
+    """A mixer that is a layer; a host puts ``layer`` in the place of the site's module."""
+
+    layer: nn.Module
+    variant: Variant
+    implementation: str = AUTO
+    fallback: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, assignment: Assignment, weights: Weights) -> Layered:
+        """Build what an assignment asks for."""
+        variant, options = assignment.variant, assignment.options
+        assert variant.placement is not None
+        build: Builder = load(variant.placement.build)
+        layer = build(weights, options, variant=variant)
+        return cls(layer, variant, options.implementation, options.fallback)
+
+    def __call__(self, request: Passage) -> Tensor:
+        """Answer a call, shaped as its x."""
+        out: Tensor = self.layer(request.x)
+        return out
+
+    def chosen(self, request: Passage) -> str:
+        """Return which implementation takes a call, as ``variant.implementation``."""
+        experts = getattr(getattr(self.layer, "config", None), "num_experts", 1)
+        problem = _problem(request.x, experts, ())
+        return choose(self.variant, problem, self.implementation, self.fallback).key
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A mixer that runs a model's own experts, for the routing that the model decided."""
+
+    variant: Variant
+    implementation: str = AUTO
+    fallback: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, assignment: Assignment) -> Expert:
+        """Make the mixer that an assignment asks for."""
+        options = assignment.options
+        return cls(assignment.variant, options.implementation, options.fallback)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy and pickle by the variant's name: what it stands for lives in the registry."""
+        return _named, (self.variant.name, self.implementation, self.fallback)
+
+    def __call__(self, request: Passage) -> Tensor:
+        """Answer a call, (T, D)."""
+        x, routing, weights = request.x, request.routing, request.weights()
+        placement = self.variant.placement
+        assert routing is not None
+        assert placement is not None
+        if not x.numel():
+            return x.clone()
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        record = load(placement.weights or Weights)
+        given = record(weights.gate_up.to(dtype), weights.down.to(dtype))
+        tokens, gates = x.to(dtype), routing.gates.to(torch.promote_types(dtype, torch.float32))
+        problem = _problem(tokens, len(weights.gate_up), (weights.gate_up, weights.down, gates))
+        chosen = choose(self.variant, problem, self.implementation, self.fallback)
+        with torch.autocast(kind, enabled=False):
+            out: Tensor = chosen.function(tokens, routing.experts, gates, weights=given)
+        return out.to(x.dtype)
+
+    def chosen(self, request: Passage) -> str:
+        """Return which implementation takes a call, as ``variant.implementation``."""
+        problem = _problem(request.x, len(request.weights().gate_up), ())
+        return choose(self.variant, problem, self.implementation, self.fallback).key
+
+
+def unit(x: Tensor, weights: Weights, routing: Routing | None, dtype: torch.dtype) -> Tensor:
+    """Return what rounding in ``dtype`` may do to each output, (T, D), float64.
+
+    Args:
+        x: (T, D), as it reached the site.
+        weights: Of the site.
+        routing: Of the tokens; None where there is one network.
+        dtype: Of the module's arithmetic.
+    """
+    x = x.double()
+    total = torch.zeros_like(x)
+    for expert, (gate_up, down) in enumerate(zip(weights.gate_up, weights.down, strict=True)):
+        if routing is None:
+            total += _network_unit(x, gate_up.double(), down.double(), dtype)
+            continue
+        chosen = routing.experts == expert  # (T, k)
+        rows = chosen.any(-1)
+        if bool(rows.any()):
+            share = (routing.gates.double() * chosen).sum(-1).abs()[rows, None]
+            total[rows] += share * _network_unit(x[rows], gate_up.double(), down.double(), dtype)
+    return total + torch.finfo(dtype).smallest_normal
+
+
+def _network_unit(x: Tensor, gate_up: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the unit of one network's outputs; see the top of this module."""
+    roundoff, sums = torch.finfo(dtype).eps / 2, 8 * 2.0**-24
+    inner = x @ gate_up.T  # (T, 2F)
+    inner_error = roundoff * inner.abs() + sums * (x.abs() @ gate_up.abs().T)
+    (gate, up), (d_gate, d_up) = inner.chunk(2, -1), inner_error.chunk(2, -1)
+    hidden = silu(gate) * up  # (T, F)
+    d_hidden = 1.1 * d_gate * up.abs() + silu(gate).abs() * d_up + 3 * roundoff * hidden.abs()
+    squares = d_hidden.square() + (sums * hidden).square()
+    return (squares @ down.square().T).sqrt() + 3 * roundoff * (hidden @ down.T).abs()
+
+
+def _problem(x: Tensor, experts: int, weights: tuple[Tensor, ...]) -> Problem:
+    tokens = x.numel() // max(1, x.shape[-1])
+    tracked = any(each.requires_grad for each in (x, *weights))
+    return Problem(
+        family="feedforward",
+        device=x.device.type,
+        dtype=dtype_name(x.dtype),
+        batch=1,
+        heads=experts,
+        kv_heads=experts,
+        query_length=tokens or 1,
+        key_length=tokens or 1,
+        head_dim=x.shape[-1],
+        value_head_dim=x.shape[-1],
+        gradients=torch.is_grad_enabled() and tracked,
+        compiling=torch.compiler.is_compiling(),
+    )
+
+
+def _named(name: str, implementation: str, fallback: tuple[str, ...]) -> Expert:
+    return Expert(get_variant(name), implementation, fallback)

@@ -1,0 +1,118 @@
+"""A swap kept beside a checkpoint, and made again when the checkpoint is loaded.
+
+    model.save_pretrained(folder)                  torch.save(model.state_dict(), "model.pt")
+    swapped.save(folder)                           swapped.save("model.pt")
+
+    model = AutoModel.from_pretrained(folder)      model.load_state_dict(torch.load("model.pt"))
+    attnkit.reapply(model, folder)                 attnkit.reapply(model, "model.pt")
+
+A checkpoint holds weights, and a swap has none: what is kept is the receipt. It is applied as a
+new swap, verified like any other, on the machine and with the versions of the day.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from attnkit.errors import ConfigError, SwapError
+from attnkit.plans import assign
+from attnkit.receipts import Receipt, receipt_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from attnkit.plans import Assignment
+    from attnkit.sites import Site
+    from attnkit.swapping import Swap
+
+
+def reapply(
+    model: nn.Module,
+    receipt: Receipt | str | Path,
+    *,
+    sample: Mapping[str, object] | None = None,
+) -> Swap:
+    """Make a saved swap again in a model that was loaded without it.
+
+    Args:
+        model: The loaded model, or another of the same architecture.
+        receipt: A receipt, or where ``Swap.save`` was told to put it: a folder, a checkpoint's
+            file, or a file ``.json``.
+        sample: Keyword arguments of the model's forward, to verify on. None makes some.
+
+    Returns:
+        The swap. Its receipt is new; ``changes`` names every version that differs from those of
+        the old one, and so does a warning.
+
+    Raises:
+        ConfigError: The receipt cannot be read.
+        SwapError: Sites of the receipt are gone, or there are new ones; all are listed. Or
+            whatever `attnkit.swap` raises.
+        RegistryError: A variant of the receipt is not installed.
+    """
+    from attnkit.hosts import survey, swap
+
+    old = receipt if isinstance(receipt, Receipt) else _read(receipt_path(receipt))
+    sites = survey(model)
+    differing = tuple(_differing(old, sites, model))
+    if differing:
+        told = "\n  ".join(differing)
+        raise SwapError(f"the receipt is not of this model, which is as it was:\n  {told}")
+    swapped = swap(model, old.plan, sample=sample, accept=old.accept)
+    changes = tuple(_changes(old, swapped.receipt))
+    if changes:
+        swapped.receipt = swapped.receipt.model_copy(update={"changes": changes})
+        told = "; ".join(changes)
+        warnings.warn(f"re-applied and verified with other versions: {told}", stacklevel=2)
+    return swapped
+
+
+def _read(path: Path) -> Receipt:
+    try:
+        return Receipt.load(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: no receipt can be read: {error}; Swap.save({str(path.parent)!r}) writes one"
+        ) from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: is no receipt of attnkit: {error}") from error
+
+
+def _differing(old: Receipt, sites: Sequence[Site], model: nn.Module) -> Iterator[str]:
+    """Yield what the receipt and the model do not agree on."""
+    there = {site.path: site for site in sites}
+    for told in old.sites:
+        site = there.get(told.path)
+        if site is None:
+            yield f"{told.path}: is gone, {type(model).__name__} has no such site"
+        elif site.layer != told.layer:
+            yield f"{told.path}: is a {site.layer}, was a {told.layer}"
+    if all(told.path in there for told in old.sites):
+        yield from _reassigned(old, assign(old.plan, sites))
+
+
+def _reassigned(old: Receipt, assignments: Sequence[Assignment]) -> Iterator[str]:
+    was = {told.path: told.variant for told in old.sites}
+    for each in assignments:
+        path, name = each.site.path, each.variant.name
+        if path not in was:
+            yield f"{path}: is new, the plan's {each.pattern!r} would put {name!r} there"
+        elif was[path] != name:
+            yield f"{path}: had {was[path]!r}, the plan now says {name!r}"
+
+
+def _changes(old: Receipt, new: Receipt) -> Iterator[str]:
+    for name, version in old.versions.items():
+        now = new.versions.get(name, "not used")
+        if now != version:
+            yield f"{name} {version} is now {now}"
+    for name, owner in old.owners.items():
+        now = new.owners.get(name, "not used")
+        if now != owner:
+            yield f"variant {name!r} from {owner} is now from {now}"

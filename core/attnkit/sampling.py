@@ -1,0 +1,52 @@
+"""Running a model on a sample, and its outputs by name; for hosts of plain modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+
+def run_model(
+    model: nn.Module, sample: Mapping[str, object], keep: Tensor | None = None
+) -> Mapping[str, Tensor]:
+    """Run a model.
+
+    Args:
+        model: Called with the sample as keyword arguments.
+        sample: Its inputs.
+        keep: Bool (B, L), the rows of outputs (B, L, D) that are no padding.
+
+    Returns:
+        Its float outputs by name, nested names joined by dots.
+    """
+    return dict(_tensors("", model(**sample), keep))
+
+
+def numbers(*shape: int, like: Tensor) -> Tensor:
+    """Return standard normal numbers, always the same, of the dtype and device of ``like``."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+
+
+def _tensors(name: str, out: object, keep: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(out, torch.Tensor):
+        if out.is_floating_point():
+            yield name or "output", _rows(out, keep)
+    elif isinstance(out, Mapping):
+        for key, value in out.items():
+            yield from _tensors(f"{name}.{key}".strip("."), value, keep)
+    elif isinstance(out, tuple | list):
+        for number, value in enumerate(out):
+            yield from _tensors(f"{name}.{number}".strip("."), value, keep)
+
+
+def _rows(out: Tensor, keep: Tensor | None) -> Tensor:
+    if keep is not None and out.dim() > 2 and out.shape[:2] == keep.shape:
+        return out[keep]
+    return out if out.dim() else out.reshape(1)

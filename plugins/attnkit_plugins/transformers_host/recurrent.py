@@ -1,0 +1,279 @@
+"""A recurrence in a swapped layer: its input, its padding, and its state in the model's cache.
+
+A layer hands its attention function neither its input nor its cache, so a hook before the layer
+notes both. In a cache, the layer's own entry is replaced by a `StateLayer`: of constant size, it
+hands the new keys and values back instead of all, and follows reorderings of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
+
+from attnkit.errors import StateError, UnsupportedError
+from attnkit.lifting import lift
+from attnkit.masks import Mask, Sizes, causal
+from attnkit_plugins.transformers_host import dispatch
+from attnkit_plugins.transformers_host.interface import MARK
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
+
+    from attnkit.hosts import Attachment, Call, Mixer
+    from attnkit.recurrent_sites import Memory
+    from attnkit.state import RecurrentState
+
+CHILD = "attnkit"
+"""Name under which a layer holds the module of the recurrence that stands in it."""
+
+
+class StateLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
+    """A layer of a cache that holds a recurrent state.
+
+    Attributes:
+        state: None before the first token.
+        room: How many tokens a static cache has room for; None for any number.
+    """
+
+    is_sliding = False
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self, room: int | None = None) -> None:
+        super().__init__()
+        self.room = room
+        # models leave masks out for caches that say no, and the static layers beside need them
+        self.is_compileable = room is not None
+        self.state: RecurrentState | None = None
+        self.device: torch.device | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.device = key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return what came in; the state takes it in where the layer attends."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return 0 if self.state is None else self.state.tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        # masks are made once for all layers, some of which may hold keys
+        return self.room or self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return self.room or -1
+
+    def reset(self) -> None:
+        self.state = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.state is not None:
+            self.state = self.state.reorder(indices.to(self.state.memory.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.state is not None:
+            count = torch.arange(self.state.batch_size, device=self.state.memory.device)
+            self.state = self.state.reorder(count.repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove and self.state is not None:
+            raise StateError(
+                f"cannot take {abs(tokens_to_remove)} tokens out of a recurrent state: its sums "
+                "cannot be unwound; generate without assistant model or prompt lookup"
+            )
+
+    def offload(self) -> None:
+        self._move(torch.device("cpu"))
+
+    def prefetch(self) -> None:
+        self._move(self.device)
+
+    def _move(self, device: torch.device | None) -> None:
+        if self.state is not None and device is not None:
+            memory, inputs = self.state.memory.to(device), self.state.inputs.to(device)
+            self.state = type(self.state)(memory, self.state.tokens, inputs)
+
+
+@dataclass
+class Beside:
+    """Where a trial keeps its state while the model's cache keeps keys and values."""
+
+    state: RecurrentState | None = None
+
+
+@dataclass
+class Watch:
+    """The hook before a swapped layer; notes what its attention function is not told.
+
+    Attributes:
+        replaces: Put a `StateLayer` into the cache; else keep the state beside it.
+        x: The layer's input, while the layer runs.
+        memory: Where its state is kept, while the layer runs.
+    """
+
+    replaces: bool
+    x: Tensor | None = None
+    memory: Memory | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Note the input and the place in the cache, unless another swap stands on top."""
+        mixer = module.__dict__[MARK].mixer
+        if not (isinstance(mixer, Entering) and mixer.watch is self):
+            return
+        x = args[0] if args else keywords.get("hidden_states")
+        if not isinstance(x, torch.Tensor):
+            raise UnsupportedError(
+                f"hidden_states: {type(module).__name__} was called without it, a recurrence "
+                "needs the layer's input"
+            )
+        caches = [each for each in (*args, *keywords.values()) if isinstance(each, Cache)]
+        self.x = x
+        self.memory = self._memory(module, caches[0]) if caches else None
+
+    def _memory(self, module: nn.Module, cache: Any) -> Memory:
+        cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        index: Any = module.layer_idx
+        while len(cache.layers) <= index:
+            cache.layers.append(cache.layer_class_to_replicate())
+        held: Any = cache.layers[index]
+        if not self.replaces:
+            kept: Memory = held.__dict__.setdefault("_attnkit_beside", Beside())
+            return kept
+        if isinstance(held, StateLayer):
+            return held
+        if int(held.get_seq_length()):
+            raise StateError(
+                f"past_key_values: layer {index} of the cache holds {int(held.get_seq_length())} "
+                "tokens as keys and values, from before the swap; start with a new cache"
+            )
+        room = held.get_max_length()
+        cache.layers[index] = new = StateLayer(None if room < 0 else room)
+        return new
+
+
+@dataclass
+class Arrived:
+    """See `attnkit.recurrent_sites.Span`."""
+
+    request: dispatch.Arrived
+    x: Tensor
+    memory: Memory | None
+
+    @property
+    def query(self) -> Tensor:
+        return self.request.query
+
+    @property
+    def key(self) -> Tensor:
+        return self.request.key
+
+    @property
+    def value(self) -> Tensor:
+        return self.request.value
+
+    @property
+    def scale(self) -> float:
+        given = self.request.keywords.get("scaling")
+        return float(self.query.shape[-1] ** -0.5 if given is None else given)
+
+    def call(self) -> Call:
+        return self.request.call()
+
+    def own(self, query: Tensor, key: Tensor, value: Tensor, samples: slice) -> Tensor:
+        return self.request.own(query, key, value, samples)
+
+    def tokens(self, seen: int) -> Mask:
+        batch, heads, length, _ = self.query.shape
+        self._check()
+        given = self.request.attention_mask
+        if given is None:
+            return causal()
+        if given.dim() != 4:
+            raise UnsupportedError(
+                f"attention_mask must have 4 dimensions here, got {tuple(given.shape)}; the "
+                "model's own implementation must be 'sdpa' or 'eager'"
+            )
+        if given.dtype != torch.bool:
+            hidden = given <= torch.finfo(given.dtype).min / 2
+            if bool(given.masked_fill(hidden, 0.0).any()):
+                raise UnsupportedError("attention_mask: adds to logits, a recurrence has none")
+            given = ~hidden
+        # a static cache's mask has a column for every token that it has room for
+        return lift(given[..., : seen + length], Sizes(batch, heads, length, seen + length))
+
+    def _check(self) -> None:
+        """Refuse arguments that a recurrence cannot honour."""
+        given = self.request.keywords
+        dispatch.check_keywords(type(self.request.module).__name__, given)
+        for name in ("sliding_window", "softcap", "sinks", "s_aux", "position_bias"):
+            if given.get(name) is not None:
+                raise UnsupportedError(f"{name}: a recurrence has no logits and no window")
+        if given.get("dropout"):
+            raise UnsupportedError(
+                f"dropout: {given['dropout']} of the probabilities, a recurrence has none; set the "
+                "layer's dropout to 0"
+            )
+        if given.get("is_causal") is False:
+            raise UnsupportedError("is_causal: False asks for later keys, a recurrence has none")
+
+
+@dataclass
+class Entering:
+    """A mixer that tells another one what the hook noted."""
+
+    mixer: Mixer
+    watch: Watch
+
+    def __call__(self, request: dispatch.Arrived) -> Tensor:
+        x, memory = self.watch.x, self.watch.memory
+        # nothing of a call outlives it
+        self.watch.x = self.watch.memory = None
+        assert x is not None
+        return self.mixer(Arrived(request, x, memory))
+
+
+@dataclass
+class Attached:
+    """See `attnkit.hosts.Attachment`."""
+
+    attachment: Attachment
+    layer: nn.Module
+    hook: RemovableHandle
+    added: nn.Module | None
+    below: nn.Module | None = field(default=None)
+
+    def blocked(self) -> str | None:
+        return self.attachment.blocked()
+
+    def undo(self) -> None:
+        if self.added is not None:
+            del self.layer._modules[CHILD]
+            if self.below is not None:
+                self.layer._modules[CHILD] = self.below
+        self.hook.remove()
+        self.attachment.undo()
+
+
+def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attached:
+    """Put a recurrence at a layer, with its parameters and its hook."""
+    layer = model.get_submodule(path)
+    watch = Watch(replaces=bool(getattr(mixer, "replaces", None)))
+    attachment = dispatch.attach(model, path, Entering(mixer, watch), label)
+    hook = layer.register_forward_pre_hook(watch, with_kwargs=True)
+    added, below = getattr(mixer, "module", None), layer._modules.get(CHILD)
+    if added is not None:
+        layer._modules[CHILD] = added
+    return Attached(attachment, layer, hook, added, below)
