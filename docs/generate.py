@@ -194,7 +194,8 @@ def pytest_options() -> Iterator[str]:
             return self
 
         def addoption(self, name: str, **told: Any) -> None:
-            self.append((f"`{name}`", _default(told["default"] or "all"), told["help"]))
+            default = "" if told["default"] is None else _default(told["default"] or "all")
+            self.append((f"`{name}`", default, told["help"]))
 
     found = Options()
     pytest_plugin.pytest_addoption(found)  # type: ignore[arg-type]  # all it needs of a parser

@@ -16,27 +16,41 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from attnkit_contracts.catalogue import Check, all_checks
+    from attnkit_contracts.certificate import Certificate, certify
+    from attnkit_contracts.comparison import compare
+    from attnkit_contracts.expected import ExpectedFailure
+    from attnkit_contracts.foreign import adapt
     from attnkit_contracts.pytest_plugin import parametrize
     from attnkit_contracts.records import Record, Report
     from attnkit_contracts.runner import check, plan, rerun
 
 _HOME = {
+    "Certificate": "certificate",
     "Check": "catalogue",
+    "ExpectedFailure": "expected",
     "Record": "records",
     "Report": "records",
+    "adapt": "foreign",
     "all_checks": "catalogue",
+    "certify": "certificate",
     "check": "runner",
+    "compare": "comparison",
     "parametrize": "pytest_plugin",
     "plan": "runner",
     "rerun": "runner",
 }
 
 __all__ = [
+    "Certificate",
     "Check",
+    "ExpectedFailure",
     "Record",
     "Report",
+    "adapt",
     "all_checks",
+    "certify",
     "check",
+    "compare",
     "parametrize",
     "plan",
     "rerun",

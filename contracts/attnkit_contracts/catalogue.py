@@ -16,13 +16,18 @@ The function draws its inputs from the subject, calls it, and returns what it me
 from __future__ import annotations
 
 import importlib
+import re
+import sys
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from attnkit.promises import Family, Promises, Relation
+from attnkit.promises import Dtype, Family, Promises, Relation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from attnkit.interface import Variant
 
 Level = Literal["operation", "layer"]
 Tier = Literal["fast", "standard", "full"]
@@ -38,19 +43,34 @@ GROUPS = {
     "T": "time and state",
     "N": "numerics and gradients",
     "F": "feed-forward and routing",
+    "I": "integration",
 }
 """Group letters and what they stand for; extensions may use others."""
 
 MODULES = (
     "contract",
+    "memory",
     "refusal",
     "options",
     "visibility",
+    "forms",
     "padding",
+    "packing",
     "algebra",
+    "identities",
+    "extremes",
     "time",
+    "decoding",
     "numerics",
+    "gradients",
+    "dropout",
+    "autocast",
+    "growth",
     "routing",
+    "persistence",
+    "tracing",
+    "devices",
+    "lint",
 )
 """The modules of `attnkit_contracts.checks`, in the order of the catalogue."""
 
@@ -65,6 +85,10 @@ class BrokenError(AssertionError):
 
 class InconclusiveError(Exception):
     """A check could not tell; says why. Neither green nor red."""
+
+
+class SkippedEnvError(Exception):
+    """This machine lacks what a check needs, a GPU say; says what."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +121,15 @@ class Check:
         applies: Whether these promises call for it.
         cases: The sets of parameters it is run with, by promises; one empty set by default.
         relations: The relations it holds for.
+        dtypes: The dtypes it is run in; the others would show nothing more.
+        fields: Fields that the layer's configuration must have.
         tier: The smallest tier that runs it.
         verdict: E exact, without tolerance; R an error in a derived unit; S statistical.
         required: Whether a subject that it applies to may not go without it.
+        advisory: A minor release of attnkit, ``0.2``. Up to it a failure is reported but not
+            red, so that a new check breaks nobody's build; from the next one on it is.
+        catches: Makes wrong variants that it must catch. A check of an extension brings its own,
+            which every report that has the check is tried on; for ours, see the tests.
     """
 
     id: str
@@ -110,14 +140,23 @@ class Check:
     applies: Callable[[Promises], bool] = field(default=lambda _: True)
     cases: Callable[[Promises], Iterable[Mapping[str, Any]]] = field(default=lambda _: ({},))
     relations: tuple[Relation, ...] = get_args(Relation)
+    dtypes: tuple[Dtype, ...] = get_args(Dtype)
+    fields: tuple[str, ...] = ()
     tier: Tier = "fast"
     verdict: Verdict = "E"
     required: bool = False
+    advisory: str = ""
+    catches: Callable[[], Iterable[Variant]] = field(default=tuple)
 
     @property
     def group(self) -> str:
         """The letter the id begins with."""
         return self.id[0]
+
+    @property
+    def is_advisory(self) -> bool:
+        """Whether it is too new to be red."""
+        return bool(self.advisory) and release(version()) <= release(self.advisory)
 
 
 def check(
@@ -129,9 +168,13 @@ def check(
     applies: Callable[[Promises], bool] = lambda _: True,
     cases: Callable[[Promises], Iterable[Mapping[str, Any]]] = lambda _: ({},),
     relations: tuple[Relation, ...] = get_args(Relation),
+    dtypes: tuple[Dtype, ...] = get_args(Dtype),
+    fields: tuple[str, ...] = (),
     tier: Tier = "fast",
     verdict: Verdict = "E",
     required: bool = False,
+    advisory: str = "",
+    catches: Callable[[], Iterable[Variant]] = tuple,
 ) -> Callable[[Callable[..., Measured]], Check]:
     """Make a function a `Check`; see there for the arguments."""
 
@@ -145,12 +188,30 @@ def check(
             applies=applies,
             cases=cases,
             relations=relations,
+            dtypes=dtypes,
+            fields=fields,
             tier=tier,
             verdict=verdict,
             required=required,
+            advisory=advisory,
+            catches=catches,
         )
 
     return make
+
+
+def version() -> str:
+    """Return the version of attnkit, and so of this suite."""
+    try:
+        return metadata.version("attnkit")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def release(version: str) -> tuple[int, int]:
+    """Return major and minor of a version; without one, later than all others."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (sys.maxsize, 0)
 
 
 def all_checks() -> tuple[Check, ...]:

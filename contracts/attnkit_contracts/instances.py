@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from attnkit import registry
 from attnkit.discovery import SESSION
 from attnkit.errors import UnsupportedError
-from attnkit_contracts.catalogue import BrokenError, Check, InconclusiveError, Measured
+from attnkit_contracts.catalogue import (
+    BrokenError,
+    Check,
+    InconclusiveError,
+    Measured,
+    SkippedEnvError,
+)
+from attnkit_contracts.explanation import Explanation
 from attnkit_contracts.records import EXECUTED, Record, Status
 
 if TYPE_CHECKING:
@@ -35,22 +42,32 @@ class Instance:
         said = ",".join(f"{name}={value}" for name, value in self.params.items())
         return f"{self.target}/{self.check.id}" + (f"[{said}]" if said else "")
 
-    def run(self) -> Record:
-        """Run it; whatever happens is in the record."""
+    def run(self, *, explain: bool = True, hint: str = "") -> Record:
+        """Run it; whatever happens is in the record.
+
+        Args:
+            explain: Look into a failure: which named mistake, which smallest call.
+            hint: The diagnosis of another failure: its mistakes are asked first.
+        """
         started = time.perf_counter()
         subject: Subject | None = None
         try:
             with _one_thread():
                 subject = self.target.open()
                 measured = self.check.function(subject, **self.params)
-        # whatever a stranger's code raises is a result
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        # whatever a stranger's code raises is a result; the skip of a test, or an exit, no less
+        except BaseException as error:
             status, reason = _judge_error(error)
             measured = Measured(getattr(error, "value", None) or 0.0, 0.0, "")
         else:
             status, reason = _judge(measured)
         elapsed = (time.perf_counter() - started) * 1e3
-        return self._record(status, measured, reason, elapsed, subject)
+        found = Explanation()
+        if explain and subject is not None and status in ("failed", "error"):
+            found = _explained(subject, hint)
+        return self._record(status, measured, reason, elapsed, subject, found)
 
     def _record(
         self,
@@ -59,6 +76,7 @@ class Instance:
         reason: str,
         elapsed: float,
         subject: Subject | None,
+        found: Explanation,
     ) -> Record:
         target = self.target
         entry = _entry(target.variant)
@@ -80,10 +98,16 @@ class Instance:
             unit=measured.unit,
             duration_ms=round(elapsed, 3),
             reason=reason,
-            reproduction="" if status == "passed" else self._reproduction(subject),
+            diagnosis=found.diagnosis,
+            smallest=found.smallest,
+            elements=found.elements,
+            reproduction="" if status == "passed" else self._reproduction(subject, found),
+            advisory=self.check.is_advisory,
         )
 
-    def _reproduction(self, subject: Subject | None) -> str:
+    def _reproduction(self, subject: Subject | None, found: Explanation) -> str:
+        if found.script:
+            return found.script
         lines = ["import attnkit_contracts", ""]
         if _entry(self.target.variant)[0] == SESSION:
             lines[1:1] = ["", "# first register the variant: attnkit.register(VARIANT)"]
@@ -91,6 +115,20 @@ class Instance:
             lines.append(f"# last call: {subject.last}")
         asked = f"{self.id!r}, seed={self.target.seed}"
         return "\n".join([*lines, f"attnkit_contracts.rerun({asked}).raise_for_status()"])
+
+
+def _explained(subject: Subject, hint: str) -> Explanation:
+    """Look into a failure; what goes wrong on the way is said, and changes no verdict."""
+    from attnkit_contracts.diagnosis import explain
+
+    try:
+        with _one_thread():
+            return explain(subject, hint)
+    except KeyboardInterrupt:
+        raise
+    # a stranger's code may raise anything, and did: that is why we are here
+    except BaseException as error:
+        return Explanation(f"no diagnosis: looking for one raised {type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
@@ -117,11 +155,13 @@ def _judge(measured: Measured) -> tuple[Status, str]:
     )
 
 
-def _judge_error(error: Exception) -> tuple[Status, str]:
+def _judge_error(error: BaseException) -> tuple[Status, str]:
     if isinstance(error, BrokenError):
         return "failed", str(error)
     if isinstance(error, InconclusiveError):
         return "inconclusive", str(error)
+    if isinstance(error, SkippedEnvError):
+        return "skipped_env", str(error)
     if isinstance(error, UnsupportedError):
         return "unsupported", str(error)
     told = traceback.format_exception_only(error)[-1].strip()

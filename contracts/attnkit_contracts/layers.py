@@ -10,6 +10,7 @@ from torch.func import functional_call
 import attnkit
 from attnkit.errors import UnsupportedError
 from attnkit.masks import Mask, Sizes
+from attnkit.promises import ALL_DTYPES
 from attnkit_contracts import oracle
 from attnkit_contracts.catalogue import InconclusiveError
 from attnkit_contracts.inputs import Call, mask_part, normal
@@ -87,12 +88,14 @@ class LayerSubject(Subject):
     """The layer of a variant; of one implementation where the family has no operation.
 
     Attributes:
+        given: Options beyond those of `sample_options`.
         layer: In evaluation mode.
     """
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
-        self.layer = build(target, self.dtype)
+    def __init__(self, target: Target, **options: Any) -> None:
+        super().__init__(target)
+        self.given = options
+        self.layer = build(target, self.dtype, **options)
         self.needs = target.promises.needs if self._refuses_bare() else ()
 
     def _refuses_bare(self) -> bool:
@@ -128,6 +131,7 @@ class LayerSubject(Subject):
         return Call({"x": self.cast(x)}, mask)
 
     def __call__(self, call: Call) -> Tensor:
+        self.calls.append(call)
         self.last = f"layer({call.describe()}) with {self.config!r}"
         y: Tensor = self.layer(call.tensors["x"], mask=call.mask)
         return y
@@ -146,25 +150,26 @@ class LayerSubject(Subject):
         return y, state
 
     def twin(self) -> Any:
-        """Return the layer with the same weights in float64.
+        """Return the layer with the same weights in the widest dtype that is promised.
 
-        Raises:
-            InconclusiveError: The variant does not promise float64.
+        What it gives is only compared with what the layer itself gives otherwise, never taken
+        for the truth. A variant without float64 has its errors measured by its float32.
         """
-        if "float64" not in self.target.variant.promises.dtypes:
-            raise InconclusiveError("no float64 layer to compare with: float64 is not promised")
-        twin = build(self.target, dtype_of("float64"), implementation="auto")
-        weights = {name: t.double() for name, t in self.layer.state_dict().items()}
-        twin.load_state_dict(weights)
+        promised = self.target.variant.promises.dtypes
+        widest = min(promised, key=ALL_DTYPES.index)
+        twin = build(self.target, dtype_of(widest), **{**self.given, "implementation": "auto"})
+        twin.load_state_dict(self.layer.state_dict())
         return twin
 
     def definition(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
         twin = self.twin()
+        dtype = next(twin.parameters()).dtype
 
         def function(tensors: Mapping[str, Tensor]) -> Tensor:
-            weights = {name: t for name, t in tensors.items() if name != "x"}
-            y: Tensor = functional_call(twin, weights, (tensors["x"],), {"mask": call.mask})
-            return y
+            weights = {name: t.to(dtype) for name, t in tensors.items() if name != "x"}
+            x = tensors["x"].to(dtype)
+            y: Tensor = functional_call(twin, weights, (x,), {"mask": call.mask})
+            return y.double()
 
         return function
 

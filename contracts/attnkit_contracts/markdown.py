@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from attnkit_contracts.catalogue import GROUPS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from attnkit_contracts.records import Record, Report
 
 
@@ -27,25 +30,43 @@ def to_markdown(report: Report) -> str:
         f"tier {header.tier}, seed {header.seed}.",
         "",
         *_matrix(report),
-        *_missing(report),
-        *_failures(report),
+        *_listed("Required, without a verdict", header.required_missing),
+        *_listed("Extensions that failed: their checks are missing", header.broken_extensions),
+        *_explained("Failures", report.failures()),
+        *_explained("New checks that fail, not red yet", report.advice()),
+        *_known(report),
+        *_undecided(report),
+        *_proofs(report),
+        *(line for section in report.sections for line in (section.strip(), "")),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def matrix(report: Report) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows: implementations by groups of checks, ``41/41`` in each cell."""
-    cells: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in report.records:
-        row = f"{record.variant} / {record.implementation}"
-        cells[row, record.check[0]].append(record)
-    rows = list(dict.fromkeys(row for row, _ in cells))
-    known = dict.fromkeys([*GROUPS, *(group for _, group in cells)])
-    groups = [group for group in known if any((row, group) in cells for row in rows)]
+    groups, found = cells(report)
     return (
-        ["variant / implementation", *map(_title, groups)],
-        [[row, *(_cell(cells.get((row, group), [])) for group in groups)] for row in rows],
+        ["variant / implementation", *map(title, groups)],
+        [
+            [row, *(_cell(by_group.get(group, [])) for group in groups)]
+            for row, by_group in found.items()
+        ],
     )
+
+
+def cells(report: Report) -> tuple[list[str], dict[str, dict[str, list[Record]]]]:
+    """Return the groups of checks that occur, and the records by implementation and group."""
+    found: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in report.records:
+        found[f"{record.variant} / {record.implementation}"][record.check[0]].append(record)
+    occur = dict.fromkeys(group for by_group in found.values() for group in by_group)
+    known = dict.fromkeys([*GROUPS, *occur])
+    return [group for group in known if group in occur], found
+
+
+def title(group: str) -> str:
+    """Return what a group's letter stands for; of an extension's group, the letter."""
+    return f"{group}: {GROUPS[group]}" if group in GROUPS else group
 
 
 def _matrix(report: Report) -> list[str]:
@@ -54,10 +75,6 @@ def _matrix(report: Report) -> list[str]:
         return []
     lines = [headings, ["---"] * len(headings), *rows]
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
-
-
-def _title(group: str) -> str:
-    return f"{group}: {GROUPS[group]}" if group in GROUPS else group
 
 
 def _cell(records: list[Record]) -> str:
@@ -70,24 +87,58 @@ def _cell(records: list[Record]) -> str:
     return " ".join([f"{passed}/{len(records)}", *told])
 
 
-def _missing(report: Report) -> list[str]:
-    missing = report.header.required_missing
-    if not missing:
-        return []
-    return ["## Required, without a verdict", "", *(f"- `{name}`" for name in missing), ""]
+def _listed(heading: str, names: Iterable[str]) -> list[str]:
+    lines = [f"- `{name}`" for name in names]
+    return [f"## {heading}", "", *lines, ""] if lines else []
 
 
-def _failures(report: Report) -> list[str]:
+def _explained(heading: str, records: Iterable[Record]) -> list[str]:
     lines = []
-    for record in report.failures():
+    for record in records:
         lines += [
             f"### `{record.id}`: {record.status}",
             "",
-            record.reason,
-            "",
-            "```python",
-            record.reproduction,
-            "```",
-            "",
+            *_fenced("text", record.told),
+            *_fenced("python", record.reproduction),
         ]
-    return ["## Failures", "", *lines] if lines else []
+    return [f"## {heading}", "", *lines] if lines else []
+
+
+def _fenced(language: str, text: str) -> list[str]:
+    """Return a fenced block; its fence is longer than any within it."""
+    if not text:
+        return []
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return [f"{fence}{language}", text, fence, ""]
+
+
+def _known(report: Report) -> list[str]:
+    records = [record for record in report.records if record.status == "xfail"]
+    lines = [f"- `{record.id}`: {_line(record.reason)}" for record in records]
+    return ["## Known failures", "", *lines, ""] if lines else []
+
+
+def _undecided(report: Report) -> list[str]:
+    """List what has no verdict, once for every reason."""
+    reasons = Counter(
+        (record.status, _line(record.reason))
+        for record in report.records
+        if record.status in ("unsupported", "skipped_env")
+    )
+    lines = [f"- {count} {status}: {reason}" for (status, reason), count in reasons.items()]
+    return ["## Without a verdict", "", *lines, ""] if lines else []
+
+
+def _proofs(report: Report) -> list[str]:
+    """Say of every check of an extension whether it catches what it must."""
+    lines = [
+        f"- `{proof.check}` on `{proof.wrong}`: "
+        + (f"caught by `{proof.caught_by}`" if proof.caught_by else "NOT caught")
+        for proof in report.proofs
+    ]
+    lines += [f"- `{name}`: brings no wrong variant" for name in report.unproven]
+    return ["## Checks of extensions", "", *lines, ""] if lines else []
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

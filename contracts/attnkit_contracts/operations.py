@@ -18,14 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.promises import Decay, MaskPart
-    from attnkit_contracts.subjects import Target
 
 
 class SoftmaxOperation(Subject):
     """`attnkit.attention` of one implementation of one variant."""
-
-    def __init__(self, target: Target) -> None:
-        self.target = target
 
     @property
     def heads(self) -> int:
@@ -79,6 +75,7 @@ class SoftmaxOperation(Subject):
         return mask_part(part, sizes, self.device)
 
     def __call__(self, call: Call) -> Tensor:
+        self.calls.append(call)
         self.last = f"attnkit.attention({call.describe()})"
         return attnkit.attention(
             **call.arguments(),
@@ -128,9 +125,6 @@ def _open(part: MaskPart, sizes: Sizes, device: str) -> Mask:
 
 class RecurrenceOperation(Subject):
     """`attnkit.recurrence` of one implementation of one variant, with default options."""
-
-    def __init__(self, target: Target) -> None:
-        self.target = target
 
     @property
     def decay(self) -> Decay:
@@ -188,6 +182,7 @@ class RecurrenceOperation(Subject):
 
     def both(self, call: Call, options: Any = None) -> tuple[Tensor, Tensor]:
         """Return the output, (B, H, L, Ev), and the final state."""
+        self.calls.append(call)
         self.last = f"attnkit.recurrence({self.target.variant.name!r}, {call.describe()})"
         return attnkit.recurrence(
             self.target.variant,

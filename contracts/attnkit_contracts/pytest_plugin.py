@@ -16,6 +16,7 @@ This module is loaded by every run of pytest, so it imports no torch.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from attnkit.interface import Variant
+    from attnkit_contracts.expected import ExpectedFailure, Given
     from attnkit_contracts.instances import Instance
 
 MARK = "attnkit_conformance"
@@ -51,11 +53,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--attnkit-device", default="cpu", metavar="DEVICE", help="device of the inputs"
     )
+    group.addoption(
+        "--attnkit-expected-failures",
+        default=None,
+        metavar="FILE",
+        help="a .toml or .json file of failures that are known",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the mark of `parametrize` known."""
-    config.addinivalue_line("markers", f"{MARK}(*variants): run the conformance suite on these")
+    config.addinivalue_line(
+        "markers", f"{MARK}(*variants, expected_failures=None): run the conformance suite on these"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -69,7 +79,45 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         tier=option.attnkit_tier,
         device=option.attnkit_device,
     )
-    metafunc.parametrize(ARGUMENT, found, ids=[each.id for each in found])
+    given = mark.kwargs.get("expected_failures")
+    expected = _expected(found, given, option.attnkit_expected_failures)
+    metafunc.parametrize(
+        ARGUMENT,
+        [
+            pytest.param(each, marks=[_xfail(expected[each.id])] if each.id in expected else [])
+            for each in found
+        ],
+        ids=[each.id for each in found],
+    )
+
+
+def _expected(
+    found: tuple[Instance, ...], given: Given | None, file: str | None
+) -> dict[str, ExpectedFailure]:
+    """Return by id what a test and the option expect to fail.
+
+    Raises:
+        pytest.UsageError: The file is wrong, an id is unknown or listed twice, one has expired.
+    """
+    if not given and not file:
+        return {}
+    from attnkit.errors import AttnkitError
+    from attnkit_contracts.expected import by_id, must_exist, read_expected
+
+    try:
+        listed = read_expected(Path(file)) if file else ()
+        expected = by_id((*by_id(given).values(), *listed))
+        must_exist(expected, found)
+    except AttnkitError as error:
+        raise pytest.UsageError(str(error)) from error
+    return expected
+
+
+def _xfail(expected: ExpectedFailure) -> pytest.MarkDecorator:
+    """Return a mark under which only a broken rule is expected, and a pass is a failure."""
+    from attnkit_contracts.records import RuleBrokenError
+
+    return pytest.mark.xfail(reason=str(expected), raises=RuleBrokenError, strict=True)
 
 
 def instances(*variants: Variant | str, tier: str, device: str) -> tuple[Instance, ...]:
@@ -91,13 +139,18 @@ def instances(*variants: Variant | str, tier: str, device: str) -> tuple[Instanc
     return found
 
 
-def parametrize(*variants: Variant | str) -> Callable[[Function], Function]:
+def parametrize(
+    *variants: Variant | str, expected_failures: Given | None = None
+) -> Callable[[Function], Function]:
     """Run a test once per check instance of these variants, passed as ``instance``.
 
     Args:
         variants: Names or variants; none for those of ``--attnkit-variant``, or all.
+        expected_failures: As of `attnkit_contracts.check`: one that fails is an xfail of pytest,
+            one that passes a failure.
     """
-    mark = getattr(pytest.mark, MARK)(*variants)
+    # built by name: a mark that is given one function and nothing else decorates it
+    mark = getattr(pytest.mark, MARK).with_args(*variants, expected_failures=expected_failures)
 
     def decorate(function: Function) -> Function:
         marked: Function = mark(function)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from attnkit import registry
 from attnkit.errors import ArgumentError, RegistryError
 from attnkit.promises import ALL_DTYPES
-from attnkit_contracts.catalogue import TIERS, Check, Tier, all_checks
+from attnkit_contracts.catalogue import TIERS, Check, Tier, all_checks, version
+from attnkit_contracts.expected import by_id, must_exist
+from attnkit_contracts.explanation import NAMED
 from attnkit_contracts.instances import Instance
+from attnkit_contracts.proofs import of_extensions, prove
 from attnkit_contracts.records import EXECUTED, Header, Record, Report
 from attnkit_contracts.subjects import Target, names_of, targets
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from attnkit.interface import Variant
+    from attnkit_contracts.expected import ExpectedFailure, Given
+
+EXPLAINED = 12
+"""How many failures of one subject are looked into that turn out to have no name."""
 
 
 def plan(
@@ -63,6 +69,8 @@ def applies(check: Check, target: Target) -> bool:
         target.variant.family in check.families
         and target.level in check.levels
         and target.variant.relation in check.relations
+        and target.dtype in check.dtypes
+        and set(check.fields) <= set(target.variant.config.model_fields)
         and check.applies(target.promises)
     )
 
@@ -74,8 +82,9 @@ def check(
     device: str = "cpu",
     implementations: Iterable[str] | None = None,
     seed: int = 0,
+    explain: bool = True,
     progress: Callable[[Record], None] | None = None,
-    expected_failures: Mapping[str, str] | None = None,
+    expected_failures: Given | None = None,
 ) -> Report:
     """Check variants: every promise they make, and the refusal of every one they do not.
 
@@ -86,13 +95,16 @@ def check(
         device: Device of the inputs; implementations that do not promise it are left out.
         implementations: Only these, ``auto`` and ``layer`` among them; None for all.
         seed: Of all random numbers.
+        explain: Look into failures: which named mistake, which smallest call. Of one subject,
+            until `EXPLAINED` have no name.
         progress: Called with every record.
-        expected_failures: Reasons by instance id. A failure becomes ``xfail``; one that passes
-            becomes ``xpass``, which is red: take it off the list.
+        expected_failures: `ExpectedFailure` values, or reasons by instance id. A failure
+            becomes ``xfail``; one that passes becomes ``xpass``, which is red: take it off.
 
     Raises:
         UnknownVariantError: No variant has such a name.
-        ArgumentError: Another argument has a value that is not known, ids among them.
+        ArgumentError: Another argument has a value that is not known, ids among them; or an
+            expected failure has expired.
     """
     asked = _resolved(variants)
     instances = plan(
@@ -103,12 +115,16 @@ def check(
         implementations=implementations,
         seed=seed,
     )
-    reasons = dict(expected_failures or {})
-    _known("expected_failures", reasons, [each.id for each in instances])
-    records = []
+    expected = by_id(expected_failures)
+    must_exist(expected, instances)
+    records: list[Record] = []
+    explained: list[Record] = []
     for instance in instances:
-        record = _expected(instance.run(), reasons)
+        record = _run(instance, explained) if explain else instance.run(explain=False)
+        record = _expected(record, expected)
         records.append(record)
+        if record.diagnosis:
+            explained.append(record)
         if progress is not None:
             progress(record)
     return report_of(
@@ -121,15 +137,29 @@ def check(
     )
 
 
-def _expected(record: Record, reasons: Mapping[str, str]) -> Record:
-    """Return the record as it is if it was not expected to fail."""
-    if record.id not in reasons or record.status not in ("passed", "failed"):
+def _run(instance: Instance, before: list[Record]) -> Record:
+    """Run an instance; of a failure, look for what explained those before it."""
+    known = [each.diagnosis for each in before if each.id.startswith(f"{instance.target}/")]
+    unnamed = sum(not each.startswith(NAMED) for each in known)
+    hint = next((each for each in reversed(known) if each.startswith(NAMED)), "")
+    record = instance.run(explain=unnamed < EXPLAINED, hint=hint)
+    if record.diagnosis or not record.reason or record.status not in ("failed", "error"):
         return record
-    why = reasons[record.id]
+    told = f"not looked into: {EXPLAINED} before it had no name; run this instance alone"
+    return record.model_copy(update={"diagnosis": told})
+
+
+def _expected(record: Record, expected: Mapping[str, ExpectedFailure]) -> Record:
+    """Return the record as it is if it was not expected to fail."""
+    why = expected.get(record.id)
+    if why is None or record.status not in ("passed", "failed"):
+        return record
     if record.status == "failed":
-        return record.model_copy(update={"status": "xfail", "reason": f"{why}: {record.reason}"})
-    reason = f"expected to fail ({why}), and passed; take it off expected_failures"
-    return record.model_copy(update={"status": "xpass", "reason": reason})
+        change = {"status": "xfail", "reason": f"{why}: {record.reason}"}
+    else:
+        reason = f"expected to fail ({why}), and passed; take it off the expected failures"
+        change = {"status": "xpass", "reason": reason}
+    return record.model_copy(update={**change, "expected": why})
 
 
 def report_of(
@@ -150,10 +180,17 @@ def report_of(
         each.id
         for each in instances
         if each.check.required
+        and not each.check.is_advisory
         and each.target.implementation in ("auto", "layer")
         and each.id not in executed
     ]
-    reached = {str(each.target) for each in instances if each.id in executed}
+    # one that refuses every call keeps every rule about refusals: those do not count alone
+    tested = {str(each.target) for each in instances if each.check.required}
+    reached = {
+        str(each.target)
+        for each in instances
+        if each.id in executed and (each.check.required or str(each.target) not in tested)
+    }
     missing += [
         name
         for name in dict.fromkeys(str(each.target) for each in instances)
@@ -161,9 +198,11 @@ def report_of(
     ]
     planned = {each.target.variant.name for each in instances}
     missing += [name for name in asked if name not in planned]
-    return Report(
+    further = of_extensions({each.check.id: each.check for each in instances}.values())
+    known = registry.default()
+    report = Report(
         header=Header(
-            attnkit=_version(),
+            attnkit=version(),
             torch=torch.__version__,
             python=platform.python_version(),
             platform=platform.platform(),
@@ -177,14 +216,14 @@ def report_of(
             required_missing=tuple(missing),
         ),
         records=records,
+        proofs=tuple(proof for each in further for proof in prove(each, seed)),
+        unproven=tuple(each.id for each in further if not tuple(each.catches())),
     )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("attnkit")
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    sections = known.report_sections(report)
+    # asked last: what fails at the section itself is among them
+    broken = tuple(str(fault) for fault in known.broken_extensions())
+    header = report.header.model_copy(update={"broken_extensions": broken})
+    return report.model_copy(update={"header": header, "sections": sections})
 
 
 def rerun(id: str, *, seed: int = 0) -> Record:

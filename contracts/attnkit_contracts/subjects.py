@@ -6,12 +6,14 @@ A subject draws the inputs it can take, so that a check need not know what a var
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from attnkit import registry
+from attnkit_contracts.foreign import NO_LAYER
 from attnkit_contracts.inputs import generator
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from attnkit.promises import Promises
     from attnkit_contracts.catalogue import Level
     from attnkit_contracts.inputs import Call
+
+MOST_CALLS = 64
+"""How many calls a subject remembers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +73,16 @@ class Subject(Protocol):
     Attributes:
         target: Which subject this is.
         last: The last call, as text; for the reproduction of a failure.
+        calls: The latest calls, for the diagnosis of a failure.
     """
 
     target: Target
     last: str = ""
+    calls: deque[Call]
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.calls = deque(maxlen=MOST_CALLS)
 
     @property
     def promises(self) -> Promises:
@@ -170,6 +181,8 @@ def _claims(variant: Variant) -> list[tuple[str, Promises, Level]]:
     ]
     if variant.family in ("softmax", "recurrence"):
         claims.append(("auto", variant.promises, "operation"))
+    if variant.layer == NO_LAYER:
+        return claims
     return [*claims, ("layer", variant.promises, "layer")]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,25 +22,41 @@ class Mutant(NamedTuple):
         variant: One whose ``subject`` has a mistake.
         kills: Id of the check that must catch it.
         subject: Which implementation has it: ``wrong``, ``auto`` or ``layer``.
+        dtype: Of the inputs; some mistakes show in half precision alone.
     """
 
     variant: Variant
     kills: str
     subject: str
+    dtype: str = "float32"
+
+
+FOLDER = Path(__file__).parent
+if str(FOLDER) not in sys.path:
+    # by name, so that they import each other, and so that layers can be pickled
+    sys.path.insert(0, str(FOLDER))
 
 
 def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)
 
 
-MODULES = [_load(f"mutants_{family}") for family in ("softmax", "recurrence", "mixture")]
+FAMILIES = (
+    "softmax",
+    "attention",
+    "masks",
+    "layers",
+    "dropout",
+    "recurrence",
+    "scan",
+    "mixture",
+    "experts",
+    "mixer",
+    "integration",
+)
+MODULES = [_load(f"mutants_{family}") for family in FAMILIES]
 MUTANTS = tuple(Mutant(*each) for module in MODULES for each in module.MUTANTS)
-RIGHT = tuple(module.RIGHT for module in MODULES)
+RIGHT = tuple({m.RIGHT.name: m.RIGHT for m in MODULES if hasattr(m, "RIGHT")}.values())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -54,6 +71,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def mutants() -> tuple[Mutant, ...]:
     """All of them."""
     return MUTANTS
+
+
+@pytest.fixture(scope="session")
+def made() -> ModuleType:
+    """Make records and reports by hand; see `made_reports`."""
+    return _load("made_reports")
 
 
 @pytest.fixture(scope="session")

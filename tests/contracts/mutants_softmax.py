@@ -140,6 +140,16 @@ def _softmax(name: str, **changes: Any) -> Variant:
     )
 
 
+def variant_of(name: str, function: Any, *, mistake: str = "", **update: Any) -> Variant:
+    """A softmax variant whose ``wrong`` is a function; ``update`` changes its promises."""
+    promises = PROMISES.model_copy(update=update)
+    made = _softmax(name, promises=promises)
+    right, wrong = made.implementations
+    given = {"mistake": mistake} if mistake else {}
+    wrong = replace(wrong, function=functools.partial(function, **given))
+    return replace(made, implementations=(right, wrong))
+
+
 RIGHT = _softmax("none", promises=PROMISES.model_copy(update={"state": True, "reorder": True}))
 
 
@@ -199,7 +209,7 @@ def _less(name: str, **update: Any) -> Variant:
 
 
 MUTANTS = (
-    (_softmax("output_not_cast"), "S1.output", "wrong"),
+    (_softmax("output_not_cast"), "S1.output", "wrong", "bfloat16"),
     (_softmax("in_place_scaling"), "S2.inputs_unchanged", "wrong"),
     (_softmax("nondeterministic"), "S3.determinism", "wrong"),
     (_softmax("stride_blind"), "S5.strides", "wrong"),

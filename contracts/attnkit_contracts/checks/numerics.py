@@ -8,18 +8,16 @@ import torch
 
 from attnkit.masks import Sizes
 from attnkit_contracts import units
+from attnkit_contracts.backward import gradient_bounds
 from attnkit_contracts.catalogue import Measured, check
 from attnkit_contracts.inputs import mask_part, normal
 from attnkit_contracts.judging import (
     bound,
     gradients,
-    is_exact,
     must_be_finite,
     near,
-    samples_alike,
     worst,
 )
-from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 
     from attnkit.promises import Promises
     from attnkit_contracts.inputs import Call
+    from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
     from attnkit_contracts.subjects import Subject
 
 OPTIONS = ("cross", "gqa", "value_width", "bias", "scale", "softcap", "sinks")
@@ -188,39 +187,7 @@ def _gradient_error(subject: Subject, call: Call) -> Measured:
     got = gradients(subject, call, grad_out)
     must_be_finite(got, "gradients")
     found = []
-    for name, (exact, unit, gate, unit_name) in _expected(subject, call, grad_out).items():
-        value, place = units.error(got[name], exact, unit)
-        found.append(Measured(value, gate, unit_name, f"the gradient of {name} {place}"))
+    for name, limit in gradient_bounds(subject, call, grad_out).items():
+        value, place = units.error(got[name], limit.exact, limit.unit)
+        found.append(Measured(value, limit.gate, limit.name, f"the gradient of {name} {place}"))
     return worst(found)
-
-
-def _expected(
-    subject: Subject, call: Call, grad_out: Tensor
-) -> dict[str, tuple[Tensor, Tensor, float, str]]:
-    if isinstance(subject, SoftmaxOperation) and is_exact(subject):
-        doubled = call.map(lambda _, tensor: tensor.detach().double().requires_grad_())
-        exact = subject.exact(doubled)
-        found = torch.autograd.grad(
-            exact.out, list(doubled.tensors.values()), grad_out.double(), materialize_grads=True
-        )
-        scale = call.extras.get("scale", call.tensors["query"].shape[-1] ** -0.5)
-        limits = units.analytic_gradients(
-            exact._replace(weights=exact.weights.detach(), sink=exact.sink.detach()),
-            call.tensors,
-            grad_out,
-            scale,
-            subject.dtype,
-        )
-        return {
-            name: (gradient, limits[name].detach(), units.ANALYTIC_GATE, "analytic units")
-            for name, gradient in zip(doubled.tensors, found, strict=True)
-        }
-    noisy = units.gradient_noise(
-        subject.definition(call),
-        call.tensors,
-        grad_out,
-        subject.dtype,
-        together=samples_alike(subject, call),
-    )
-    gate = units.backward_gate(subject.dtype)
-    return {name: (exact, unit, gate, "probe units") for name, (exact, unit) in noisy.items()}

@@ -56,3 +56,22 @@ def layer_options(subject: LayerSubject, option: str) -> Measured:
     if not changed and bool((out == plain(call.tensors["x"], mask=call.mask)).all()):
         raise BrokenError(f"{option}={value} is promised, and ignored: the output is the same")
     return exactly(0, "ignored options")
+
+
+@check(
+    "S10.unknown_option",
+    "A field that the layer's configuration does not have, and a value of a wrong type, raise "
+    "ConfigError.",
+    levels=("layer",),
+    dtypes=("float32",),
+    cases=lambda _: [{"option": "no_such_option"}, {"option": "embed_dim"}],
+)
+def unknown_option(subject: LayerSubject, option: str) -> Measured:
+    """Build the layer with it."""
+    try:
+        build(subject.target, subject.dtype, **{option: "wide"})
+    except ConfigError as error:
+        if option not in str(error):
+            raise BrokenError(f"{option}='wide' is refused without its name: {error}") from error
+        return exactly(0, "accepted options")
+    raise BrokenError(f"{option}='wide' is accepted in silence")

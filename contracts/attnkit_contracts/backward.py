@@ -1,0 +1,85 @@
+"""How gradients are compared: against the definition's, and with each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from attnkit_contracts import units
+from attnkit_contracts.judging import Bound, agree, exactly, is_exact, samples_alike, worst
+from attnkit_contracts.layers import LayerSubject
+from attnkit_contracts.operations import SoftmaxOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from attnkit_contracts.catalogue import Measured
+    from attnkit_contracts.inputs import Call
+    from attnkit_contracts.subjects import Subject
+
+
+def gradient_bounds(subject: Subject, call: Call, grad_out: Tensor) -> dict[str, Bound]:
+    """Return the definition's gradient of every tensor of a call, and its unit."""
+    if isinstance(subject, SoftmaxOperation) and is_exact(subject):
+        return _analytic(subject, call, grad_out)
+    inputs = dict(call.tensors)
+    if isinstance(subject, LayerSubject):
+        inputs |= subject.parameters()
+    noisy = units.gradient_noise(
+        subject.definition(call),
+        inputs,
+        grad_out,
+        subject.dtype,
+        together=samples_alike(subject, call),
+    )
+    gate = units.backward_gate(subject.dtype)
+    return {name: Bound(*noisy[name], gate, "probe units") for name in call.tensors}
+
+
+def _analytic(subject: SoftmaxOperation, call: Call, grad_out: Tensor) -> dict[str, Bound]:
+    doubled = call.map(lambda _, tensor: tensor.detach().double().requires_grad_())
+    exact = subject.exact(doubled)
+    found = torch.autograd.grad(
+        exact.out, list(doubled.tensors.values()), grad_out.double(), materialize_grads=True
+    )
+    limits = units.analytic_gradients(
+        exact._replace(weights=exact.weights.detach(), sink=exact.sink.detach()),
+        call.tensors,
+        grad_out,
+        call.extras.get("scale", call.tensors["query"].shape[-1] ** -0.5),
+        subject.dtype,
+    )
+    return {
+        name: Bound(gradient, limits[name].detach(), units.ANALYTIC_GATE, "analytic units")
+        for name, gradient in zip(doubled.tensors, found, strict=True)
+    }
+
+
+def agree_gradients(
+    subject: Subject,
+    call: Call,
+    grad_out: Tensor,
+    one: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    where: str,
+) -> Measured:
+    """Measure how far the gradients of two calls are apart; the same bits need no unit.
+
+    Args:
+        subject: What computed both.
+        call: Whose gradients they are.
+        grad_out: Of both.
+        one: By name; all that ``other`` has.
+        other: By name, perhaps of some tensors only.
+        where: Which case it is.
+    """
+    if all(torch.equal(one[name], gradient) for name, gradient in other.items()):
+        return exactly(0, "different elements")
+    limits = gradient_bounds(subject, call, grad_out)
+    return worst(
+        agree(limits[name], one[name], gradient, f"the gradient of {name}, {where}")
+        for name, gradient in other.items()
+    )

@@ -1,0 +1,114 @@
+"""N, continued: dropout drops in training alone, the right share, and the same share backward."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from attnkit.masks import Sizes
+from attnkit_contracts import units
+from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.inputs import normal
+from attnkit_contracts.judging import exactly, same_bits
+from attnkit_contracts.layers import build
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnkit_contracts.inputs import Call
+    from attnkit_contracts.layers import LayerSubject
+    from attnkit_contracts.operations import SoftmaxOperation
+    from attnkit_contracts.subjects import Subject
+
+SHARE = 0.25
+
+
+def seeded(subject: Subject, call: Call, seed: int) -> Tensor:
+    """Return the output, with torch's own random numbers begun at a seed."""
+    devices = [subject.device] if subject.device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return subject(call)
+
+
+@check(
+    "N6.modes",
+    "A layer drops nothing in evaluation; in training two calls differ, and two calls from the "
+    "same seed do not; that stays so after an evaluation.",
+    levels=("layer",),
+    applies=lambda promises: promises.dropout,
+    fields=("dropout_p",),
+)
+def modes(subject: LayerSubject) -> Measured:
+    """Go from evaluation to training and back, twice."""
+    call = subject.draw("N6", length=24)
+    plain = subject(call)
+    subject.layer = build(subject.target, subject.dtype, dropout_p=SHARE)
+    for turn in ("", " after a turn of training"):
+        subject.layer.eval()
+        same_bits(plain, seeded(subject, call, 1), f"dropout_p={SHARE} in evaluation{turn}")
+        subject.layer.train()
+        first, again, other = (seeded(subject, call, seed) for seed in (1, 1, 2))
+        same_bits(first, again, f"a call in training from the same seed{turn}")
+        if torch.equal(first, plain):
+            raise BrokenError(f"dropout_p={SHARE} drops nothing in training{turn}")
+        if torch.equal(first, other):
+            raise BrokenError(f"two seeds drop the same in training{turn}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            pair = subject(call), subject(call)
+        if torch.equal(*pair):
+            raise BrokenError("two calls in training drop the same: random numbers do not go on")
+    return exactly(0, "wrong modes")
+
+
+@check(
+    "N6.mean",
+    "With value = 1, the sum of what is left has mean 1 and variance sum_j P_j^2 p / (1 - p), "
+    "within five standard errors.",
+    families=("softmax",),
+    applies=lambda promises: promises.dropout,
+    relations=("exact",),
+    verdict="S",
+)
+def mean(subject: SoftmaxOperation) -> Measured:
+    """Add up all rows of many samples; the variance is known, so five is one in a million."""
+    keys, batch = 24, 64
+    mask = subject.mask(Sizes(batch, subject.heads, keys, keys), causal=False, wide=True)
+    call = subject.draw("N6", batch=batch, length=keys, width=8, mask=mask)
+    call = call.given(value=torch.ones_like(call.tensors["value"]))
+    weights = subject.exact(call).weights  # (B, H, L, S)
+    spread = weights.square().sum(-1) * SHARE / (1 - SHARE)  # (B, H, L)
+    off = seeded(subject, call.saying(dropout_p=SHARE), 7)[..., 0].double() - 1
+    shift = float(off.sum().abs() / spread.sum().sqrt())
+    excess = off.square() - spread
+    grown = float(excess.sum().abs() / excess.square().sum().sqrt())
+    value = max(shift, grown) if off.isfinite().all() else float("inf")
+    where = "the mean" if shift >= grown else "the variance"
+    return Measured(value, 5.0, "standard errors", where)
+
+
+@check(
+    "N6.backward",
+    "The gradient drops what the output dropped: <g, F(v)> = <dF^T g, v> from the same seed.",
+    families=("softmax",),
+    applies=lambda promises: promises.dropout and promises.gradients,
+    relations=("exact",),
+    verdict="R",
+)
+def backward(subject: SoftmaxOperation) -> Measured:
+    """Use that the output is linear in the values, whatever is dropped."""
+    call = subject.draw("N6", length=24).saying(dropout_p=SHARE)
+    value = call.tensors["value"].detach().clone().requires_grad_()
+    with torch.enable_grad():
+        out = seeded(subject, call.given(value=value), 3)
+    grad_out = subject.cast(normal(subject.random("N6 grad"), *out.shape))
+    (in_value,) = torch.autograd.grad(out, [value], grad_out)
+    one = float((grad_out.double() * out.detach().double()).sum())
+    other = float((in_value.double() * value.detach().double()).sum())
+    # every product is off by rounding of the output, of the gradient and of their sums
+    sizes = seeded(subject, call.given(value=call.tensors["value"].abs()), 3)
+    terms = float((grad_out.double().abs() * sizes.double()).sum())
+    unit = 4 * units.roundoff(subject.dtype) + 64 * units.accumulation(subject.dtype)
+    return Measured(abs(one - other) / (unit * terms), 1.0, f"of {unit:.3g} relative")

@@ -1,0 +1,398 @@
+"""One call of a subject, beside what the right definition and mistaken ones make of it.
+
+`diagnosis` and `shrinking` are built on `fault_of` and `explains`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnkit.errors import AttnkitError, UnsupportedError
+from attnkit.masks import Sizes, hide_padding
+from attnkit_contracts import (
+    judging,
+    mistakes_mixture,
+    mistakes_recurrence,
+    mistakes_softmax,
+    oracle,
+    units,
+)
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError
+from attnkit_contracts.inputs import normal
+from attnkit_contracts.judging import Bound
+from attnkit_contracts.layers import LayerSubject
+from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from attnkit_contracts.inputs import Call
+    from attnkit_contracts.mistakes import Mistake
+    from attnkit_contracts.subjects import Subject
+
+PROBES = 4
+CLEARLY = 4.0
+"""How many times nearer to a mistake than to the right definition an explained output is."""
+
+FEW = 8
+"""Fewer elements than this say nothing about a common factor."""
+
+EXPERTS = ("router.weight", "gate_up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one call.
+
+    Attributes:
+        kind: ``values``, ``not finite``, ``shape``, ``dtype`` or ``raises`` and an error's name.
+        name: ``out``, ``state`` or ``gradient of`` an input.
+        got: What came; None where the call raised.
+        limit: What should have come; None where the call raised.
+        told: What an error said, or which shape or dtype came.
+    """
+
+    kind: str
+    name: str = "out"
+    got: Tensor | None = None
+    limit: Bound | None = None
+    told: str = ""
+
+    @property
+    def error(self) -> float:
+        """In units of the gate: above 1 is wrong."""
+        if self.got is None or self.limit is None or self.got.shape != self.limit.exact.shape:
+            return float("inf")
+        got, exact = self.got, self.limit.exact
+        if not exact.isfinite().all():
+            # a mistaken definition may be NaN, and then must be so in the same places
+            same = exact.isnan() & got.isnan()
+            got, exact = torch.where(same, 0.0, got), torch.where(same, 0.0, exact)
+        unit = self.limit.unit.nan_to_num(1.0)
+        return units.error(got, exact, unit)[0] / self.limit.gate
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a subject made of a call.
+
+    Attributes:
+        call: As it was before.
+        plain: The same with what padding holds set to 0.
+        got: ``out``, and ``state`` of a recurrence.
+        kept: (B, H, L, S), which probabilities dropout kept; None without dropout.
+        error: What was raised instead.
+    """
+
+    call: Call
+    plain: Call
+    got: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Tensor | None = None
+    error: Exception | None = None
+
+
+def mistakes(subject: Subject) -> tuple[Mistake[Any], ...]:
+    """Return the named mistakes of a subject's family; none where there is no definition."""
+    if isinstance(subject, SoftmaxOperation):
+        return mistakes_softmax.MISTAKES if judging.is_exact(subject) else ()
+    if isinstance(subject, RecurrenceOperation):
+        return mistakes_recurrence.MISTAKES
+    return mistakes_mixture.MISTAKES if is_mixture(subject) else ()
+
+
+def in_float32(subject: Subject, seen: Observation) -> bool:
+    """Return whether a float64 output is right, but no better than one of float32."""
+    if subject.dtype != torch.float64:
+        return False
+    return _distance(seen, expected(subject, seen, dtype=torch.float32)) <= 1
+
+
+def is_mixture(subject: Subject) -> bool:
+    """Return whether the subject is a mixture of experts whose weights have the known names."""
+    if not isinstance(subject, LayerSubject) or subject.family != "feedforward":
+        return False
+    return set(EXPERTS) <= set(subject.parameters())
+
+
+def observe(subject: Subject, call: Call) -> Observation:
+    """Call a subject; what it raises is an observation too."""
+    call = _showing_weights(subject, call)
+    before = call.map(lambda _, tensor: tensor.detach().clone())
+    plain = _without_padding(subject, before)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            got = _both(subject, call)
+    # whatever a stranger's code raises is what we look for
+    except Exception as error:
+        return Observation(before, plain, error=error)
+    kept = got["out"] != 0 if call.extras.get("dropout_p") else None
+    if isinstance(subject, RecurrenceOperation):
+        real = _real(before, got["out"])
+        got["out"] = torch.where(real, got["out"], 0.0) if real.shape[2] else got["out"]
+    # a mistake may read the padding, the right definition does not
+    return Observation(before if _is_finite(before) else plain, plain, got, kept)
+
+
+def _is_finite(call: Call) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in call.tensors.values())
+
+
+def _both(subject: Subject, call: Call) -> dict[str, Tensor]:
+    if isinstance(subject, RecurrenceOperation):
+        return dict(zip(("out", "state"), subject.both(call), strict=True))
+    return {"out": subject(call)}
+
+
+def _showing_weights(subject: Subject, call: Call) -> Call:
+    """Under dropout, give unit vectors for values: the output then shows what was dropped."""
+    if not call.extras.get("dropout_p") or not isinstance(subject, SoftmaxOperation):
+        return call
+    value = call.tensors["value"]
+    ones = torch.eye(value.shape[2], dtype=value.dtype, device=value.device)
+    return call.given(value=ones.expand(*value.shape[:2], -1, -1).contiguous())
+
+
+def _without_padding(subject: Subject, call: Call) -> Call:
+    if is_mixture(subject):
+        x = call.tensors["x"]
+        real = oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
+        return call.given(x=torch.where(real[..., None], x, 0.0))
+    if "key" not in call.tensors or "padding" not in call.mask.parts:
+        return call
+    key, value = hide_padding(call.mask, call.tensors["key"], call.tensors["value"])
+    return call.given(key=key, value=value)
+
+
+def _real(call: Call, out: Tensor) -> Tensor:
+    """Return which rows of a recurrence's output count, (B, 1, L, 1)."""
+    batch, _, length, _ = out.shape
+    return oracle.real_tokens(call.mask, batch, length, out.device)[:, None, :, None]
+
+
+def expected(
+    subject: Subject,
+    seen: Observation,
+    definition: Any = None,
+    *,
+    probes: int = PROBES,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Bound]:
+    """Return what a definition makes of an observed call, and the unit of errors.
+
+    Args:
+        subject: Whose call it is.
+        seen: What it made of it.
+        definition: One of a mistake; None for the right one.
+        probes: How many disturbed evaluations a probe unit is of.
+        dtype: Whose roundoff the unit is of; None for the subject's.
+
+    Raises:
+        InconclusiveError: There is no definition.
+    """
+    call = seen.plain if definition is None else seen.call
+    if isinstance(subject, SoftmaxOperation) and judging.is_exact(subject):
+        exact = mistakes_softmax.attend(call, definition or mistakes_softmax.RIGHT, seen.kept)
+        unit = units.analytic(exact, call.tensors["value"], dtype or subject.dtype)
+        return {"out": Bound(exact.out, unit, units.ANALYTIC_GATE, "analytic units")}
+    if isinstance(subject, RecurrenceOperation):
+        return _expected_recurrence(subject, call, definition, (probes, dtype or subject.dtype))
+    if isinstance(subject, LayerSubject) and is_mixture(subject):
+        return _expected_mixture(subject, call, definition, (probes, dtype or subject.dtype))
+    return {"out": judging.bound(subject, call)}
+
+
+def _expected_recurrence(
+    subject: RecurrenceOperation, call: Call, definition: Any, unit: tuple[int, torch.dtype]
+) -> dict[str, Bound]:
+    rules = definition or mistakes_recurrence.RIGHT
+    options = subject.options()
+    found = units.noise(
+        lambda given: mistakes_recurrence.run(call, options, given, rules),
+        call.tensors,
+        unit[1],
+        probes=unit[0],
+        together=True,
+    )
+    gate = units.forward_gate(unit[1])
+    limits = {name: Bound(*each, gate, "probe units") for name, each in found.items()}
+    out = limits["out"]
+    real = _real(call, out.exact)
+    limits["out"] = out._replace(exact=torch.where(real, out.exact, 0.0))
+    return limits
+
+
+def _expected_mixture(
+    subject: LayerSubject, call: Call, definition: Any, unit: tuple[int, torch.dtype]
+) -> dict[str, Bound]:
+    x = call.tensors["x"]
+    setting = mistakes_mixture.Setting(
+        int(getattr(subject.config, "top_k", 1)),
+        bool(getattr(subject.config, "renormalise", True)),
+        oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device),
+    )
+    weights = {name: subject.parameters()[name] for name in EXPERTS}
+    plan = definition or mistakes_mixture.RIGHT
+    with torch.no_grad():
+        found = units.noise(
+            lambda given: {"out": mistakes_mixture.mix(given, setting, plan)},
+            {"x": x, **weights},
+            unit[1],
+            probes=unit[0],
+        )
+    gate = units.mixture_gate(unit[1])
+    return {"out": Bound(*found["out"], gate, "probe units")}
+
+
+def fault_of(subject: Subject, call: Call) -> Fault | None:
+    """Return what is wrong with a call's output; None for nothing, or for no way to tell."""
+    if not _tellable(subject, call):
+        return None
+    seen = observe(subject, call)
+    if not _is_finite(seen.plain):
+        return None
+    if seen.error is not None:
+        return _raised(seen.error)
+    try:
+        limits = expected(subject, seen)
+    except (InconclusiveError, AttnkitError):
+        return None
+    dtype = next(iter(call.tensors.values())).dtype
+    found = [_fault(name, seen.got[name], limit, dtype) for name, limit in limits.items()]
+    return next((each for each in found if each is not None), None)
+
+
+def _tellable(subject: Subject, call: Call) -> bool:
+    """Return whether a call has an answer: dropout shows only where values may be any width."""
+    if not call.extras.get("dropout_p"):
+        return True
+    query, value = call.tensors["query"], call.tensors["value"]
+    return subject.promises.value_width or query.shape[3] == value.shape[2]
+
+
+def _raised(error: Exception) -> Fault | None:
+    # a refusal is an answer
+    if isinstance(error, UnsupportedError):
+        return None
+    return Fault(f"raises {type(error).__name__}", told=str(error))
+
+
+def _fault(name: str, got: Tensor, limit: Bound, dtype: torch.dtype) -> Fault | None:
+    if got.shape != limit.exact.shape:
+        return Fault("shape", name, got, limit, f"{tuple(got.shape)}")
+    if name == "out" and got.dtype != dtype:
+        return Fault("dtype", name, got, limit, str(got.dtype))
+    if not got.isfinite().all() and limit.exact.isfinite().all():
+        return Fault("not finite", name, got, limit)
+    fault = Fault("values", name, got, limit)
+    return fault if fault.error > 1 else None
+
+
+def gradient_fault(subject: Subject, call: Call) -> Fault | None:
+    """Return what is wrong with the gradients of a call; None for nothing, or no way to tell."""
+    # imported here: it is about checks, which import more than the rest of this module
+    from attnkit_contracts.backward import gradient_bounds
+
+    call = _without_padding(subject, call.map(lambda _, tensor: tensor.detach()))
+    try:
+        with torch.no_grad():
+            shape = subject(call.map(lambda _, tensor: tensor.clone())).shape
+        grad_out = subject.cast(normal(subject.random("gradient"), *shape))
+        found = judging.gradients(subject, call, grad_out)
+    except (UnsupportedError, BrokenError):
+        return None
+    # whatever a stranger's code raises is what we look for
+    except Exception as error:
+        return Fault(f"raises {type(error).__name__}", "gradient", told=str(error))
+    try:
+        limits = gradient_bounds(subject, call, grad_out)
+    except (AttnkitError, InconclusiveError, RuntimeError):
+        return None
+    for name, limit in limits.items():
+        got = found.get(name)
+        if got is None:
+            continue
+        fault = Fault("values", f"gradient of {name}", got, limit)
+        if fault.error > 1:
+            return fault
+    return None
+
+
+def gain(fault: Fault) -> float | None:
+    """Return c if the output is c times the right one, within the gate; None if it is not."""
+    if fault.got is None or fault.limit is None or fault.kind != "values":
+        return None
+    exact, got = fault.limit.exact.flatten(), fault.got.double().flatten()
+    if not exact.square().sum() or exact.numel() < FEW:
+        return None
+    factor = float((got * exact).sum() / exact.square().sum())
+    unit = fault.limit.unit.broadcast_to(fault.limit.exact.shape)
+    again = units.error(fault.got, factor * fault.limit.exact, unit)[0] / fault.limit.gate
+    return factor if again <= 1 and again * CLEARLY <= fault.error else None
+
+
+def explains(
+    mistake: Mistake[Any], subject: Subject, call: Call, dtype: torch.dtype | None = None
+) -> bool:
+    """Return whether a call's output is a mistake's, and clearly not the right one."""
+    seen = observe(subject, call)
+    return seen.error is None and explanation(mistake, subject, seen, dtype) is not None
+
+
+def explanation(
+    mistake: Mistake[Any], subject: Subject, seen: Observation, dtype: torch.dtype | None = None
+) -> float | None:
+    """Return how near an output is to a mistake's, in gates; None if it is not.
+
+    Args:
+        mistake: Any of the subject's family.
+        subject: Whose call it is.
+        seen: What it made of it.
+        dtype: Whose roundoff is allowed; None for the subject's.
+    """
+    right = _distance(seen, expected(subject, seen, dtype=dtype))
+    wrong = _nearest(mistake, subject, seen, dtype)
+    return wrong if wrong <= 1 < right and wrong * CLEARLY <= right else None
+
+
+def is_consistent(
+    mistake: Mistake[Any], subject: Subject, seen: Observation, dtype: torch.dtype | None = None
+) -> bool:
+    """Return whether an output, right or wrong, is one that this mistake gives."""
+    return _nearest(mistake, subject, seen, dtype) <= 1
+
+
+def _nearest(
+    mistake: Mistake[Any], subject: Subject, seen: Observation, dtype: torch.dtype | None
+) -> float:
+    """Return the distance to the nearest of a mistake's definitions."""
+    readings = [seen]
+    if seen.call is not seen.plain and isinstance(subject, SoftmaxOperation):
+        # attnkit empties padding before the operation sees it
+        readings.append(replace(seen, call=seen.plain))
+    return min(
+        _distance(seen, expected(subject, reading, definition, dtype=dtype))
+        for reading in readings
+        for definition in mistake.definitions
+    )
+
+
+def _distance(seen: Observation, limits: Mapping[str, Bound]) -> float:
+    """Return the largest error in gates; infinite where shapes or finiteness disagree."""
+    return max(Fault("", name, seen.got[name], limit).error for name, limit in limits.items())
+
+
+def sizes_of(call: Call) -> Sizes:
+    """Return B, H, L, S of an operation's call; a layer has one head."""
+    if "x" in call.tensors:
+        batch, length, _ = call.tensors["x"].shape
+        return Sizes(batch, 1, length, length)
+    query, value = call.tensors["query"], call.tensors["value"]
+    return Sizes(
+        query.shape[0], max(query.shape[1], value.shape[1]), query.shape[2], value.shape[2]
+    )

@@ -1,0 +1,133 @@
+"""What a check looks through: poisoned allocations, and meters of memory and of work."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from attnkit.interface import load
+from attnkit_contracts.subjects import offered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from attnkit_contracts.subjects import Subject
+
+ALLOCATORS = (
+    torch.empty,
+    torch.empty_like,
+    torch.empty_strided,
+    torch.Tensor.new_empty,
+    torch.Tensor.new_empty_strided,
+)
+"""What returns memory that nobody has written to."""
+
+
+class Poisoned(TorchFunctionMode):
+    """Fills what code of some packages allocates without a value.
+
+    Attributes:
+        packages: Top-level names; allocations of other code are left alone.
+        value: What the memory holds; integers hold 1 where it is NaN.
+    """
+
+    def __init__(self, packages: frozenset[str], value: float) -> None:
+        super().__init__()
+        self.packages = packages
+        self.value = value
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the function; see `torch.overrides`."""
+        made = func(*args, **(kwargs or {}))
+        # what is called from Python has its caller one frame up: C functions have no frame
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if func in ALLOCATORS and caller.partition(".")[0] in self.packages:
+            floating = made.is_floating_point() or made.is_complex()
+            made.fill_(self.value if floating or self.value == 0 else 1)
+        return made
+
+
+def packages_of(subject: Subject) -> frozenset[str]:
+    """Return the top-level names of the packages whose code a subject runs, attnkit's too."""
+    variant = subject.target.variant
+    parts = [load(variant.layer), *(load(one.function) for one in offered(variant))]
+    homes = {"attnkit"}
+    for each in parts:
+        part = each
+        while isinstance(part, functools.partial):
+            part = part.func
+        for cls in getattr(part, "__mro__", (part,)):
+            homes.add(str(getattr(cls, "__module__", "")).partition(".")[0])
+    return frozenset(homes - {"torch", "builtins", "typing", ""})
+
+
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Counts the memory that operations hold at once, and the work they do.
+
+    Attributes:
+        held: Bytes that are alive now.
+        peak: The most that were alive at once.
+        moved: Elements that operations read or wrote.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.held = self.peak = self.moved = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation; see `torch.utils._python_dispatch`."""
+        kwargs = dict(kwargs or {})
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        known = {each.untyped_storage()._cdata for each in given}
+        made = func(*args, **kwargs)
+        for each in tree_leaves(made):
+            if isinstance(each, torch.Tensor):
+                self._add(each, known)
+        views = getattr(func, "is_view", False)
+        if not views:
+            results = [each for each in tree_leaves(made) if isinstance(each, torch.Tensor)]
+            self.moved += sum(_distinct(each) for each in (*given, *results))
+        return made
+
+    def _add(self, tensor: torch.Tensor, known: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        at = storage._cdata
+        if at in known or at in self._known:
+            return
+        self._known.add(at)
+        size = storage.nbytes()
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self._drop, at, size)
+
+    def _drop(self, at: int, size: int) -> None:
+        self._known.discard(at)
+        self.held -= size
+
+
+def _distinct(tensor: torch.Tensor) -> int:
+    """Return how many elements of memory a tensor covers: expanded axes count once."""
+    count = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= size if stride else min(size, 1)
+    return count

@@ -1,0 +1,249 @@
+"""A few lines of Python that show a wrong call with torch, attnkit and the variant alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnkit import registry
+from attnkit.discovery import SESSION
+from attnkit.errors import AttnkitError
+from attnkit.masks import Blocks, Dense, Documents, Or, Padding, PrefixLM
+from attnkit_contracts import experiments
+from attnkit_contracts.catalogue import InconclusiveError
+from attnkit_contracts.layers import LayerSubject, sample_options
+from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
+from attnkit_contracts.shrinking import is_small
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from attnkit.interface import Variant
+    from attnkit.masks import Mask
+    from attnkit_contracts.inputs import Call
+    from attnkit_contracts.subjects import Subject
+
+SEEDS = 4
+EXPECTED_NUMBERS = 256
+
+RECIPES = {
+    "log_decay": "-torch.rand({shape}, dtype={dtype})",
+    "beta": "torch.rand({shape}, dtype={dtype})",
+    "initial_state": "torch.randn({shape}, dtype={dtype})",
+}
+"""How tensors are drawn, by name; the others are `torch.randn`."""
+
+DEFAULT = "torch.randn({shape}, dtype={dtype})"
+
+
+def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> str:
+    """Return the script; empty where a call, or the variant, cannot be written down.
+
+    Args:
+        subject: Whose call it is.
+        call: A wrong one, as small as it can be.
+        persists: Whether another call is wrong in the same way.
+    """
+    where = whereabouts(subject.target.variant)
+    if where is None or call.extras.get("dropout_p"):
+        return ""
+    written = _inputs(call, persists)
+    if written is None:
+        return ""
+    call, lines = written
+    seen = experiments.observe(subject, call)
+    try:
+        limits = experiments.expected(subject, seen)
+    except (AttnkitError, InconclusiveError):
+        return ""
+    name = next(iter(limits))
+    if seen.error is None:
+        name = max(limits, key=lambda each: _error(seen.got[each], limits[each]))
+    exact = limits[name].exact
+    if exact.numel() > EXPECTED_NUMBERS:
+        return ""
+    imports, variant = where
+    body = _call_lines(subject, call, variant, name)
+    if not body:
+        return ""
+    header = ["import torch", "", "import attnkit", *imports, ""]
+    digits = 17 if subject.target.dtype == "float64" else 8
+    expected = _tensor(exact, "torch.float64", digits)
+    shown = ['print("expected", expected)', *body, 'print("got     ", got)']
+    return "\n".join(
+        [*header, *lines, "", "# the float64 definition's answer", f"expected = {expected}", *shown]
+    )
+
+
+def _error(got: Tensor, limit: Any) -> float:
+    return experiments.Fault("", "", got, limit).error
+
+
+def _inputs(call: Call, persists: Callable[[Call], bool]) -> tuple[Call, list[str]] | None:
+    """Return lines that make the tensors of a call: drawn anew if that shows the fault as well."""
+    for seed in range(SEEDS):
+        drawn, lines = _drawn(call, seed)
+        try:
+            if persists(drawn):
+                return drawn, lines
+        # the same calls are legal, but a stranger's code may raise what it likes
+        except (AttnkitError, RuntimeError, ValueError):
+            continue
+    if not is_small(call):
+        return None
+    return call, [
+        f"{name} = {_tensor(tensor, str(tensor.dtype))}{_placed(tensor)}"
+        for name, tensor in call.tensors.items()
+    ]
+
+
+def _drawn(call: Call, seed: int) -> tuple[Call, list[str]]:
+    """Return a call with tensors drawn as the lines beside it say."""
+    lines, tensors = [f"torch.manual_seed({seed})"], {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, tensor in call.tensors.items():
+            shape = ", ".join(map(str, tensor.shape))
+            recipe = RECIPES.get(name, DEFAULT).format(shape=shape, dtype=tensor.dtype)
+            lines.append(f"{name} = {recipe}{_placed(tensor)}")
+            numbers = (torch.randn if "randn" in recipe else torch.rand)(
+                *tensor.shape, dtype=tensor.dtype
+            )
+            tensors[name] = (-numbers if recipe.startswith("-") else numbers).to(tensor.device)
+    return call.given(**tensors), lines
+
+
+def _placed(tensor: Tensor) -> str:
+    return "" if tensor.device.type == "cpu" else f'.to("{tensor.device.type}")'
+
+
+def _tensor(tensor: Tensor, dtype: str, digits: int = 17) -> str:
+    """Write a tensor down."""
+    numbers = _numbers(tensor.detach().cpu().tolist(), digits)
+    return f"torch.tensor({numbers}, dtype={dtype})"
+
+
+def _numbers(numbers: Any, digits: int) -> str:
+    if isinstance(numbers, list):
+        return f"[{', '.join(_numbers(each, digits) for each in numbers)}]"
+    return repr(float(f"{numbers:.{digits}g}"))
+
+
+def _call_lines(subject: Subject, call: Call, variant: str, name: str) -> list[str]:
+    """Return lines that make the call; ``got`` is what is compared."""
+    given = [f"mask={mask_source(call.mask)}"] if call.mask.conjuncts() else []
+    target = subject.target
+    if isinstance(subject, LayerSubject):
+        return _layer_lines(subject, given, variant)
+    given += [f"{key}={value!r}" for key, value in call.extras.items() if value is not None]
+    options = [each for each in call.tensors if each not in ("query", "key", "value")]
+    given += [f"{each}={each}" for each in options]
+    given.append(f'implementation="{target.implementation}"')
+    if isinstance(subject, SoftmaxOperation):
+        given.insert(-1, f"variant={variant}")
+        return _called("got = attnkit.attention", ["query", "key", "value", *given])
+    assert isinstance(subject, RecurrenceOperation)
+    chosen = subject.options()
+    if chosen != target.variant.options():
+        said = ", ".join(f"{key}={value!r}" for key, value in chosen.model_dump().items())
+        given.insert(-1, f"options=attnkit.get_variant({variant}).options({said})")
+        if not variant.startswith("'"):
+            given[-2] = f"options={variant}.options({said})"
+    got = "got, _" if name == "out" else "_, got"
+    arguments = [variant, "query", "key", "value", *given]
+    return _called(f"{got} = attnkit.recurrence", arguments)
+
+
+def _layer_lines(subject: LayerSubject, given: list[str], variant: str) -> list[str]:
+    if not experiments.is_mixture(subject):
+        return []
+    target = subject.target
+    options = sample_options(target.variant)
+    if target.implementation != "layer":
+        options["implementation"] = target.implementation
+    said = [f"{key}={value!r}" for key, value in options.items()]
+    return [
+        f"torch.manual_seed({target.seed})",
+        *_called("layer = attnkit.create", [variant, "dtype=torch.float32", *said]),
+        f"layer = layer.to(torch.{target.dtype}).eval()",
+        f"got = layer({', '.join(['x', *given])})",
+    ]
+
+
+def _called(function: str, arguments: list[str]) -> list[str]:
+    """Return a call, on one line if that is short enough."""
+    line = f"{function}({', '.join(arguments)})"
+    return [line] if len(line) <= 96 else [f"{function}(", *_wrapped(arguments), ")"]
+
+
+def _wrapped(arguments: list[str]) -> list[str]:
+    """Return arguments in lines of at most 96 characters."""
+    lines: list[str] = []
+    for each in arguments:
+        if lines and len(lines[-1]) + len(each) + 2 <= 96:
+            lines[-1] += f" {each},"
+        else:
+            lines.append(f"    {each},")
+    return lines
+
+
+def mask_source(mask: Mask) -> str:
+    """Return Python that makes a mask."""
+    parts = mask.conjuncts()
+    return " & ".join(map(_part_source, parts)) if parts else "attnkit.full()"
+
+
+def _part_source(part: Mask) -> str:
+    if isinstance(part, Padding):
+        name, counts = "padding", part.lengths
+        if counts is None:
+            name, counts = "left_padding", part.starts
+        assert counts is not None
+        return f"attnkit.{name}({counts.tolist()})"
+    if isinstance(part, PrefixLM):
+        return f"attnkit.prefix_lm({part.prefix.tolist()})"
+    if isinstance(part, Documents):
+        return f"attnkit.documents(torch.tensor({part.ids.tolist()}))"
+    if isinstance(part, Dense):
+        return f"attnkit.dense(torch.tensor({part.tensor.tolist()}))"
+    if isinstance(part, Blocks):
+        return f"attnkit.blocks(torch.tensor({part.block_map.tolist()}), {part.block_size})"
+    if isinstance(part, Or):
+        return f"({mask_source(part.left)} | {mask_source(part.right)})"
+    return repr(part)
+
+
+def whereabouts(variant: Variant) -> tuple[list[str], str] | None:
+    """Return lines that import a variant, and what it is then called; None if nothing does.
+
+    An installed variant is called by its name, another one is looked for in the modules that are
+    loaded and that a new process can import, or says itself how it is made.
+    """
+    for entry in registry.default().entries():
+        if entry.name == variant.name and entry.owner != SESSION:
+            return [], repr(variant.name)
+    source = getattr(variant.implementations[-1].function, "source", None)
+    if isinstance(source, str):
+        return ["from attnkit_contracts import adapt", "", f"VARIANT = {source}"], "VARIANT"
+    for name, module in list(sys.modules.items()):
+        if name.startswith("_") or not _is_importable(name):
+            continue
+        for attribute, value in list(vars(module).items()):
+            if value is variant:
+                return [f"from {name} import {attribute}"], attribute
+    return None
+
+
+def _is_importable(name: str) -> bool:
+    module = sys.modules.get(name)
+    if getattr(module, "__file__", None) is None:
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError, AttributeError):
+        return False

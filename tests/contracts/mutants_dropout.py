@@ -1,0 +1,98 @@
+"""Deliberately wrong dropout, and a right one.
+
+`MUTANTS` says which check must catch it, and on which subject.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mutants_layers import DropsNoMore, DropsWithoutEnd
+
+from attnkit.layers import SoftmaxLayer
+from attnkit_plugins.multi_head import VARIANT as MULTI_HEAD
+from attnkit_plugins.multi_head.eager import attend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from attnkit.interface import Variant
+
+
+def ignored(query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any) -> Tensor:
+    return attend(query, key, value, dropout_p=0.0, **given)
+
+
+def not_rescaled(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    out = attend(query, key, value, dropout_p=dropout_p, **given)
+    return out * (1 - dropout_p)
+
+
+def of_outputs(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    """Drops whole rows where single probabilities are meant."""
+    out = attend(query, key, value, dropout_p=0.0, **given)
+    if not dropout_p:
+        return out
+    return out * (torch.rand(out.shape[:3]) >= dropout_p)[..., None] / (1 - dropout_p)
+
+
+def same_every_time(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return attend(query, key, value, dropout_p=dropout_p, **given)
+
+
+def other_backward(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    """The backward pass draws again."""
+    forward = attend(query, key, value, dropout_p=dropout_p, **given)
+    backward = attend(query, key, value, dropout_p=dropout_p, **given)
+    return forward.detach() + backward - backward.detach()
+
+
+def _dropping(
+    name: str, function: Callable[..., Tensor], layer: type[SoftmaxLayer] = SoftmaxLayer
+) -> Variant:
+    (right,) = (one for one in MULTI_HEAD.implementations if one.name == "eager")
+    promises = right.promises.model_copy(update={"devices": ("cpu",)})
+    right = replace(right, name="reference", function=attend, promises=promises)
+    wrong = replace(right, name="wrong", function=function)
+    return replace(
+        MULTI_HEAD,
+        name=f"mutant_dropout_{name}",
+        promises=MULTI_HEAD.promises.model_copy(update={"devices": ("cpu",)}),
+        layer=layer,
+        implementations=(right, wrong),
+    )
+
+
+def _first(name: str, function: Callable[..., Tensor], kills: str, subject: str) -> Any:
+    made = _dropping(name, function)
+    if subject == "layer":
+        # the layer takes the cheapest: leave it no other
+        made = replace(made, implementations=(replace(made.implementations[1], name="reference"),))
+    return made, kills, subject
+
+
+RIGHT = _dropping("none", attend)
+
+MUTANTS = (
+    _first("ignored", ignored, "N6.modes", "layer"),
+    _first("same_every_time", same_every_time, "N6.modes", "layer"),
+    (_dropping("without_end", attend, DropsWithoutEnd), "N6.modes", "layer"),
+    (_dropping("no_more", attend, DropsNoMore), "N6.modes", "layer"),
+    _first("not_rescaled", not_rescaled, "N6.mean", "wrong"),
+    _first("of_outputs", of_outputs, "N6.mean", "wrong"),
+    _first("other_backward", other_backward, "N6.backward", "wrong"),
+)

@@ -1,0 +1,79 @@
+"""What the pytest plugin costs a run that has nothing to do with attnkit: two small modules."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+UNRELATED = """
+import json, sys
+
+def test_nothing():
+    # at the end, when pytest has loaded what it needs for a test
+    with open("modules.json", "w") as file:
+        json.dump(sorted(sys.modules), file)
+"""
+
+OURS = {"attnkit_contracts", "attnkit_contracts.pytest_plugin"}
+
+TIMED = """
+import time, pytest, pathlib
+start = time.perf_counter()
+import attnkit_contracts.pytest_plugin
+print(time.perf_counter() - start)
+"""
+
+LIBRARY = """
+import time
+start = time.perf_counter()
+import pytest
+print(time.perf_counter() - start)
+"""
+
+
+def modules(folder: Path, *options: str) -> set[str]:
+    """Run an unrelated test and return what was imported."""
+    (folder / "test_unrelated.py").write_text(UNRELATED)
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        check=True,
+        cwd=folder,
+        capture_output=True,
+        env=dict(os.environ),
+    )
+    return set(json.loads((folder / "modules.json").read_text()))
+
+
+def seconds(code: str) -> float:
+    """Return the least time of five fresh processes."""
+    return min(
+        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+        for _ in range(5)
+    )
+
+
+@pytest.fixture(scope="module")
+def added(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    folder = tmp_path_factory.mktemp("unrelated")
+    return modules(folder) - modules(folder, "-p", "no:attnkit")
+
+
+def test_the_plugin_is_loaded_by_every_run(added: set[str]) -> None:
+    assert added >= OURS
+
+
+def test_the_plugin_imports_nothing_but_itself(added: set[str]) -> None:
+    # a name of the standard library costs little, and may come and go with the version
+    assert {name for name in added if name.partition(".")[0] not in sys.stdlib_module_names} == OURS
+
+
+def test_the_plugin_costs_a_small_part_of_importing_pytest() -> None:
+    assert seconds(TIMED) < 0.1 * seconds(LIBRARY)

@@ -1,0 +1,220 @@
+"""The smallest wrong call, what is wrong with it, and the script that shows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import attnkit
+import attnkit_contracts
+from attnkit.masks import Sizes
+from attnkit_contracts import experiments, scripts, shrinking
+from attnkit_contracts.inputs import Call, mask_part
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from attnkit.interface import Variant
+    from attnkit_contracts.records import Record
+
+PARTS = ("window", "padding", "documents", "prefix", "dense", "blocks", "union")
+EVERY = Sizes(3, 2, 20, 20)
+
+
+def record_of(variant: Variant, check: str) -> Record:
+    """Run the instances of one check on the wrong implementation, and return the first red one."""
+    for each in attnkit_contracts.plan(variant, dtypes=["float32"], implementations=["wrong"]):
+        if each.check.id == check:
+            record = each.run()
+            if record.status != "passed":
+                return record
+    raise AssertionError("nothing failed")
+
+
+def test_a_window_off_by_one_shrinks_to_one_query_and_two_keys(wrong: dict[str, Variant]) -> None:
+    record = record_of(wrong["mutant_window_off_by_one"], "M4.window")
+
+    assert record.smallest == (
+        "query=(1, 1, 1, 1), key=(1, 1, 2, 1), value=(1, 1, 2, 1), mask=attnkit.sliding_window(1)"
+    )
+
+
+def test_a_lost_state_shrinks_to_one_token(wrong: dict[str, Variant]) -> None:
+    record = record_of(wrong["mutant_recurrence_state_not_carried"], "T2.steps")
+
+    assert record.smallest.startswith("query=(1, 1, 1, 1), key=(1, 1, 1, 1), value=(1, 1, 1, 1), ")
+
+
+def test_a_leak_keeps_as_many_keys_as_it_needs(wrong: dict[str, Variant]) -> None:
+    record = record_of(wrong["mutant_leak_at_one_position"], "M1.suffix_perturbation")
+
+    assert "key=(1, 1, 151, 1)" in record.smallest
+
+
+def test_wrong_elements_are_shown_with_their_places(wrong: dict[str, Variant]) -> None:
+    record = record_of(wrong["mutant_missing_renormalisation"], "A4.row_sums")
+
+    assert record.elements.splitlines() == [
+        "1 of 1 elements of out are wrong",
+        f"out[0, 0, 0, 0]: expected 1, got {torch.tensor(0.999).item():.8g}",
+    ]
+
+
+def test_what_is_told_of_a_failure_is_in_its_error(wrong: dict[str, Variant]) -> None:
+    record = record_of(wrong["mutant_scale_twice"], "A3.temperature")
+
+    with pytest.raises(AssertionError, match=re.escape(record.diagnosis)):
+        record.raise_for_status()
+
+
+def test_the_search_ends_after_so_many_attempts() -> None:
+    tried = 0
+
+    def never(call: Call) -> bool:
+        nonlocal tried
+        tried += 1
+        return tried == 1
+
+    subject = _subject()
+    call = subject.draw("long", length=500)
+    assert shrinking.shrink(subject, call, never).describe() == call.describe()
+    assert tried <= shrinking.ATTEMPTS
+
+
+def test_a_fault_that_always_persists_shrinks_to_ones() -> None:
+    subject = _subject()
+    call = subject.draw("any", length=65, mask=subject.mask(Sizes(2, 2, 65, 65), causal=True))
+    smallest = shrinking.shrink(subject, call, lambda _: True)
+
+    assert smallest.describe() == (
+        "query=(1, 1, 1, 1), key=(1, 1, 1, 1), value=(1, 1, 1, 1), mask=attnkit.full()"
+    )
+
+
+def _subject() -> experiments.SoftmaxOperation:
+    (first,) = [
+        each
+        for each in attnkit_contracts.plan("flash", dtypes=["float32"], implementations=["auto"])
+        if each.check.id == "A4.row_sums"
+    ]
+    subject = first.target.open()
+    assert isinstance(subject, experiments.SoftmaxOperation)
+    return subject
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_mask_of_a_cut_call_is_the_cut_mask(part: str) -> None:
+    mask = mask_part(part, EVERY, "cpu") & attnkit.causal()  # type: ignore[arg-type]  # one of PARTS
+    whole = mask.to_bool(EVERY, torch.device("cpu")).expand(*EVERY)
+    few = shrinking.cut(_call(mask), 11, 11)
+    sizes = Sizes(3, 2, 11, 11)
+
+    assert torch.equal(
+        few.mask.to_bool(sizes, torch.device("cpu")).expand(*sizes), whole[:, :, :11, :11]
+    )
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_mask_of_some_samples_is_theirs(part: str) -> None:
+    mask = mask_part(part, EVERY, "cpu")  # type: ignore[arg-type]  # one of PARTS
+    whole = mask.to_bool(EVERY, torch.device("cpu")).expand(*EVERY)
+    few = shrinking.samples(_call(mask), [2])
+    sizes = Sizes(1, 2, 20, 20)
+
+    assert torch.equal(few.mask.to_bool(sizes, torch.device("cpu")).expand(*sizes), whole[[2]])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_mask_is_written_down_as_python(part: str) -> None:
+    mask = mask_part(part, EVERY, "cpu") & attnkit.causal()  # type: ignore[arg-type]  # one of PARTS
+    read = eval(scripts.mask_source(mask), {"attnkit": attnkit, "torch": torch})
+    device = torch.device("cpu")
+
+    assert torch.equal(
+        read.to_bool(EVERY, device).expand(*EVERY), mask.to_bool(EVERY, device).expand(*EVERY)
+    )
+
+
+def _call(mask: attnkit.Mask) -> Call:
+    return Call({name: torch.zeros(3, 2, 20, 4) for name in ("query", "key", "value")}, mask)
+
+
+PLUGIN = """
+from dataclasses import replace
+from attnkit_plugins.gated_linear import VARIANT as GATED
+from attnkit_plugins.moe import VARIANT as MOE
+from attnkit_plugins.self_attention import VARIANT as SELF
+from attnkit.interface import load
+
+def changed(variant, name, change):
+    right = variant.implementations[1]
+    def wrong(*tensors, **given):
+        return change(load(right.function), *tensors, **given)
+    one = replace(right, name="wrong", function=wrong)
+    return replace(variant, name=name, implementations=(variant.implementations[0], one))
+
+def twice(attend, *tensors, **given):
+    return attend(*tensors, **{**given, "scale": given["scale"] ** 2})
+
+def forgetful(run, *tensors, **given):
+    return run(*tensors, **{**given, "initial_state": given["initial_state"] * 0})
+
+def even(mix, x, experts, gates, **given):
+    return mix(x, experts, gates * 0 + 1 / gates.shape[1], **given)
+
+ATTENTION = changed(SELF, "scaled_twice", twice)
+RECURRENCE = changed(GATED, "forgetful", forgetful)
+MIXTURE = changed(MOE, "even_gates", even)
+"""
+
+SHOWN = (
+    ("ATTENTION", "A3.temperature"),
+    ("RECURRENCE", "T4.recurrent_state"),
+    ("MIXTURE", "N1.mixture"),
+)
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a module of wrong variants, on the path."""
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "acme_wrong.py").write_text(PLUGIN)
+    sys.path.insert(0, str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(("name", "check"), SHOWN)
+def test_a_script_shows_a_failure_without_the_suite(name: str, check: str, plugin: Path) -> None:
+    import acme_wrong
+
+    script = record_of(getattr(acme_wrong, name), check).reproduction
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, cwd=plugin, capture_output=True, text=True
+    )
+    expected, _, got = done.stdout.partition("got     ")
+
+    assert done.returncode == 0, done.stderr
+    assert f"from acme_wrong import {name}" in script
+    assert "attnkit_contracts" not in script
+    assert len(script.splitlines()) <= 24
+    assert expected.startswith("expected tensor(")
+    assert _first(expected) != pytest.approx(_first(got), rel=1e-3)
+
+
+def _first(text: str) -> float:
+    found = re.search(r"-?\d+\.\d*(e[-+]\d+)?", text)
+    assert found is not None
+    return float(found[0])
+
+
+def test_a_variant_without_an_address_keeps_the_script_that_runs_its_check(
+    wrong: dict[str, Variant],
+) -> None:
+    record = record_of(wrong["mutant_scale_twice"], "A3.temperature")
+
+    assert f"attnkit_contracts.rerun({record.id!r}, seed=0)" in record.reproduction
