@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnkit
+from attnkit import products
 from attnkit.choice import explain_choice
 from attnkit.errors import UnsupportedError
 from attnkit.products import stays_exact
@@ -315,18 +316,26 @@ def test_dropout_is_refused(draw_inputs: DrawInputs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("queries", "mask", "dtype", "chosen"),
+    ("queries", "mask", "dtype", "gained", "chosen"),
     [
-        (2048, attnkit.causal(), torch.float32, ONEDNN or "flash.sdpa"),
-        (2048, attnkit.causal(), torch.float16, ONEDNN or "flash.tiled"),
-        (64, attnkit.causal(), torch.float32, "flash.tiled"),
-        (1, attnkit.causal(), torch.float32, "flash.sdpa"),
-        (1, attnkit.causal() & attnkit.sliding_window(9), torch.float32, "flash.tiled"),
+        (2048, attnkit.causal(), torch.float32, 2.0, ONEDNN or "flash.sdpa"),
+        (2048, attnkit.causal(), torch.float32, 1.0, "flash.sdpa"),
+        (2048, attnkit.causal(), torch.float16, 2.0, ONEDNN or "flash.tiled"),
+        (64, attnkit.causal(), torch.float32, 2.0, "flash.tiled"),
+        (1, attnkit.causal(), torch.float32, 2.0, "flash.sdpa"),
+        (1, attnkit.causal() & attnkit.sliding_window(9), torch.float32, 2.0, "flash.tiled"),
     ],
 )
 def test_auto_takes_the_cheapest_that_can(
-    draw_inputs: DrawInputs, queries: int, mask: Mask, dtype: torch.dtype, chosen: str
+    draw_inputs: DrawInputs,
+    monkeypatch: pytest.MonkeyPatch,
+    queries: int,
+    mask: Mask,
+    dtype: torch.dtype,
+    gained: float,
+    chosen: str,
 ) -> None:
+    monkeypatch.setattr(products, "gain", lambda: gained)
     tensors = draw_inputs(queries=queries, keys=2048, width=64, value_width=64, dtype=dtype)
     problem = problem_of(**tensors, mask=mask)  # type: ignore[arg-type]  # all are tensors
     assert explain_choice(VARIANT, problem).chosen == chosen

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from attnkit.problem import Problem
 
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 1 to 2048,
-# widths 16 to 128; most within 30 %.
+# widths 16 to 128; most within 30 %. What oneDNN gains depends on the processor: it is measured.
 
 
 class FlashConfig(SoftmaxConfig):
@@ -56,11 +56,14 @@ def _sdpa_cost(problem: Problem) -> float:
 
 
 def _onednn_cost(problem: Problem) -> float:
+    from attnkit.products import gain
+
     keys = _visible(problem, 512)
     # torch's tiles: this many products, each of which oneDNN takes about 10 us to begin
     rows = 256 if problem.query_length >= 768 else 64 if problem.query_length >= 192 else 32
     tiles = max(1.0, problem.query_length / rows) * max(1.0, keys / 512)
-    work = (0.3e-9 + 9e-12 * _widths(problem)) * problem.query_length * _heads(problem) * keys
+    each = 0.3e-9 + 19e-12 * _widths(problem) / gain()
+    work = each * problem.query_length * _heads(problem) * keys
     copies = 1 if problem.dtype == "float32" else 3
     extra = 40e-6 if problem.mask_parts else 20e-6
     return extra + _passes(problem) * (
