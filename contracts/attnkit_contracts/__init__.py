@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from attnkit_contracts.comparison import compare
     from attnkit_contracts.expected import ExpectedFailure
     from attnkit_contracts.foreign import adapt
+    from attnkit_contracts.foreign_layers import adapt_layer
     from attnkit_contracts.pytest_plugin import parametrize
     from attnkit_contracts.records import Record, Report
     from attnkit_contracts.runner import check, plan, rerun
@@ -31,6 +32,7 @@ _HOME = {
     "Record": "records",
     "Report": "records",
     "adapt": "foreign",
+    "adapt_layer": "foreign_layers",
     "all_checks": "catalogue",
     "certify": "certificate",
     "check": "runner",
@@ -47,6 +49,7 @@ __all__ = [
     "Record",
     "Report",
     "adapt",
+    "adapt_layer",
     "all_checks",
     "certify",
     "check",

@@ -131,6 +131,8 @@ class Check:
             red, so that a new check breaks nobody's build; from the next one on it is.
         catches: Makes wrong variants that it must catch. A check of an extension brings its own,
             which every report that has the check is tried on; for ours, see the tests.
+        plugins_only: Whether it is about how a plugin is declared, which shows nothing of a layer
+            that was given to `attnkit_contracts.adapt_layer`.
     """
 
     id: str
@@ -148,6 +150,7 @@ class Check:
     required: bool = False
     advisory: str = ""
     catches: Callable[[], Iterable[Variant]] = field(default=tuple)
+    plugins_only: bool = False
 
     @property
     def group(self) -> str:
@@ -176,6 +179,7 @@ def check(
     required: bool = False,
     advisory: str = "",
     catches: Callable[[], Iterable[Variant]] = tuple,
+    plugins_only: bool = False,
 ) -> Callable[[Callable[..., Measured]], Check]:
     """Make a function a `Check`; see there for the arguments."""
 
@@ -196,6 +200,7 @@ def check(
             required=required,
             advisory=advisory,
             catches=catches,
+            plugins_only=plugins_only,
         )
 
     return make

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def check(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Variants, or functions as module:name; left out, all installed."),
+        typer.Argument(
+            help="Variants, or functions and layers as module:name; left out, all installed."
+        ),
     ] = None,
     *,
     tier: Annotated[str, typer.Option(help="fast, standard or full")] = "fast",
@@ -43,27 +45,60 @@ def check(
     certificate: Annotated[
         Path | None, typer.Option(help="Write a certificate of one variant to this file, .json.")
     ] = None,
-    family: Annotated[str, typer.Option(help="Of functions: softmax or recurrence.")] = "softmax",
+    family: Annotated[
+        str, typer.Option(help="Of what is named module:name: softmax, recurrence; mixer: a layer.")
+    ] = "softmax",
     promise: Annotated[
         list[str] | None,
-        typer.Option(help="What functions claim: causal, gqa, padding, float32 ...; repeatable."),
+        typer.Option(help="What it claims: causal, gqa, padding, float32 ...; repeatable."),
     ] = None,
-    layout: Annotated[str, typer.Option(help="Of functions: BHLE or BLHE.")] = "BHLE",
-    output_layout: Annotated[
-        str | None, typer.Option(help="Of their outputs, if it is another.")
-    ] = None,
-    mask_as: Annotated[
-        str, typer.Option(help="bool, hidden (True is shut out), additive, additive_min or none.")
-    ] = "bool",
-    causal_corner: Annotated[
-        str, typer.Option(help="What their causal flag means: lower_right or upper_left.")
-    ] = "lower_right",
     argument: Annotated[
         list[str] | None,
-        typer.Option(help="Their name of an argument, as scale=softmax_scale; repeatable."),
+        typer.Option(
+            help="Its name of an argument, as scale=softmax_scale; of a layer: x, padding, mask, "
+            "causal, dropout; repeatable."
+        ),
+    ] = None,
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option(help="What every call is given, as need_weights=False; repeatable."),
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="BHLE or BLHE of a function; BLD or LBD of a layer.")
+    ] = None,
+    mask_as: Annotated[
+        str | None,
+        typer.Option(
+            help="bool, hidden (True is shut out), additive, additive_min; none of a function, "
+            "integer of a layer."
+        ),
+    ] = None,
+    output_layout: Annotated[
+        str | None, typer.Option(help="Of a function's output, if it is another.")
+    ] = None,
+    causal_corner: Annotated[
+        str | None, typer.Option(help="Of a function's causal flag: lower_right or upper_left.")
+    ] = None,
+    construct: Annotated[
+        list[str] | None,
+        typer.Option(help="What a layer is made with, as num_heads=4; repeatable."),
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="D of a layer's input and output; left out, 32.")
+    ] = None,
+    padding_as: Annotated[
+        str | None, typer.Option(help="What a layer takes for padding, (B, L); as --mask-as.")
+    ] = None,
+    mask_shape: Annotated[
+        str | None, typer.Option(help="Of a layer's mask: BHLS, LS; BLS: (B * heads, L, L).")
+    ] = None,
+    mask_heads: Annotated[int | None, typer.Option(help="Heads of a layer's mask.")] = None,
+    pick: Annotated[
+        str | None, typer.Option(help="Which attribute of what a layer returns is its output.")
     ] = None,
 ) -> None:
     """Run the conformance suite; exit code 0 only if all that is required ran and passed."""
+    from attnkit_contracts import foreign_layers
     from attnkit_contracts.expected import read_expected
     from attnkit_contracts.records import FORMATS
 
@@ -74,16 +109,22 @@ def check(
     if certificate and len(names or ()) != 1:
         raise typer.BadParameter("takes exactly one variant", param_hint="--certificate")
     known = read_expected(expected_failures) if expected_failures else ()
-    declared = {
-        "family": family,
-        "promises": ",".join(promise or ()),
+    given = {
+        "fixed": foreign_layers.values(fixed or ()),
         "layout": layout,
-        "output_layout": output_layout,
         "mask": mask_as,
+        "output_layout": output_layout,
         "causal_corner": causal_corner,
+        "construct": foreign_layers.values(construct or ()),
+        "width": width,
+        "padding": padding_as,
+        "mask_shape": mask_shape,
+        "mask_heads": mask_heads,
+        "output": pick,
     }
-    names, functions = _functions(names or [], declared, argument or [])
-    if functions and functions == names:
+    options = {key: value for key, value in given.items() if value}
+    names, made = _variants(names or [], family, promise or [], argument or [], options)
+    if made and made == names and family != "mixer":
         implementation = implementation or ["function"]
     report = _checked(names, tier, dtype, device, implementation, seed, known)
     for path in output or ():
@@ -106,23 +147,30 @@ def main() -> None:
     run(app)
 
 
-def _functions(
-    names: list[str], declared: dict[str, Any], arguments: list[str]
+def _variants(
+    names: list[str], family: str, promises: list[str], arguments: list[str], told: dict[str, Any]
 ) -> tuple[list[str], list[str]]:
-    """Register the functions among some names; return names of variants, and which are functions.
+    """Register what is named module:name; return names of variants, and which are of these.
 
     A file of the current folder can be named: it is searched first, as Python itself would.
     """
     from attnkit import registry
-    from attnkit_contracts.foreign import adapt, named_arguments
+    from attnkit_contracts import adapt, adapt_layer, foreign, foreign_layers
 
+    is_layer = family == "mixer"
+    door: Any = adapt_layer if is_layer else adapt
+    told = {**told, "promises": ",".join(promises)} | ({} if is_layer else {"family": family})
+    told |= (foreign_layers if is_layer else foreign).named_arguments(arguments)
+    for key in told:
+        if key not in door.__kwdefaults__ and key != "promises":
+            raise typer.BadParameter(f"{key} is not about family {family}; leave it out")
     found, made = [], []
     for name in names:
         if ":" not in name:
             found.append(name)
             continue
         sys.path[:0] = [""] if "" not in sys.path else []
-        variant = adapt(name, **declared, **named_arguments(arguments))
+        variant = door(name, **told)
         registry.register(variant)
         found.append(variant.name)
         made.append(variant.name)

@@ -16,6 +16,7 @@ import attnkit
 from attnkit.masks import Sizes
 from attnkit_contracts import experiments, scripts, shrinking
 from attnkit_contracts.explanation import NAMED, Explanation
+from attnkit_contracts.foreign_layers import is_foreign
 from attnkit_contracts.inputs import normal
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
@@ -38,6 +39,11 @@ ELEMENTS = 3
 NO_FAULT = (
     "every call of this check gives the right output by itself: what is broken is a rule between "
     "calls, a gradient, a state, or a refusal"
+)
+
+NO_DEFINITION = (
+    "no call of this check fails by itself, and nobody has a definition to compare it with: what "
+    "is broken is a rule between calls, a gradient, or what is kept"
 )
 
 
@@ -86,9 +92,11 @@ def _explain(subject: Subject, calls: tuple[Call, ...], hint: str) -> Explanatio
 def _first_fault(subject: Subject, calls: tuple[Call, ...]) -> tuple[Call, Fault] | None:
     """Return the smallest wrong call of some."""
     ordered = sorted(calls, key=lambda call: sum(t.numel() for t in call.tensors.values()))
+    foreign = is_foreign(subject.target.variant)
     for call in [*ordered[:CALLS], *calls[-1:]]:
         fault = experiments.fault_of(subject, call)
-        if fault is not None:
+        # a foreign layer's own float64 is not the truth
+        if fault is not None and not (foreign and fault.kind == "values"):
             return call, fault
     return None
 
@@ -108,7 +116,7 @@ def _explain_gradient(subject: Subject, calls: tuple[Call, ...]) -> Explanation:
                 smallest = _shrunk_gradient(subject, call, fault)
                 shown = experiments.gradient_fault(subject, smallest) or fault
                 return Explanation(told, smallest.describe(), elements(shown))
-    return Explanation(NO_FAULT)
+    return Explanation(NO_DEFINITION if is_foreign(subject.target.variant) else NO_FAULT)
 
 
 def _shrunk_gradient(subject: Subject, call: Call, fault: Fault) -> Call:

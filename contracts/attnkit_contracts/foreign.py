@@ -12,10 +12,13 @@
 What is declared is how the function is called, never what it may get wrong: the adapter lays
 tensors out, writes masks in the function's convention, and passes everything else as it is. An
 argument that has no declared name cannot be passed; what needs it must not be promised.
+
+`attnkit_contracts.foreign_layers` does the same for layers.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -124,9 +127,11 @@ def adapt(
     # every declaration, by name
     declared = {key: value for key, value in locals().items() if key != "function"}
     given = parse(promises)
-    target = _load(function)
+    target = load_target(function)
     if family not in ("softmax", "recurrence"):
-        raise ArgumentError(f"family must be softmax or recurrence, got {family!r}")
+        raise ArgumentError(
+            f"family must be softmax or recurrence, got {family!r}; a layer goes to adapt_layer"
+        )
     _check_layouts(layout, output_layout or layout, mask)
     call = _call_of(family, target, declared, _source(function, declared))
     promised = (
@@ -136,9 +141,9 @@ def adapt(
     )
     _check_promises(promised, declared)
     return Variant(
-        name=_name(name, target),
+        name=free_name(name, target),
         family=family,
-        summary=f"{getattr(target, '__module__', '')}.{_plain_name(target)}, as declared.",
+        summary=f"{getattr(target, '__module__', '')}.{plain_name(target)}, as declared.",
         source="a function given to attnkit_contracts.adapt",
         relation="exact" if family == "softmax" else "different",
         promises=promised,
@@ -208,8 +213,8 @@ def parse(promises: Promises | str | Iterable[str]) -> Promises:
     return Promises(**found)
 
 
-def named_arguments(given: Iterable[str]) -> dict[str, Any]:
-    """Return options of `adapt` from ``scale=softmax_scale``.
+def named_arguments(given: Iterable[str], names: Mapping[str, str] = NAMES) -> dict[str, str]:
+    """Return options of `adapt`, or of another door, from ``scale=softmax_scale``.
 
     Raises:
         ArgumentError: Not such a pair, or there is no such argument.
@@ -217,12 +222,12 @@ def named_arguments(given: Iterable[str]) -> dict[str, Any]:
     found = {}
     for pair in given:
         what, _, name = pair.partition("=")
-        if what not in NAMES or not name:
+        if what not in names or not name:
             raise ArgumentError(
-                f"an argument is told as NAME=ITS_NAME with NAME of {', '.join(NAMES)}, "
+                f"an argument is told as NAME=ITS_NAME with NAME of {', '.join(names)}, "
                 f"got {pair!r}"
             )
-        found[NAMES[what]] = name
+        found[names[what]] = name
     return found
 
 
@@ -299,7 +304,12 @@ def _call_of(
     return kind(target, convention, source)
 
 
-def _load(function: str | Callable[..., Any]) -> Callable[..., Any]:
+def load_target(function: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Import what ``"package.module:attribute"`` names; return a callable as it is.
+
+    Raises:
+        ArgumentError: It is not there, or cannot be called.
+    """
     if not isinstance(function, str):
         return function
     module, _, attribute = function.partition(":")
@@ -317,12 +327,18 @@ def _load(function: str | Callable[..., Any]) -> Callable[..., Any]:
     return loaded
 
 
-def _plain_name(target: Callable[..., Any]) -> str:
+def plain_name(target: Callable[..., Any]) -> str:
+    """Return what a callable is called."""
     return str(getattr(target, "__name__", type(target).__name__))
 
 
-def _name(name: str | None, target: Callable[..., Any]) -> str:
-    found = re.sub(r"\W", "_", _plain_name(target)) if name is None else name
+def free_name(name: str | None, target: Callable[..., Any]) -> str:
+    """Return the name of a variant of this target.
+
+    Raises:
+        ArgumentError: It is no identifier, or taken.
+    """
+    found = re.sub(r"\W", "_", plain_name(target)) if name is None else name
     if found in registry.default().names():
         raise ArgumentError(f"the name {found!r} is taken by a variant; give another with name=")
     if not found.isidentifier():
@@ -332,18 +348,40 @@ def _name(name: str | None, target: Callable[..., Any]) -> str:
 
 def _source(function: str | Callable[..., Any], declared: Mapping[str, Any]) -> str | None:
     """Return Python that makes the variant again; None for a function that has no address."""
-    if not isinstance(function, str):
-        module, path = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    return written(adapt, function, declared)
+
+
+def written(
+    door: Callable[..., Any], target: str | Callable[..., Any], declared: Mapping[str, Any]
+) -> str | None:
+    """Return a call of ``door`` with everything declared that is not its default.
+
+    None where nothing imports the target, or where a value cannot be written down.
+    """
+    if not isinstance(target, str):
+        module, path = getattr(target, "__module__", ""), getattr(target, "__qualname__", "")
         if not module or module == "__main__" or "<" in path or not path:
             return None
-        function = f"{module}:{path}"
-    told = [repr(function)]
-    for key, default in (adapt.__kwdefaults__ or {}).items():
-        if declared[key] != default:
-            told.append(f"{key}={declared[key]!r}")
+        target = f"{module}:{path}"
     said = declared["promises"]
     words = said if isinstance(said, str) else _words(parse(said))
-    return f"adapt({told[0]}, promises={words!r}{''.join(f', {each}' for each in told[1:])})"
+    if parse(words) != parse(said):
+        return None
+    told = [repr(target), f"promises={words!r}"]
+    for key, default in (door.__kwdefaults__ or {}).items():
+        if declared[key] != default:
+            if not _is_plain(declared[key]):
+                return None
+            told.append(f"{key}={declared[key]!r}")
+    return f"{door.__name__}({', '.join(told)})"
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether Python reads back what it writes."""
+    try:
+        return bool(ast.literal_eval(repr(value)) == value)
+    except (ValueError, SyntaxError):
+        return False
 
 
 def _words(promises: Promises) -> str:

@@ -110,11 +110,24 @@ class Instance:
             return found.script
         lines = ["import attnkit_contracts", ""]
         if _entry(self.target.variant)[0] == SESSION:
-            lines[1:1] = ["", "# first register the variant: attnkit.register(VARIANT)"]
+            lines = _registering(self.target.variant)
         if subject is not None and subject.last:
             lines.append(f"# last call: {subject.last}")
         asked = f"{self.id!r}, seed={self.target.seed}"
         return "\n".join([*lines, f"attnkit_contracts.rerun({asked}).raise_for_status()"])
+
+
+def _registering(variant: Variant) -> list[str]:
+    """Return lines that register a variant of this session, if they can be written down."""
+    from attnkit_contracts.scripts import whereabouts
+
+    found = whereabouts(variant)
+    if found is None:
+        told = "# first register the variant: attnkit.register(VARIANT)"
+        return ["import attnkit_contracts", "", told, ""]
+    imports, name = found
+    known = ["import attnkit", "import attnkit_contracts", *imports]
+    return [*known, "", f"attnkit.register({name})"]
 
 
 def _explained(subject: Subject, hint: str) -> Explanation:

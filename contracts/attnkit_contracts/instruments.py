@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from attnkit.interface import load
+from attnkit_contracts.layers import LayerSubject
 from attnkit_contracts.subjects import offered
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def packages_of(subject: Subject) -> frozenset[str]:
             part = part.func
         for cls in getattr(part, "__mro__", (part,)):
             homes.add(str(getattr(cls, "__module__", "")).partition(".")[0])
+    if isinstance(subject, LayerSubject):
+        homes |= {type(each).__module__.partition(".")[0] for each in subject.layer.modules()}
     return frozenset(homes - {"torch", "builtins", "typing", ""})
 
 

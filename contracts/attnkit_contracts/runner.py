@@ -11,6 +11,7 @@ from attnkit.promises import ALL_DTYPES
 from attnkit_contracts.catalogue import TIERS, Check, Tier, all_checks, version
 from attnkit_contracts.expected import by_id, must_exist
 from attnkit_contracts.explanation import NAMED
+from attnkit_contracts.foreign_layers import is_foreign
 from attnkit_contracts.instances import Instance
 from attnkit_contracts.proofs import of_extensions, prove
 from attnkit_contracts.records import EXECUTED, Header, Record, Report
@@ -71,6 +72,7 @@ def applies(check: Check, target: Target) -> bool:
         and target.variant.relation in check.relations
         and target.dtype in check.dtypes
         and set(check.fields) <= set(target.variant.config.model_fields)
+        and not (check.plugins_only and is_foreign(target.variant))
         and check.applies(target.promises)
     )
 

@@ -14,6 +14,7 @@ from attnkit.errors import AttnkitError
 from attnkit.masks import Blocks, Dense, Documents, Or, Padding, PrefixLM
 from attnkit_contracts import experiments
 from attnkit_contracts.catalogue import InconclusiveError
+from attnkit_contracts.foreign_layers import is_foreign
 from attnkit_contracts.layers import LayerSubject, sample_options
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 from attnkit_contracts.shrinking import is_small
@@ -56,6 +57,10 @@ def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> st
     if written is None:
         return ""
     call, lines = written
+    imports, variant = where
+    header = ["import torch", "", "import attnkit", *imports, ""]
+    if is_foreign(subject.target.variant):
+        return "\n".join([*header, *lines, *_foreign_lines(subject, call, variant)])
     seen = experiments.observe(subject, call)
     try:
         limits = experiments.expected(subject, seen)
@@ -67,11 +72,9 @@ def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> st
     exact = limits[name].exact
     if exact.numel() > EXPECTED_NUMBERS:
         return ""
-    imports, variant = where
     body = _call_lines(subject, call, variant, name)
     if not body:
         return ""
-    header = ["import torch", "", "import attnkit", *imports, ""]
     digits = 17 if subject.target.dtype == "float64" else 8
     expected = _tensor(exact, "torch.float64", digits)
     shown = ['print("expected", expected)', *body, 'print("got     ", got)']
@@ -159,9 +162,20 @@ def _call_lines(subject: Subject, call: Call, variant: str, name: str) -> list[s
     return _called(f"{got} = attnkit.recurrence", arguments)
 
 
+def _foreign_lines(subject: Subject, call: Call, variant: str) -> list[str]:
+    """Return lines that call a layer of which nobody has a definition."""
+    given = [f"mask={mask_source(call.mask)}"] if call.mask.conjuncts() else []
+    return [*_made(subject, variant), f'print("got", layer({", ".join(["x", *given])}))']
+
+
 def _layer_lines(subject: LayerSubject, given: list[str], variant: str) -> list[str]:
     if not experiments.is_mixture(subject):
         return []
+    return [*_made(subject, variant), f"got = layer({', '.join(['x', *given])})"]
+
+
+def _made(subject: Subject, variant: str) -> list[str]:
+    """Return lines that make the layer with the weights that it was checked with."""
     target = subject.target
     options = sample_options(target.variant)
     if target.implementation != "layer":
@@ -171,7 +185,6 @@ def _layer_lines(subject: LayerSubject, given: list[str], variant: str) -> list[
         f"torch.manual_seed({target.seed})",
         *_called("layer = attnkit.create", [variant, "dtype=torch.float32", *said]),
         f"layer = layer.to(torch.{target.dtype}).eval()",
-        f"got = layer({', '.join(['x', *given])})",
     ]
 
 
@@ -227,9 +240,11 @@ def whereabouts(variant: Variant) -> tuple[list[str], str] | None:
     for entry in registry.default().entries():
         if entry.name == variant.name and entry.owner != SESSION:
             return [], repr(variant.name)
-    source = getattr(variant.implementations[-1].function, "source", None)
-    if isinstance(source, str):
-        return ["from attnkit_contracts import adapt", "", f"VARIANT = {source}"], "VARIANT"
+    for made in (variant.layer, *(each.function for each in variant.implementations)):
+        source = getattr(made, "source", None)
+        if isinstance(source, str):
+            door = source.partition("(")[0]
+            return [f"from attnkit_contracts import {door}", "", f"VARIANT = {source}"], "VARIANT"
     for name, module in list(sys.modules.items()):
         if name.startswith("_") or not _is_importable(name):
             continue

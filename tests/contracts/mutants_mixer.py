@@ -134,6 +134,9 @@ class Smoothing(nn.Module):
             case "gradient_of_the_future":
                 leak = 1e-3 * x.mean(1, keepdim=True)
                 return rows + (leak - leak.detach())
+            case "gradient_across_documents":
+                leak = 1e-3 * x.cumsum(1)
+                return rows + (leak - leak.detach())
             case "wrong_gradient":
                 return rows + 0.01 * (rows - rows.detach())
             case "random":
@@ -194,6 +197,8 @@ KILLS = {
     "masks_in_silence": "S10.masks",
     "next_token_leaks_in_blocks": "M1.suffix_perturbation",
     "gradient_of_the_future": "M2.gradient_causality",
+    "always_causal": "S10.bidirectional",
+    "gradient_across_documents": "M13.hidden_tokens",
     "padding_added": "M9.padding_content",
     "documents_run_on": "M11.packed",
     "batch_normalised": "A1.batch_independence",
@@ -213,6 +218,9 @@ DTYPES = {
     "slower_in_training": "float64",
 }
 
+UPDATES = {"always_causal": {"bidirectional": True}}
+
 MUTANTS = tuple(
-    (_mixer(name), kills, "layer", DTYPES.get(name, "float32")) for name, kills in KILLS.items()
+    (_mixer(name, **UPDATES.get(name, {})), kills, "layer", DTYPES.get(name, "float32"))
+    for name, kills in KILLS.items()
 )

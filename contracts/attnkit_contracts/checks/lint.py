@@ -12,6 +12,7 @@ from attnkit import registry
 from attnkit.errors import UnsupportedError
 from attnkit.interface import load
 from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.foreign_layers import Recipe
 from attnkit_contracts.judging import exactly
 from attnkit_contracts.subjects import offered
 
@@ -83,6 +84,7 @@ print(json.dumps({"changed": [name for name in before if before[name] != after[n
     "random numbers, environment or path.",
     levels=("layer",),
     dtypes=("float32",),
+    plugins_only=True,
 )
 def declaration(subject: LayerSubject) -> Measured:
     """Import it in a process of its own."""
@@ -126,7 +128,8 @@ def _home(variant: Variant) -> str:
 
 
 def _modules(variant: Variant) -> Iterator[str]:
-    for part in (variant.layer, *(one.function for one in offered(variant))):
+    layer = variant.layer.factory if isinstance(variant.layer, Recipe) else variant.layer
+    for part in (layer, *(one.function for one in offered(variant))):
         home = part.partition(":")[0] if isinstance(part, str) else load(part)
         name = home if isinstance(home, str) else getattr(home, "__module__", "")
         if name and _can_import(name):

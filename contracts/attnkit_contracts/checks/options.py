@@ -65,6 +65,7 @@ def layer_options(subject: LayerSubject, option: str) -> Measured:
     levels=("layer",),
     dtypes=("float32",),
     cases=lambda _: [{"option": "no_such_option"}, {"option": "embed_dim"}],
+    plugins_only=True,
 )
 def unknown_option(subject: LayerSubject, option: str) -> Measured:
     """Build the layer with it."""

@@ -29,7 +29,11 @@ REAL = 20
 def plain_masks(subject: Subject, sizes: Sizes) -> dict[str, Mask]:
     """Return the masks that look at distances alone, by a name."""
     if not isinstance(subject, SoftmaxOperation):
-        return {"": subject.draw("mask", batch=sizes.batch, length=sizes.queries).mask}
+        plain = subject.draw("mask", batch=sizes.batch, length=sizes.queries).mask
+        # a layer of our own is made causal, one of others may be called so
+        both = subject.promises.causal and subject.promises.bidirectional
+        told = {"causal": plain & attnkit.causal()} if subject.family == "mixer" and both else {}
+        return {"": plain, **told}
     return {
         way: subject.mask(sizes, causal=way == "causal", wide=True)
         for way in ("causal", "bidirectional")

@@ -60,9 +60,11 @@ def state_dict(subject: LayerSubject) -> Measured:
     levels=("layer",),
 )
 def copies(subject: LayerSubject) -> Measured:
-    """Copy, change the copy, and look at the original."""
+    """Copy after a call with gradients, change the copy, and look at the original."""
     call = subject.draw("I4", length=24)
     wanted = _output(subject, subject.layer, call)
+    # what a layer keeps of a call must not be part of its graph: that cannot be copied
+    subject(call.leaves())
     for what, twin in (
         ("deepcopy", copy.deepcopy(subject.layer)),
         ("pickle", pickle.loads(pickle.dumps(subject.layer))),

@@ -14,7 +14,7 @@ from attnkit.errors import UnsupportedError
 from attnkit.masks import Sizes
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, MaskPart
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.inputs import drawn, mask_part, normal
+from attnkit_contracts.inputs import disturbed, drawn, mask_part, normal
 from attnkit_contracts.judging import exactly, must_be_finite, must_differ, same_bits
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 from attnkit_contracts.subjects import dtype_of
@@ -244,6 +244,26 @@ def must_differ_or_break(subject: Subject, plain: Call, with_it: Call, part: str
         raise BrokenError(
             f"mask {part} is promised, and ignored: the output is the same without it"
         )
+
+
+@check(
+    "S10.bidirectional",
+    "A mixer that promises to leave later tokens visible does: without a mask, other values at "
+    "tokens >= p change the outputs before p.",
+    levels=("layer",),
+    families=("mixer",),
+    applies=lambda promises: promises.bidirectional,
+)
+def bidirectional(subject: Subject) -> Measured:
+    """Disturb the second half of the tokens, and look at the first."""
+    call, half = subject.draw("S10 later", length=LENGTH), LENGTH // 2
+    later = torch.arange(LENGTH, device=subject.device) >= half
+    other = disturbed(call, later.expand(2, -1), subject.random("S10 other"), subject.family)
+    if torch.equal(subject(call)[:, :half], subject(other)[:, :half]):
+        raise BrokenError(
+            f"bidirectional is promised, but no output before token {half} depends on a later one"
+        )
+    return exactly(0, "ignored promises")
 
 
 @check(

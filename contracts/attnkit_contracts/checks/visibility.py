@@ -10,7 +10,7 @@ import attnkit
 from attnkit.masks import Sizes
 from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.inputs import disturbed
+from attnkit_contracts.inputs import disturbed, mask_part, normal
 from attnkit_contracts.judging import exactly, must_differ, unmoved
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.masks import Mask
-    from attnkit.promises import Promises
+    from attnkit.promises import MaskPart, Promises
     from attnkit_contracts.inputs import Call
     from attnkit_contracts.operations import SoftmaxOperation
     from attnkit_contracts.subjects import Subject
@@ -229,6 +229,49 @@ def documents(subject: Subject) -> Measured:
     what = "outputs outside of the one document of a sample that is disturbed"
     unmoved(subject, call, (~inside,), (whole, moved), what)
     return exactly(0, "moved elements")
+
+
+def _hiding(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield the promised parts of masks that say which token sees which."""
+    for part in promises.masks:
+        if part != "padding" and part not in promises.needs:
+            yield {"part": part}
+
+
+@check(
+    "M13.hidden_tokens",
+    "A mixer under a mask: the gradient of output i to every token that the mask hides from i, its "
+    "own aside, is exactly 0.",
+    levels=("layer",),
+    families=("mixer",),
+    applies=lambda promises: promises.gradients and bool(set(promises.masks) - {"padding"}),
+    cases=_hiding,
+)
+def hidden_tokens(subject: Subject, part: MaskPart) -> Measured:
+    """Send a random gradient into one token at a time."""
+    length = 40
+    call = subject.draw("M13", length=length).leaves()
+    sizes = Sizes(2, 1, length, length)
+    mask = call.mask & mask_part(part, sizes, subject.device)
+    seen = mask if subject.promises.bidirectional else mask & attnkit.causal()
+    shown = seen.to_bool(sizes, torch.device(subject.device)).expand(2, 1, -1, -1)[:, 0]
+    if shown.all():
+        raise InconclusiveError(f"mask {part} hides nothing, so the check proves nothing")
+    with torch.enable_grad():
+        out = subject(call.masked(mask))
+    for i in (0, 13, 26, 39):
+        grad_out = torch.zeros_like(out)
+        grad_out[:, i] = subject.cast(normal(subject.random(f"M13 {i}"), 2, out.shape[2]))
+        (found,) = torch.autograd.grad(out, [call.tensors["x"]], grad_out, retain_graph=True)
+        wrong = (found != 0).any(-1) & ~shown[:, i]  # (B, L)
+        wrong[:, i] = False
+        if wrong.any():
+            sample, j = (int(index) for index in wrong.nonzero()[0])
+            raise BrokenError(
+                f"output {i} of sample {sample} sends a gradient to token {j}, which mask {part} "
+                f"hides from it; so do {int(wrong.sum())} pairs"
+            )
+    return exactly(0, "gradients to hidden tokens")
 
 
 def masked_calls(subject: SoftmaxOperation) -> Iterator[tuple[str, Call, Tensor]]:
