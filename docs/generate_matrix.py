@@ -38,9 +38,9 @@ allowed), and what ran. A number in brackets is a refusal, listed below the tabl
 model as it was.
 
 The last column gives `sliding_window` a window that is longer than any of the samples. It hides
-nothing there, and is other mathematics all the same, since a longer text would show it: such a swap
-is refused as exact wherever the layer has no window itself, and made with `accept="different"`. Then
-the error is that against the variant's own definition, and behind it stands the drift, the change
+nothing there, and is other mathematics all the same, since a longer text would show it: where the
+layer has no window itself, such a swap is refused as exact and made with `accept="different"`.
+Its error is that against the variant's own definition, and behind it stands the drift, the change
 of a layer's output relative to it.
 """
 

@@ -88,8 +88,8 @@ def test_attention_outside_the_interface_is_surveyed_with_its_obstacle() -> None
     model = transformers.XGLMForCausalLM(transformers.XGLMConfig(vocab_size=97, **sizes))
     found = [site for site in attnkit.survey(model) if site.kind == "attention"]
     told = (
-        "XGLMAttention does not call transformers' attention interface; if a method of it is the "
-        "attention, attnkit.declare says which"
+        "XGLMAttention does not call transformers' attention interface; declare it as a module of "
+        "your own: attnkit.declare(XGLMAttention, method=..., query=..., key=..., value=...)"
     )
     assert [site.obstacle for site in found] == [told]
 

@@ -60,8 +60,9 @@ def _site(path: str, module: nn.Module) -> Iterator[Site]:
         yield _record(path, module, "feedforward", Needs(**feedforward_needs(module)), told)
     elif "Attention" in layer.__name__ and len(_matrices(module)) + len(_own(module)) > 1:
         told = (
-            f"{layer.__name__} does not call transformers' attention interface; if a method of it "
-            "is the attention, attnkit.declare says which"
+            f"{layer.__name__} does not call transformers' attention interface; declare it as a "
+            f"module of your own: attnkit.declare({layer.__name__}, method=..., query=..., "
+            "key=..., value=...)"
         )
         yield _record(path, module, "attention", Needs(), told)
     elif _FEEDFORWARD.search(layer.__name__) and len(_matrices(module)) > 1:
