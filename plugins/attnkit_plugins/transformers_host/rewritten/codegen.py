@@ -22,12 +22,12 @@ class CodeGenAttention(modeling_codegen.CodeGenAttention):  # type: ignore[misc]
 
     def forward(
         self,
-        hidden_states: Tensor,
+        hidden_states: Tensor | None,
         layer_past: Any = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        use_cache: bool = False,
-        output_attentions: bool = False,
+        position_ids: Any = None,
+        use_cache: bool | None = False,
+        output_attentions: bool | None = False,
         **rest: Any,
     ) -> Any:
         """(B, L, D) -> (B, L, D)."""

@@ -44,9 +44,8 @@ class DisentangledSelfAttention(modeling_deberta_v2.DisentangledSelfAttention): 
         if self.relative_attention:
             terms = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
             embedded = self.pos_dropout(rel_embeddings)
-            position_bias = self.disentangled_attention_bias(
-                query, key, relative_pos, embedded, terms
-            ).unflatten(0, (-1, heads))  # (B, H, L, S)
+            told: Any = self.disentangled_attention_bias(query, key, relative_pos, embedded, terms)
+            position_bias = told.unflatten(0, (-1, heads))  # (B, H, L, S)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

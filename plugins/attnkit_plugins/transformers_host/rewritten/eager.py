@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-EAGER = PreTrainedConfig(attn_implementation="eager")
+_SETTINGS: dict[str, Any] = {"attn_implementation": "eager"}
+EAGER: Any = PreTrainedConfig(**_SETTINGS)
 """The config of layers that hold none: they know one implementation."""
 
 

@@ -22,9 +22,9 @@ class GPTJAttention(modeling_gptj.GPTJAttention):  # type: ignore[misc]  # trans
         hidden_states: Tensor,
         layer_past: Any = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        use_cache: bool = False,
-        output_attentions: bool = False,
+        position_ids: Any = None,
+        use_cache: bool | None = False,
+        output_attentions: bool | None = False,
         **rest: Any,
     ) -> Any:
         """(B, L, D) -> (B, L, D)."""

@@ -26,7 +26,7 @@ class MptAttention(modeling_mpt.MptAttention):  # type: ignore[misc]  # transfor
         past_key_values: Any = None,
         attention_mask: Tensor | None = None,
         **rest: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Any, Any]:
         """(B, L, D) -> (B, L, D); ``position_bias`` is (H, 1, longest sequence)."""
         batch, length, _ = hidden_states.shape
         fused = self.Wqkv(hidden_states)
