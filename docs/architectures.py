@@ -122,6 +122,21 @@ def vit() -> nn.Module:
 
 
 _GEMMA: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 32, "sliding_window": WINDOW}
+_GPT: dict[str, Any] = {
+    "vocab_size": 97,
+    "n_positions": 64,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+}
+_MPT: dict[str, Any] = {
+    "vocab_size": 97,
+    "d_model": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_seq_len": 64,
+    "expansion_ratio": 2,
+}
 _BART: dict[str, Any] = {
     "d_model": 64,
     "encoder_layers": 2,
@@ -218,6 +233,50 @@ ARCHITECTURES: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "Bloom, ALiBi": (
         "transformers",
         hugging("BloomForCausalLM", vocab_size=97, hidden_size=64, n_layer=2, n_head=4),
+    ),
+    "MPT, ALiBi": (
+        "transformers",
+        hugging("MptForCausalLM", **_MPT, **ENDS),
+    ),
+    "GPT-J": ("transformers", hugging("GPTJForCausalLM", **_GPT, rotary_dim=8, **ENDS)),
+    "CodeGen": ("transformers", hugging("CodeGenForCausalLM", **_GPT, rotary_dim=8, **ENDS)),
+    "GPT-Neo, window": (
+        "transformers",
+        hugging(
+            "GPTNeoForCausalLM",
+            vocab_size=97,
+            hidden_size=64,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=96,
+            attention_types=[[["global", "local"], 1]],
+            window_size=WINDOW,
+            max_position_embeddings=64,
+            **ENDS,
+        ),
+    ),
+    "MPNet, position bias": ("transformers", hugging("MPNetModel", **SMALL)),
+    "DeBERTa-v2": (
+        "transformers",
+        hugging(
+            "DebertaV2Model",
+            **SMALL,
+            relative_attention=True,
+            pos_att_type=["c2p", "p2c"],
+            position_buckets=8,
+        ),
+    ),
+    "XGLM": (
+        "transformers",
+        hugging(
+            "XGLMForCausalLM",
+            vocab_size=97,
+            d_model=64,
+            ffn_dim=96,
+            num_layers=2,
+            attention_heads=4,
+            **ENDS,
+        ),
     ),
     "nn.MultiheadAttention": ("torch", lambda: nn.MultiheadAttention(64, 4)),
     "nn.MultiheadAttention, one head": ("torch", lambda: nn.MultiheadAttention(64, 1)),

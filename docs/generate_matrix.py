@@ -23,6 +23,8 @@ from attnkit.registry import default
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from attnkit.promises import Relation
+
 PAGE = Path(__file__).parent / "reference" / "swap-matrix.md"
 
 HEAD = """# Which variant goes into which model
@@ -34,7 +36,23 @@ and undone: the largest error of any of the model's attention layers, on the ten
 in units of what rounding may do ([Numerics](../explanation/numerics.md#after-a-swap); 3 is
 allowed), and what ran. A number in brackets is a refusal, listed below the table; it left the
 model as it was.
+
+The last column gives `sliding_window` a window that is longer than any of the samples. It hides
+nothing there, and is other mathematics all the same, since a longer text would show it: where the
+layer has no window itself, such a swap is refused as exact and made with `accept="different"`.
+Its error is that against the variant's own definition, and behind it stands the drift, the change
+of a layer's output relative to it.
 """
+
+WIDE = 64
+"""Keys; more than the samples have."""
+
+
+class Column(NamedTuple):
+    """A plan for every attention layer of a model, and how much of a change is accepted."""
+
+    plan: dict[str, object]
+    accept: Relation
 
 
 class Cell(NamedTuple):
@@ -44,14 +62,19 @@ class Cell(NamedTuple):
     reason: str | None
 
 
-def variants() -> list[str]:
-    """Return attnkit's own softmax variants."""
+def columns() -> dict[str, Column]:
+    """Return what is swapped, by its title: attnkit's own softmax variants, one with an option."""
     entries = [entry.name for entry in default().entries() if entry.owner == "attnkit"]
-    return [name for name in entries if attnkit.get_variant(name).family == "softmax"]
+    names = [name for name in entries if attnkit.get_variant(name).family == "softmax"]
+    wide = Column({"variant": "sliding_window", "window_size": WIDE}, "different")
+    return {
+        **{name: Column({"variant": name}, "exact") for name in names},
+        f"sliding_window, {WIDE} keys": wide,
+    }
 
 
-def swapped(name: str, variant: str) -> Cell:
-    """Swap a variant into a fresh model."""
+def swapped(name: str, column: Column) -> Cell:
+    """Swap what a column says into a fresh model."""
     torch.manual_seed(0)
     model = ARCHITECTURES[name][1]().eval()
     for parameter in model.parameters():
@@ -59,25 +82,29 @@ def swapped(name: str, variant: str) -> Cell:
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.25)
     try:
-        receipt = attnkit.swap(model, variant, sample=sample_for(name)).receipt
+        receipt = attnkit.swap(
+            model, column.plan, sample=sample_for(name), accept=column.accept
+        ).receipt
     except AttnkitError as error:
         return Cell("", _reason(str(error)))
     worst = max(site.error_after for site in receipt.sites)
     ran = dict.fromkeys(key for site in receipt.sites for key in site.implementations)
-    return Cell(f"{worst:.2f} {', '.join(key.partition('.')[2] for key in ran)}", None)
+    told = f"{worst:.2f} {', '.join(key.partition('.')[2] for key in ran)}"
+    drift = max(site.drift or 0.0 for site in receipt.sites)
+    return Cell(told if column.accept == "exact" else f"{told}, drift {drift:.0e}", None)
 
 
 def page() -> Iterator[str]:
     """Make the lines of the page."""
-    names, reasons = variants(), dict[str, int]()
+    titles, reasons = columns(), dict[str, int]()
     yield from HEAD.format(versions=_versions()).splitlines()
     yield ""
-    yield f"| model | host | {' | '.join(f'`{name}`' for name in names)} |"
-    yield "|" + " --- |" * (len(names) + 2)
+    yield f"| model | host | {' | '.join(f'`{title}`' for title in titles)} |"
+    yield "|" + " --- |" * (len(titles) + 2)
     for name, (host, _) in ARCHITECTURES.items():
         cells = []
-        for variant in names:
-            cell = swapped(name, variant)
+        for column in titles.values():
+            cell = swapped(name, column)
             if cell.reason is not None:
                 number = reasons.setdefault(cell.reason, len(reasons) + 1)
                 cell = Cell(f"({number})", None)

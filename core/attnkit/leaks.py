@@ -24,7 +24,7 @@ import torch
 
 from attnkit.errors import UnsupportedError, VerificationError
 from attnkit.receipts import LeakReceipt, OutputReceipt
-from attnkit.verification import NOISE_RUNS, compare_outputs
+from attnkit.verification import NOISE_RUNS, apart, compare_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -193,7 +193,7 @@ def _judged(
     for seed in range(NOISE_RUNS):
         mixers = subject.noisy(torch.Generator().manual_seed(seed))
         noisy = probe.stays.kept(subject.run(probe.stays.one, mixers))
-        noise.append({name: noisy[name].double() - own[0][name] for name in own[0]})
+        noise.append({name: apart(noisy[name], out) for name, out in own[0].items()})
     outputs = _moved(pair, noise, subject.sites)
     leaking = {out.name: out for out in outputs if _leaks(out)}
     kept = {out.name for out in _moved(own, noise, subject.sites) if not _leaks(out)}
@@ -226,8 +226,7 @@ def _fails(pair: Pair, subject: Subject) -> bool:
 
 def _largest(pair: tuple[Outputs, Outputs]) -> float:
     """Return the largest change; inf where one side alone is not finite."""
-    one, other = pair
-    told = compare_outputs(one, other, [], [])
+    told = compare_outputs(*pair, [], [])
     return max((out.largest for out in told), default=0.0)
 
 
@@ -237,11 +236,7 @@ def _moved(
     """Return how far each output changed, and how far it may."""
     # both runs are of one function, so both are off by what it is off by
     twice = [site.model_copy(update={"error_before": site.error_after}) for site in sites]
-    one, other = pair
-    noisy: list[Outputs] = []
-    for each in noise:
-        noisy.append({name: out.double() + each[name] for name, out in one.items()})
-    return compare_outputs(one, other, noisy, twice)
+    return compare_outputs(*pair, noise, twice)
 
 
 def _worst(outputs: Sequence[OutputReceipt]) -> OutputReceipt:

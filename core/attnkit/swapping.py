@@ -28,7 +28,7 @@ from attnkit.probes import neighbours
 from attnkit.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
 from attnkit.registry import default
 from attnkit.standing import mixer_of, trial_of
-from attnkit.verification import NOISE_RUNS, Counting, compare_outputs
+from attnkit.verification import NOISE_RUNS, Counting, apart, compare_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -105,12 +105,12 @@ def carry_out(
     sample = transaction.settle(sample)
     before = transaction.before(sample, generated=generated)
     mixers = transaction.mixers()
-    trials = transaction.trial(sample, mixers)
+    trials, quiet = transaction.trial(sample, mixers)
     exact = all(assignment.relation == "exact" for assignment in assignments)
-    noisy = transaction.noise(sample, trials) if exact else []
+    noise = transaction.noise(sample, trials, quiet) if exact else []
     sites = [trial.receipt() for trial in trials]
     after = transaction.after(sample, sites, mixers)
-    outputs = compare_outputs(before, after, noisy, sites)
+    outputs = compare_outputs(before, after, noise, sites)
     _check_outputs(outputs, sites)
     leaks = transaction.leaks(sample, before, after, trials, mixers)
     receipt = Receipt(
@@ -204,15 +204,17 @@ class _Transaction:
         with torch.random.fork_rng(_cuda(self.model)):
             return [mixer_of(self.model, host, assignment) for host, assignment in pairs]
 
-    def trial(self, sample: Mapping[str, object], mixers: Sequence[Standing]) -> list[AnyTrial]:
-        """Try the variants beside the model's own functions.
+    def trial(
+        self, sample: Mapping[str, object], mixers: Sequence[Standing]
+    ) -> tuple[list[AnyTrial], Mapping[str, Tensor]]:
+        """Try the variants beside the model's own functions; return the outputs of those too.
 
         Raises:
             SwapRefusedError: Some cannot take what arrives; all sites are listed.
             VerificationError: Some compute something else; the worst are listed.
         """
         trials = list(map(trial_of, self.assignments, mixers))
-        self.run(sample, trials)
+        outputs = self.run(sample, trials)
         refused = [(t.assignment.site.path, tuple(dict.fromkeys(t.refusals))) for t in trials]
         if any(reasons for _, reasons in refused):
             raise SwapRefusedError(refusal([each for each in refused if each[1]]))
@@ -225,7 +227,7 @@ class _Transaction:
         wrong = [r for r in (t.receipt() for t in trials) if not r.error_after <= r.allowed]
         if wrong:
             raise VerificationError("\n".join(["the swap was not made:", *map(_wrong, wrong)]))
-        return trials
+        return trials, outputs
 
     def after(
         self,
@@ -277,13 +279,17 @@ class _Transaction:
         return check_leaks(host.probes(self.model, sites, sample), subject)
 
     def noise(
-        self, sample: Mapping[str, object], trials: Sequence[AnyTrial]
+        self,
+        sample: Mapping[str, object],
+        trials: Sequence[AnyTrial],
+        quiet: Mapping[str, Tensor],
     ) -> list[Mapping[str, Tensor]]:
-        """Run the model with rounding noise at the sites, a few times."""
-        runs = []
+        """Say what rounding noise at the sites does to the outputs, in a few runs."""
+        runs: list[Mapping[str, Tensor]] = []
         for seed in range(NOISE_RUNS):
             generator = torch.Generator().manual_seed(seed)
-            runs.append(self.run(sample, [trial.noisy(generator) for trial in trials]))
+            noisy = self.run(sample, [trial.noisy(generator) for trial in trials])
+            runs.append({name: apart(noisy[name], out) for name, out in quiet.items()})
         return runs
 
 
@@ -329,7 +335,7 @@ def _check_outputs(outputs: Sequence[OutputReceipt], sites: Sequence[SiteReceipt
     for out in outputs:
         if not math.isfinite(out.largest):
             raise VerificationError(
-                f"the swap was undone: output {out.name!r} is no longer finite where it was"
+                f"the swap was undone: output {out.name!r} is finite in other places than before"
             )
         if out.moved is not None and out.allowed is not None and not out.moved <= out.allowed:
             raise VerificationError(

@@ -12,7 +12,9 @@ allows 2; the model's own float64 run may add 1, since most libraries round thei
 float32. Hence `SITE_BOUND` = 3.
 
 At an output y, noise of up to one unit is put on the result of every site, in runs of its own;
-s is the root mean square of what that does to a row of y. Before and after differ at a site by at
+s is the root mean square of what that does to a row of y, against the run in which every site
+answers with the model's own function: what a host computes around the sites, other than the model
+does, is no noise. Before and after differ at a site by at
 most R = error before + error after units, that is sqrt(3) R root mean squares of the noise.
 Rounding between the sites is drawn anew by any change, as it is by the noise: R counts as at least
 1. The largest of n values that are each a sum of many such errors lies below sqrt(2 ln 2n) root
@@ -39,7 +41,7 @@ from attnkit.running import Running
 from attnkit.sites import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -180,19 +182,26 @@ class Counting:
 def compare_outputs(
     before: Mapping[str, Tensor],
     after: Mapping[str, Tensor],
-    noisy: list[Mapping[str, Tensor]],
+    noise: Sequence[Mapping[str, Tensor]],
     sites: list[SiteReceipt],
 ) -> tuple[OutputReceipt, ...]:
-    """Measure how far every output moved; ``noisy`` is empty unless the swap is exact."""
+    """Measure how far every output moved.
+
+    Args:
+        before: Outputs by name.
+        after: The same, after the swap.
+        noise: What noise at the sites does to them, from `apart`; empty unless the swap is exact.
+        sites: What was measured at the sites.
+    """
     told = []
     for name, old in before.items():
-        difference = _apart(after[name], old)
+        difference = apart(after[name], old)
         scale = old.double().square().mean().sqrt()
         moved = allowed = None
-        if noisy:
-            squares = torch.stack([_apart(run[name], old).square() for run in noisy])
-            noise = squares.mean(dim=(0, -1)).sqrt()[..., None]  # (..., 1)
-            unit = _roundoff(old.dtype) * old.double().abs() + noise + _smallest(old.dtype)
+        if noise:
+            squares = torch.stack([run[name].square() for run in noise])
+            spread = squares.mean(dim=(0, -1)).sqrt()[..., None]  # (..., 1)
+            unit = _roundoff(old.dtype) * old.double().abs() + spread + _smallest(old.dtype)
             moved = float((difference / unit).amax()) if old.numel() else 0.0
             allowed = output_bound(sites, old.numel())
         told.append(
@@ -215,7 +224,7 @@ def output_bound(sites: list[SiteReceipt], elements: int) -> float:
     return 2 * math.sqrt(3) * max(1.0, apart) * max(1.0, tail)
 
 
-def _apart(new: Tensor, old: Tensor) -> Tensor:
+def apart(new: Tensor, old: Tensor) -> Tensor:
     """Return |new - old| in float64: 0 for equal infinities, inf for a NaN on one side."""
     new, old = new.double(), old.double()
     same = (new == old) | (new.isnan() & old.isnan())

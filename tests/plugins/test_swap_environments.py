@@ -299,6 +299,20 @@ def test_sharded_model_can_be_swapped_and_restored(model: Any, mesh: Any) -> Non
 # generation and training
 
 
+@pytest.mark.parametrize("plan", ["multi_head", "flash", WINDOW], ids=str)
+def test_chunks_and_steps_of_a_padded_batch_equal_one_call(model: Any, plan: Any) -> None:
+    ids, mask = INPUTS["input_ids"], INPUTS["attention_mask"]
+    cuts = [slice(0, 7), slice(7, 8), slice(8, 15), slice(15, 16), slice(16, 17)]
+    attnkit.swap(model, plan, accept="different")
+    cache = transformers.DynamicCache(config=model.config)
+    with torch.no_grad():
+        parts = [
+            model(ids[:, cut], attention_mask=mask[:, : cut.stop], past_key_values=cache).logits
+            for cut in cuts
+        ]
+    assert furthest(logits(model), torch.cat(parts, dim=1)[REAL]) < CLOSE
+
+
 @pytest.mark.parametrize("variant", ["multi_head", "flash"])
 def test_greedy_search_without_padding_is_equal_token_for_token(model: Any, variant: str) -> None:
     rules = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}

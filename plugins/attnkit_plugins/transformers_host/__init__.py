@@ -1,10 +1,12 @@
-"""Host adapter for transformers 5: every model that calls its attention interface.
+"""Host adapter for transformers 5: models that call its attention interface, and some that do not.
 
 A transformers attention layer looks its function up by name, in its own ``config``. A swapped
 layer gets a shallow copy of that config, which says ``attnkit``; the function under this name
 finds the layer's mixer on the layer itself. So nothing is written to a config that another layer
 or model can see, each layer has its own variant, and masks are still built by the model, from its
-own config, in the form of its own implementation: `dispatch` translates them.
+own config, in the form of its own implementation: `dispatch` translates them. Some layers that do
+the arithmetic themselves are given, while they are swapped, a class that calls the interface:
+`rewriting` has which.
 
 The name is registered with transformers at the first swap and stays; it does nothing for a model
 that was not swapped.
@@ -50,16 +52,25 @@ class TransformersHost:
         from attnkit.intercepting import intercept
         from attnkit.mounting import mount
         from attnkit_plugins.transformers_host import dispatch, experts, interface, recurrent
+        from attnkit_plugins.transformers_host.rewriting import attach, rewritten
 
         if site.kind == "feedforward":
             return experts.attach(model, site.path, mixer, label)
-        layer: type = type(model.get_submodule(site.path))
+
+        def put() -> Attachment:
+            if getattr(mixer, "replaces", None) is not None:
+                return recurrent.attach(model, site.path, mixer, label)
+            return dispatch.attach(model, site.path, mixer, label)
+
+        module = model.get_submodule(site.path)
+        layer: type = type(module)
+        stand_in = rewritten(layer)
+        if stand_in is not None:
+            return attach(module, stand_in, put)
         if interface.caller(layer) is None:
             # it calls torch's function, not the interface
             return mount(model, site, mixer, label, intercept)
-        if getattr(mixer, "replaces", None) is not None:
-            return recurrent.attach(model, site.path, mixer, label)
-        return dispatch.attach(model, site.path, mixer, label)
+        return put()
 
     def weights(self, model: nn.Module, path: str) -> Weights:
         from attnkit_plugins.transformers_host.experts import weights

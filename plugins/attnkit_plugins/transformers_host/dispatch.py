@@ -241,7 +241,6 @@ def _register() -> None:
 
 
 def check_keywords(layer: str, given: dict[str, Any]) -> None:
-    """Refuse what a layer passes on and nothing here acts on, by name."""
     """Refuse by name what cannot be translated and may matter."""
     if given.keys() <= _KNOWN:
         return

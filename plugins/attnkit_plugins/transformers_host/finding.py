@@ -17,6 +17,7 @@ from attnkit_plugins.transformers_host.experts import (
     is_experts,
 )
 from attnkit_plugins.transformers_host.interface import Caller, caller, own_config
+from attnkit_plugins.transformers_host.rewriting import rewritten, seen_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,9 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
 
 def _site(path: str, module: nn.Module) -> Iterator[Site]:
     layer: type = type(module)
+    stand_in = rewritten(layer)
+    if stand_in is not None:
+        layer, module = stand_in, seen_as(module, stand_in)
     found = caller(layer)
     if found is not None and hasattr(module, "config"):
         yield _record(path, module, "attention", _attention(module, found), _obstacle(module))
@@ -55,7 +59,11 @@ def _site(path: str, module: nn.Module) -> Iterator[Site]:
         told = experts_obstacle(module)
         yield _record(path, module, "feedforward", Needs(**feedforward_needs(module)), told)
     elif "Attention" in layer.__name__ and len(_matrices(module)) + len(_own(module)) > 1:
-        told = f"{layer.__name__} does not call transformers' attention interface"
+        told = (
+            f"{layer.__name__} does not call transformers' attention interface; declare it as a "
+            f"module of your own: attnkit.declare({layer.__name__}, method=..., query=..., "
+            "key=..., value=...)"
+        )
         yield _record(path, module, "attention", Needs(), told)
     elif _FEEDFORWARD.search(layer.__name__) and len(_matrices(module)) > 1:
         yield _record(path, module, "feedforward", _feedforward(module), None)
@@ -81,7 +89,7 @@ def _input_dim(module: nn.Module) -> int | None:
     """Return D of a layer whose cache can keep a state: one with a place of its own in it."""
     layer: type = type(module)
     found = caller(layer)
-    if found is None or "past_key_values" not in found.code.co_varnames:
+    if found is None or not _keeps(layer, found):
         return None
     width = getattr(own_config(module), "hidden_size", None)
     return width if isinstance(getattr(module, "layer_idx", None), int) else None
@@ -123,8 +131,15 @@ def _attention(module: nn.Module, found: Caller) -> Needs:
         sinks=isinstance(getattr(module, "sinks", None), torch.Tensor),
         bias="position_bias" in found.code.co_varnames,
         dropout=_dropout(module),
-        cache="past_key_values" in found.code.co_varnames,
+        cache=_keeps(type(module), found),
     )
+
+
+def _keeps(layer: type, found: Caller) -> bool:
+    """Say whether a layer takes a cache, in the method that calls the interface or before it."""
+    forward: Any = inspect.unwrap(vars(layer).get("forward", found.default))
+    names = {*found.code.co_varnames, *forward.__code__.co_varnames}
+    return not names.isdisjoint(("past_key_values", "layer_past"))
 
 
 def _calling(module: nn.Module) -> Needs:
