@@ -44,11 +44,18 @@ def plan(
     some = None if dtypes is None else _known("dtypes", dtypes, ALL_DTYPES)
     offered = [name for variant in found for name in names_of(variant)]
     named = None if implementations is None else _known("implementations", implementations, offered)
-    shared = {"device": device, "seed": seed, "answers": Answers()}
+    answers = Answers()
     return tuple(
         Instance(target, each, params)
         for variant in found
-        for target in targets(variant, dtypes=some, implementations=named, **shared)
+        for target in targets(
+            variant,
+            dtypes=some,
+            device=device,
+            implementations=named,
+            seed=seed,
+            answers=answers,
+        )
         for each in checks
         if applies(each, target)
         for params in each.cases(target.promises)

@@ -173,7 +173,7 @@ def _disturbed(inputs: Mapping[str, Tensor], u: float, probes: int) -> dict[str,
     count = sum(tensor.numel() for tensor in inputs.values())
     draw = torch.Generator().manual_seed(0)
     noise = 2 * torch.rand(probes, count, generator=draw, dtype=torch.float64) - 1
-    parts = noise.split([tensor.numel() for tensor in inputs.values()], 1)
+    parts = noise.split_with_sizes([tensor.numel() for tensor in inputs.values()], 1)
     disturbed = {}
     for (name, tensor), xi in zip(inputs.items(), parts, strict=True):
         point = tensor.detach().double()

@@ -148,7 +148,7 @@ def broadcast(subject: SoftmaxOperation, given: str) -> Measured:
     base = subject.mask(sizes, wide=True)
     call = subject.draw("M7", length=sizes.queries, keys=sizes.keys, mask=base)
     draw = subject.random("M7 values")
-    found = []
+    found: list[Measured] = []
     for shape in _shapes(sizes):
         numbers, where = normal(draw, *shape), f"{given} {shape}"
         if given == "mask":
