@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit_contracts import units
-from attnkit_contracts.judging import Bound, agree, exactly, is_exact, samples_alike, worst
+from attnkit_contracts.judging import (
+    Bound,
+    agree,
+    answered,
+    exactly,
+    is_exact,
+    samples_alike,
+    worst,
+)
 from attnkit_contracts.layers import LayerSubject
 from attnkit_contracts.operations import SoftmaxOperation
 
@@ -23,6 +31,16 @@ if TYPE_CHECKING:
 
 def gradient_bounds(subject: Subject, call: Call, grad_out: Tensor) -> dict[str, Bound]:
     """Return the definition's gradient of every tensor of a call, and its unit."""
+    return answered(
+        subject,
+        "gradients",
+        call,
+        grad_out,
+        ask=lambda: _gradient_bounds(subject, call, grad_out),
+    )
+
+
+def _gradient_bounds(subject: Subject, call: Call, grad_out: Tensor) -> dict[str, Bound]:
     if isinstance(subject, SoftmaxOperation) and is_exact(subject):
         return _analytic(subject, call, grad_out)
     inputs = dict(call.tensors)
@@ -33,7 +51,7 @@ def gradient_bounds(subject: Subject, call: Call, grad_out: Tensor) -> dict[str,
         inputs,
         grad_out,
         subject.dtype,
-        together=samples_alike(subject, call),
+        together=samples_alike(subject),
     )
     gate = units.backward_gate(subject.dtype)
     return {name: Bound(*noisy[name], gate, "probe units") for name in call.tensors}

@@ -124,7 +124,8 @@ def disturbed(call: Call, where: Tensor, draw: torch.Generator, family: str) -> 
     def redraw(name: str, tensor: Tensor) -> Tensor:
         if name not in TIME_AXIS:
             return tensor
-        fresh = drawn(name, tuple(tensor.shape), draw, family).to(tensor)
+        # the same for all samples, of which there may be many
+        fresh = drawn(name, (1, *tensor.shape[1:]), draw, family).to(tensor)
         if name in ("x", "query", "value"):
             fresh = fresh * 3
         axis = TIME_AXIS[name]

@@ -49,6 +49,7 @@ class Instance:
             explain: Look into a failure: which named mistake, which smallest call.
             hint: The diagnosis of another failure: its mistakes are asked first.
         """
+        _load()
         started = time.perf_counter()
         subject: Subject | None = None
         try:
@@ -142,6 +143,13 @@ def _explained(subject: Subject, hint: str) -> Explanation:
     # a stranger's code may raise anything, and did: that is why we are here
     except BaseException as error:
         return Explanation(f"no diagnosis: looking for one raised {type(error).__name__}: {error}")
+
+
+def _load() -> None:
+    """Import what some check is the first to need: once per process, and no part of its time."""
+    # checkpoint loads torch's compiler when it is called, not when it is imported
+    import torch._dynamo
+    import torch.utils.checkpoint  # noqa: F401
 
 
 @contextlib.contextmanager

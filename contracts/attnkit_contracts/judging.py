@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
 from attnkit_contracts import units
+from attnkit_contracts.answers import question
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured
 from attnkit_contracts.layers import LayerSubject
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import Tensor
 
     from attnkit_contracts.inputs import Call
     from attnkit_contracts.subjects import Subject
 
+
+Answer = TypeVar("Answer")
 
 Index = Any
 """What a tensor can be indexed with."""
@@ -45,8 +48,36 @@ def is_exact(subject: Subject) -> bool:
     return isinstance(subject, SoftmaxOperation) and subject.target.variant.relation == "exact"
 
 
+def answered(
+    subject: Subject, what: str, call: Call, *further: Tensor, ask: Callable[[], Answer]
+) -> Answer:
+    """Return the definition's answer to a call; an operation's is kept for equal calls.
+
+    Args:
+        subject: Whose definition it is. A layer's depends on its weights and is asked each time,
+            and so is one that is an implementation itself.
+        what: Is asked.
+        call: About which.
+        further: Other tensors that the answer depends on.
+        ask: Computes the answer.
+    """
+    if isinstance(subject, RecurrenceOperation) or (
+        isinstance(subject, SoftmaxOperation) and is_exact(subject)
+    ):
+        about = f"{what} of {subject.target.variant.name} in {subject.dtype}"
+        asked = question(about, call, subject.read(call), *further)
+        return subject.target.answers.to(asked, ask)
+    return ask()
+
+
 def bound(subject: Subject, call: Call, probes: int = units.PROBES) -> Bound:
     """Return the definition's answer to a call, and the unit of its errors."""
+    what = f"output, with {probes} probes"
+    return answered(subject, what, call, ask=lambda: _bound(subject, call, probes))
+
+
+@torch.no_grad()
+def _bound(subject: Subject, call: Call, probes: int) -> Bound:
     if isinstance(subject, SoftmaxOperation) and is_exact(subject):
         exact = subject.exact(call)
         unit = units.analytic(exact, call.tensors["value"], subject.dtype)
@@ -55,18 +86,17 @@ def bound(subject: Subject, call: Call, probes: int = units.PROBES) -> Bound:
     if isinstance(subject, LayerSubject):
         inputs |= subject.parameters()
     definition = subject.definition(call)
-    with torch.no_grad():
-        found = units.noise(
-            lambda given: {"out": definition(given)},
-            inputs,
-            subject.dtype,
-            probes=probes,
-            together=samples_alike(subject, call),
-        )
+    found = units.noise(
+        lambda given: {"out": definition(given)},
+        inputs,
+        subject.dtype,
+        probes=probes,
+        together=samples_alike(subject),
+    )
     return Bound(*found["out"], units.forward_gate(subject.dtype), "probe units")
 
 
-def samples_alike(subject: Subject, call: Call) -> bool:
+def samples_alike(subject: Subject) -> bool:
     """Return whether further samples may simply be put behind those of a call."""
     return isinstance(subject, RecurrenceOperation)
 

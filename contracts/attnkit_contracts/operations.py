@@ -88,6 +88,12 @@ class SoftmaxOperation(Subject):
         """Return the definition's answer in float64."""
         return oracle.softmax(**call.arguments(), mask=call.mask)
 
+    def read(self, call: Call) -> tuple[Tensor]:
+        """Return what the definition reads of a call's mask: (B or 1, H or 1, L, S)."""
+        batch, heads, queries, _ = call.tensors["query"].shape
+        sizes = Sizes(batch, heads, queries, call.tensors["key"].shape[2])
+        return (call.mask.to_bool(sizes, call.tensors["query"].device),)
+
     def definition(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
         def function(tensors: Mapping[str, Tensor]) -> Tensor:
             if self.target.variant.relation == "exact":
@@ -209,15 +215,10 @@ class RecurrenceOperation(Subject):
         """
         given = {name: tensor.double() for name, tensor in (tensors or call.tensors).items()}
         options = self.options()
-        batch, heads, length, value_width = given["value"].shape
-        samples, device = len(call.tensors["value"]), given["value"].device
-        keep = oracle.real_tokens(call.mask, samples, length, device)
-        times = batch // samples if samples else 1
+        batch, heads, _, value_width = given["value"].shape
+        keep, restart = self.read(call)
+        times = batch // len(keep) if len(keep) else 1
         real = keep.repeat(times, 1)[:, None, :, None]
-        restart = None
-        if "documents" in call.mask.parts:
-            restart = oracle.restarts(call.mask, samples, length, device)
-            restart = restart.repeat(times, 1)
         names = ("query", "key", "value")
         given.update(zip(names, options.features(*(given[name] for name in names)), strict=True))
         # a padded token adds nothing, and nothing decays over it
@@ -236,6 +237,21 @@ class RecurrenceOperation(Subject):
             beta=beta,
             scale=call.extras.get("scale", 1.0),
             initial_state=given.get("initial_state", empty),
-            restart=restart,
+            restart=None if restart is None else restart.repeat(times, 1),
         )
         return options.finish(out), state
+
+    def read(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Return what the definition reads of a call's mask.
+
+        Returns:
+            Which tokens are real, and where the state is emptied first; (B, L) each, the second
+            None where there are no documents.
+        """
+        batch, _, length, _ = call.tensors["value"].shape
+        where = batch, length, call.tensors["value"].device
+        cut = "documents" in call.mask.parts
+        return (
+            oracle.real_tokens(call.mask, *where),
+            oracle.restarts(call.mask, *where) if cut else None,
+        )

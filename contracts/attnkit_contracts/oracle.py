@@ -100,6 +100,7 @@ def recurrence(
     rows = queries[..., None, :].unbind(2)  # (B, H, 1, E) each
     columns = keys[..., None].unbind(2)  # (B, H, E, 1) each
     values = value.double()[..., None, :].unbind(2)  # (B, H, 1, Ew) each
+    decays: tuple[Tensor, ...] = ()
     if log_decay is not None:
         per_channel = log_decay if log_decay.dim() == 4 else log_decay[..., None]
         decays = per_channel.double().exp()[..., None].unbind(2)  # (B, H, E or 1, 1) each

@@ -37,11 +37,14 @@ def prove(check: Check, seed: int = 0) -> tuple[Proof, ...]:
 
 def _caught_by(check: Check, wrong: Variant, seed: int) -> str:
     """Return the id of the first instance that fails; an error or an undecided one is no catch."""
+    from attnkit_contracts.answers import Answers
     from attnkit_contracts.instances import Instance
     from attnkit_contracts.runner import applies
     from attnkit_contracts.subjects import targets
 
-    every = targets(wrong, dtypes=None, device="cpu", implementations=None, seed=seed)
+    every = targets(
+        wrong, dtypes=None, device="cpu", implementations=None, seed=seed, answers=Answers()
+    )
     found = [each for each in every if applies(check, each)]
     for target in [each for each in found if each.dtype == DTYPE] or found:
         for params in check.cases(target.promises):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attnkit import registry
 from attnkit.errors import ArgumentError, RegistryError
 from attnkit.promises import ALL_DTYPES
+from attnkit_contracts.answers import Answers
 from attnkit_contracts.catalogue import TIERS, Check, Tier, all_checks, version
 from attnkit_contracts.expected import by_id, must_exist
 from attnkit_contracts.explanation import NAMED
@@ -44,10 +45,18 @@ def plan(
     some = None if dtypes is None else _known("dtypes", dtypes, ALL_DTYPES)
     offered = [name for variant in found for name in names_of(variant)]
     named = None if implementations is None else _known("implementations", implementations, offered)
+    answers = Answers()
     return tuple(
         Instance(target, each, params)
         for variant in found
-        for target in targets(variant, dtypes=some, device=device, implementations=named, seed=seed)
+        for target in targets(
+            variant,
+            dtypes=some,
+            device=device,
+            implementations=named,
+            seed=seed,
+            answers=answers,
+        )
         for each in checks
         if applies(each, target)
         for params in each.cases(target.promises)

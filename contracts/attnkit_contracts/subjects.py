@@ -7,12 +7,13 @@ A subject draws the inputs it can take, so that a check need not know what a var
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from attnkit import registry
+from attnkit_contracts.answers import Answers
 from attnkit_contracts.foreign import NO_LAYER
 from attnkit_contracts.inputs import generator
 
@@ -42,6 +43,7 @@ class Target:
         device: ``cpu`` or ``cuda``.
         level: ``operation`` or ``layer``.
         seed: Of all random numbers.
+        answers: The definitions', to calls of targets that are checked together.
     """
 
     variant: Variant
@@ -51,6 +53,7 @@ class Target:
     device: str
     level: Level
     seed: int = 0
+    answers: Answers = field(default_factory=Answers, repr=False, compare=False)
 
     def __str__(self) -> str:
         """Name it: variant/implementation/dtype/device."""
@@ -145,6 +148,7 @@ def targets(
     device: str,
     implementations: tuple[str, ...] | None,
     seed: int,
+    answers: Answers,
 ) -> list[Target]:
     """Return the subjects of a variant: implementations first, then the layer, by dtype."""
     found = []
@@ -162,6 +166,7 @@ def targets(
                 device=device,
                 level=level,
                 seed=seed,
+                answers=answers,
             )
             for dtype in promises.dtypes
             if dtypes is None or dtype in dtypes

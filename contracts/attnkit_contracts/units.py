@@ -124,8 +124,11 @@ def error(got: Tensor, exact: Tensor, unit: Tensor) -> tuple[float, tuple[int, .
     ratio = torch.where(off == 0, 0.0, off / unit)
     ratio = torch.where(ratio.isfinite(), ratio, float("inf"))
     at = int(ratio.argmax())
-    place = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), ratio.shape))
-    return float(ratio.flatten()[at]), place
+    value, place = float(ratio.flatten()[at]), []
+    for size in reversed(ratio.shape):
+        at, index = divmod(at, size)
+        place.append(index)
+    return value, tuple(reversed(place))
 
 
 def noise(
@@ -148,24 +151,35 @@ def noise(
         together: Evaluate all probes as one call, one behind the other along the first axis;
             for functions that treat samples alike.
     """
-    u = roundoff(dtype)
-    points = {name: tensor.detach().double() for name, tensor in inputs.items()}
-    draw = torch.Generator().manual_seed(0)
-    sets = [points] + [
-        {name: t * (1 + u * _uniform(t, draw)) for name, t in points.items()} for _ in range(probes)
-    ]
+    points = _disturbed(inputs, roundoff(dtype), probes)  # (1 + probes, *shape) each
     if together:
-        joined = function({name: torch.cat([each[name] for each in sets]) for name in points})
-        halves = {name: result.chunk(len(sets)) for name, result in joined.items()}
-        results = [{name: each[i] for name, each in halves.items()} for i in range(len(sets))]
+        joined = function({name: each.flatten(0, 1) for name, each in points.items()})
+        results = {n: torch.unflatten(each, 0, (1 + probes, -1)) for n, each in joined.items()}
     else:
-        results = [dict(function(each)) for each in sets]
+        each_by_itself = [
+            function({name: each[i] for name, each in points.items()}) for i in range(1 + probes)
+        ]
+        results = {n: torch.stack([each[n] for each in each_by_itself]) for n in each_by_itself[0]}
     found = {}
-    for name, exact in results[0].items():
-        squares = torch.stack([(moved[name] - exact).square() for moved in results[1:]])
-        spread = squares.mean(0).mean(-1, keepdim=True).sqrt()
-        found[name] = exact, u * exact.abs() + spread + smallest(dtype)
+    for name, result in results.items():
+        exact, moved = result[0], result[1:]
+        spread = (moved - exact).square().mean(0).mean(-1, keepdim=True).sqrt()
+        found[name] = exact, roundoff(dtype) * exact.abs() + spread + smallest(dtype)
     return found
+
+
+def _disturbed(inputs: Mapping[str, Tensor], u: float, probes: int) -> dict[str, Tensor]:
+    """Return x in float64 and, behind it, x (1 + u xi) of every probe, along a new first axis."""
+    count = sum(tensor.numel() for tensor in inputs.values())
+    draw = torch.Generator().manual_seed(0)
+    noise = 2 * torch.rand(probes, count, generator=draw, dtype=torch.float64) - 1
+    parts = noise.split_with_sizes([tensor.numel() for tensor in inputs.values()], 1)
+    disturbed = {}
+    for (name, tensor), xi in zip(inputs.items(), parts, strict=True):
+        point = tensor.detach().double()
+        moved = point * (1 + u * xi.reshape(probes, *tensor.shape).to(point.device))
+        disturbed[name] = torch.cat((point[None], moved))
+    return disturbed
 
 
 def gradient_noise(
@@ -206,8 +220,3 @@ def _rms_per_head(tensor: Tensor) -> Tensor:
 
 def _floor(values: Tensor, dtype: torch.dtype) -> float:
     return 4 * smallest(dtype) * (1 + (float(values.max()) if values.numel() else 0.0))
-
-
-def _uniform(tensor: Tensor, draw: torch.Generator) -> Tensor:
-    drawn = torch.rand(tensor.shape, generator=draw, dtype=torch.float64)
-    return (2 * drawn - 1).to(tensor.device)

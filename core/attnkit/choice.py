@@ -19,7 +19,6 @@ from attnkit.interface import Implementation, Variant, load
 from attnkit.probe import probe
 from attnkit.problem import unmet
 from attnkit.registry import default
-from attnkit.tracing import key_while_compiling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -98,6 +97,9 @@ def choose(
         ArgumentError: No implementation has this name.
     """
     if torch.compiler.is_compiling():
+        # not on top: it loads all of torch's compiler, which takes longer than most calls
+        from attnkit.tracing import key_while_compiling
+
         name = variant if isinstance(variant, str) else variant.name
         return CHOSEN[key_while_compiling(name, problem, implementation, tuple(fallback))]
     return choose_now(variant, problem, implementation, tuple(fallback))

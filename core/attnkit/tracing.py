@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from attnkit.choice import choose_now
 from attnkit.problem import LENGTH_CLASSES, Problem
 
 
@@ -107,7 +108,4 @@ def _constant_key(
         gradients=gradients,
         compiling=True,
     )
-    # here, not on top: the choice itself imports this module
-    from attnkit.choice import choose_now
-
     return choose_now(name, problem, implementation, fallback).key

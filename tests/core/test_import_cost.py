@@ -63,3 +63,11 @@ def test_importing_attnkit_takes_a_fraction_of_importing_pydantic(strangers: Env
 def test_listing_takes_a_fraction_of_importing_torch(strangers: Environment) -> None:
     ours = seconds(strangers, "import attnkit; [row.name for row in attnkit.list_variants()]")
     assert ours < 0.5 * seconds(strangers, "import torch")
+
+
+def test_a_call_loads_nothing_of_the_compiler(strangers: Environment) -> None:
+    call = "import attnkit, torch\nx = torch.ones(1, 1, 2, 1)\nattnkit.attention(x, x, x)\n"
+    loaded = strangers.run(
+        f"{call}show([n for n in ('torch._dynamo', 'sympy') if n in sys.modules])"
+    )
+    assert loaded == []

@@ -10,7 +10,7 @@ import attnkit
 from attnkit.masks import Sizes
 from attnkit_contracts.backward import gradient_bounds
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.checks.visibility import expect_visible, visible
+from attnkit_contracts.checks.visibility import expect_visible, telling_call, visible
 from attnkit_contracts.inputs import normal
 from attnkit_contracts.judging import (
     bound,
@@ -148,7 +148,7 @@ def broadcast(subject: SoftmaxOperation, given: str) -> Measured:
     base = subject.mask(sizes, wide=True)
     call = subject.draw("M7", length=sizes.queries, keys=sizes.keys, mask=base)
     draw = subject.random("M7 values")
-    found = []
+    found: list[Measured] = []
     for shape in _shapes(sizes):
         numbers, where = normal(draw, *shape), f"{given} {shape}"
         if given == "mask":
@@ -213,7 +213,8 @@ def composition(subject: SoftmaxOperation, mask: str) -> Measured:
     joined, wanted = base, base.to_bool(sizes, device).expand(*sizes)
     for part in parts.values():
         joined, wanted = joined & part, wanted & part.to_bool(sizes, device)
-    shown = visible(subject, sizes, joined)
+    told = telling_call(subject, sizes)
+    shown = visible(subject, told, joined)
     expect_visible(shown, wanted, mask)
     for name in parts:
         others = base
@@ -221,7 +222,7 @@ def composition(subject: SoftmaxOperation, mask: str) -> Measured:
             others = others if other == name else others & part
         if bool((others.to_bool(sizes, device).expand(*sizes) == wanted).all()):
             raise InconclusiveError(f"{name} hides nothing that the others show")
-        if torch.equal(visible(subject, sizes, others), shown):
+        if torch.equal(visible(subject, told, others), shown):
             raise BrokenError(f"{mask}: {name} is ignored beside the others")
     return exactly(0, "wrong pairs")
 

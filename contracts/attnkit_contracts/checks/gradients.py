@@ -16,6 +16,7 @@ from attnkit_contracts.judging import (
     gradients,
     must_be_finite,
     named_gradients,
+    output_shape,
     same_bits,
     worst,
 )
@@ -80,8 +81,7 @@ def central_differences(subject: Subject) -> Measured:
 def subsets(subject: Subject) -> Measured:
     """Ask for one gradient alone, and for all but one; of a layer, without its weights'."""
     call = subject.draw("N4", length=17)
-    out = subject(call)
-    grad_out = subject.cast(normal(subject.random("N4 grad"), *out.shape))
+    grad_out = subject.cast(normal(subject.random("N4 grad"), *output_shape(call)))
     whole, found = gradients(subject, call, grad_out), []
     if isinstance(subject, LayerSubject):
         subject.layer.requires_grad_(False)
@@ -142,18 +142,19 @@ def recomputed(subject: Subject) -> Measured:
     """Compute the output for a second time in the backward pass."""
     call = subject.draw("N4", length=17)
     leaves = call.leaves()
-    # with gradients, as another implementation may be chosen without
-    plain = subject(leaves)
-    grad_out = subject.cast(normal(subject.random("N4 grad"), *plain.shape))
-    wanted = gradients(subject, call, grad_out)
+    tensors = list(leaves.tensors.values())
 
     def run(*tensors: Tensor) -> Tensor:
         return subject(call.given(**dict(zip(leaves.tensors, tensors, strict=True))))
 
     with torch.enable_grad():
-        out = checkpoint(run, *leaves.tensors.values(), use_reentrant=False)
+        plain = run(*tensors)
+        out = checkpoint(run, *tensors, use_reentrant=False)
     same_bits(plain.detach(), out.detach(), "the output under checkpoint")
-    got = torch.autograd.grad(out, list(leaves.tensors.values()), grad_out, allow_unused=True)
+    grad_out = subject.cast(normal(subject.random("N4 grad"), *plain.shape))
+    without = torch.autograd.grad(plain, tensors, grad_out, allow_unused=True)
+    wanted = named_gradients(leaves.tensors, without)
+    got = torch.autograd.grad(out, tensors, grad_out, allow_unused=True)
     for name, gradient in named_gradients(leaves.tensors, got).items():
         same_bits(wanted[name], gradient, f"the gradient of {name} under checkpoint")
     return exactly(0, "different elements")
