@@ -41,8 +41,7 @@ class Note:
 
     Attributes:
         title: A heading.
-        kind: ``difference`` from our definition that is a convention of theirs, ``finding``, or
-            ``limit`` of the suite.
+        kind: ``difference`` from our definition that is a convention of theirs, or ``finding``.
         text: What it is, and where it comes from.
         accounts: Whether it accounts for a deviation.
         script: File name of a script that shows it; empty for none.
@@ -86,20 +85,9 @@ IN_FLOAT32 = (
     "x_transformers_causal",
 )
 
-KINDS = {
-    "finding": "A finding.",
-    "difference": "A declared difference.",
-    "limit": "A limit of the suite.",
-}
+KINDS = {"finding": "A finding.", "difference": "A declared difference."}
 
 NOTES = (
-    Note(
-        "Not traced under a function mode",
-        "limit",
-        "FlexAttention's eager form is traced by dynamo, which cannot trace the mode that this "
-        "check fills fresh memory with. A limit of the check, not of FlexAttention.",
-        _is("torch_flex", check="S4.poisoned_allocations"),
-    ),
     Note(
         "Key/value heads tiled",
         "finding",

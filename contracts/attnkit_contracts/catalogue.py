@@ -69,6 +69,7 @@ MODULES = (
     "routing",
     "persistence",
     "tracing",
+    "custom_ops",
     "devices",
     "lint",
 )

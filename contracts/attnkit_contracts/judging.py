@@ -68,7 +68,7 @@ def bound(subject: Subject, call: Call, probes: int = units.PROBES) -> Bound:
 
 def samples_alike(subject: Subject, call: Call) -> bool:
     """Return whether further samples may simply be put behind those of a call."""
-    return isinstance(subject, RecurrenceOperation) and not call.mask.per_batch
+    return isinstance(subject, RecurrenceOperation)
 
 
 def near(limit: Bound, got: Tensor, where: str = "") -> Measured:
@@ -135,18 +135,33 @@ def same_bits(one: Tensor, other: Tensor, what: str) -> None:
 
 
 def unmoved(
-    subject: Subject, call: Call, index: tuple[Index, ...], moved: Tensor, what: str
+    subject: Subject,
+    call: Call,
+    index: tuple[Index, ...],
+    pair: tuple[Tensor, Tensor],
+    what: str,
+    *,
+    limit: Bound | None = None,
 ) -> None:
-    """Raise `BrokenError` unless part of a call's output is what it is in ``moved``, to the bit.
+    """Raise `BrokenError` unless part of a call's output is the same in both of a pair, to the bit.
 
     A mixture of experts may differ by rounding: how many tokens an expert gets, and so how its
     product is summed, depends on all of them.
+
+    Args:
+        subject: What computed the pair.
+        call: Of the first of them.
+        index: Which part.
+        pair: The output of the call, and that of a call with other values elsewhere.
+        what: Is said if they differ.
+        limit: The call's bound, where it is at hand.
     """
-    out = subject(call)
+    whole, moved = (out[index] for out in pair)
     if subject.family != "feedforward":
-        same_bits(out[index], moved[index], what)
+        same_bits(whole, moved, what)
         return
-    found = agree(part(bound(subject, call), index), out[index], moved[index])
+    limit = bound(subject, call) if limit is None else limit
+    found = agree(part(limit, index), whole, moved)
     if not found.value <= found.threshold:
         raise BrokenError(f"{what}: moved by {found.value:.4g} {found.unit} at {found.where}")
 

@@ -201,12 +201,23 @@ class RecurrenceOperation(Subject):
     def exact(
         self, call: Call, tensors: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the definition's output and final state, in float64."""
+        """Return the definition's output and final state, in float64.
+
+        Args:
+            call: Its mask and extras.
+            tensors: In place of the call's; of several calls, one behind the other along the batch.
+        """
         given = {name: tensor.double() for name, tensor in (tensors or call.tensors).items()}
         options = self.options()
         batch, heads, length, value_width = given["value"].shape
-        keep = oracle.real_tokens(call.mask, batch, length, given["value"].device)
-        real = keep[:, None, :, None]
+        samples, device = len(call.tensors["value"]), given["value"].device
+        keep = oracle.real_tokens(call.mask, samples, length, device)
+        times = batch // samples if samples else 1
+        real = keep.repeat(times, 1)[:, None, :, None]
+        restart = None
+        if "documents" in call.mask.parts:
+            restart = oracle.restarts(call.mask, samples, length, device)
+            restart = restart.repeat(times, 1)
         names = ("query", "key", "value")
         given.update(zip(names, options.features(*(given[name] for name in names)), strict=True))
         # a padded token adds nothing, and nothing decays over it
@@ -225,6 +236,6 @@ class RecurrenceOperation(Subject):
             beta=beta,
             scale=call.extras.get("scale", 1.0),
             initial_state=given.get("initial_state", empty),
-            restart=oracle.restarts(call.mask, batch, length, empty.device),
+            restart=restart,
         )
         return options.finish(out), state

@@ -93,24 +93,28 @@ def recurrence(
     Returns:
         The outputs (B, H, L, Ew) and the final state (B, H, E, Ew), in float64.
     """
-    heads = value.shape[1]
-    shared = heads // key.shape[1]
-    query = query.double().repeat_interleave(shared, 1)  # (B, H, L, E)
-    key = key.double().repeat_interleave(shared, 1)  # (B, H, L, E)
-    value, state = value.double(), initial_state.double()
-    outputs = []
-    for t in range(value.shape[2]):
+    shared = value.shape[1] // key.shape[1]
+    queries = scale * query.double().repeat_interleave(shared, 1)  # (B, H, L, E)
+    keys = key.double().repeat_interleave(shared, 1)  # (B, H, L, E)
+    # unbind, not an index per token: the gradient of each index would be as long as the whole
+    rows = queries[..., None, :].unbind(2)  # (B, H, 1, E) each
+    columns = keys[..., None].unbind(2)  # (B, H, E, 1) each
+    values = value.double()[..., None, :].unbind(2)  # (B, H, 1, Ew) each
+    if log_decay is not None:
+        per_channel = log_decay if log_decay.dim() == 4 else log_decay[..., None]
+        decays = per_channel.double().exp()[..., None].unbind(2)  # (B, H, E or 1, 1) each
+    strengths = () if beta is None else beta.double()[..., None, None].unbind(2)  # (B, H, 1, 1)
+    state, outputs = initial_state.double(), []  # (B, H, E, Ew)
+    for t, (q, k, v) in enumerate(zip(rows, columns, values, strict=True)):
         if restart is not None:
             state = torch.where(restart[:, t, None, None, None], 0.0, state)
-        k, v = key[:, :, t], value[:, :, t]  # (B, H, E), (B, H, Ew)
         if log_decay is not None:
-            decay = log_decay[:, :, t].double().exp()  # (B, H) or (B, H, E)
-            state = state * (decay[..., None] if decay.dim() == 3 else decay[..., None, None])
+            state = decays[t] * state
         if beta is not None:
-            v = beta[:, :, t, None].double() * (v - torch.einsum("bhev,bhe->bhv", state, k))
-        state = state + k[..., :, None] * v[..., None, :]  # (B, H, E, Ew)
-        outputs.append(scale * torch.einsum("bhev,bhe->bhv", state, query[:, :, t]))
-    out = torch.stack(outputs, 2) if outputs else value * 0.0  # (B, H, L, Ew)
+            v = strengths[t] * (v - k.mT @ state)
+        state = state + k * v
+        outputs.append(q @ state)  # (B, H, 1, Ew)
+    out = torch.cat(outputs, 2) if outputs else value.double() * 0.0  # (B, H, L, Ew)
     return out, state
 
 

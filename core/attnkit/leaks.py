@@ -1,13 +1,18 @@
 """Does anything leak in a swapped model? Asked of the whole model, by pairs of inputs.
 
 The two inputs of a `Probe` differ only where some outputs may not look: in later tokens
-(*causality*), in padding (*padding*), in another document of a packed row (*packing*). Those
-outputs must be equal to the bit; where they are not, the change is compared with what rounding
-noise at the sites does to them, bounded as `attnkit.verification` bounds the change by a swap. A
-mixture of experts, for instance, rounds a token differently in other company.
+(*causality*), in padding (*padding*), in another document of a packed row (*packing*), in another
+sample (*batch*). Those outputs must be equal to the bit; where they are not, the change is
+compared with what rounding noise at the sites does to them, bounded as `attnkit.verification`
+bounds the change by a swap. A mixture of experts, for instance, rounds a token differently in
+other company.
+
+A change that nothing sees shows nothing: a second pair says where it must be seen, in the outputs
+that may look, or in the same outputs once the mask is lifted. Where it is not, the probe is idle
+and has passed nothing.
 
 What the model does not keep by itself, a bidirectional one causality, is no fault of the swap:
-the model without it is asked too, and the receipt says so.
+the model without it is asked too, and the receipt says so. `attnkit.probes` helps to make probes.
 """
 
 from __future__ import annotations
@@ -31,37 +36,53 @@ if TYPE_CHECKING:
 
     Inputs = Mapping[str, object]
     Outputs = Mapping[str, Tensor]
+    Rows = Callable[[str, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two inputs of a model, and the outputs that are compared.
+
+    Attributes:
+        one: Keyword arguments of the model's forward.
+        other: The same with a change.
+        rows: Of an output, by its name: bool, of its leading sizes, the rows that are compared;
+            None if it is not compared.
+    """
+
+    one: Inputs
+    other: Inputs
+    rows: Rows
+
+    def kept(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Return the rows that are compared."""
+        found = {}
+        for name, out in outputs.items():
+            rows = self.rows(name, out)
+            if rows is not None and bool(rows.any()):
+                found[name] = out[rows.to(out.device)]
+        return found
+
+    def run(self, run: Callable[[Inputs], Outputs]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what is compared."""
+        return self.kept(run(self.one)), self.kept(run(self.other))
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Two inputs that differ only where some outputs may not look.
+    """A change of a model's input, and who may see it.
 
     Attributes:
         name: What is asked.
         changed: What differs, in words.
-        one: Keyword arguments of the model's forward.
-        other: The same with the change.
-        rows: Which rows of the outputs must stay: bool, of the leading sizes of the outputs that
-            it speaks of; None for all rows of all outputs.
+        stays: Where it may not be seen.
+        moves: Where it must be seen, or nothing was asked.
     """
 
     name: LeakName
     changed: str
-    one: Inputs
-    other: Inputs
-    rows: Tensor | None = None
-
-    def kept(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Return the parts of the outputs that must stay."""
-        if self.rows is None:
-            return dict(outputs)
-        rows = self.rows
-        return {
-            name: out[rows.to(out.device)]
-            for name, out in outputs.items()
-            if out.shape[: rows.dim()] == rows.shape
-        }
+    stays: Pair
+    moves: Pair
 
 
 @runtime_checkable
@@ -116,82 +137,116 @@ def check_leaks(probes: Sequence[Probe], subject: Subject) -> tuple[LeakReceipt,
 
 def _check(probe: Probe, subject: Subject) -> LeakReceipt | None:
     """Ask one probe; None if it is no input of this model."""
+    known: dict[int, Outputs] = {}
+
+    def swapped(inputs: Inputs) -> Outputs:
+        # the two pairs of a probe often share their inputs
+        if id(inputs) not in known:
+            known[id(inputs)] = subject.swapped(inputs)
+        return known[id(inputs)]
+
+    told = LeakReceipt(name=probe.name, changed=probe.changed, outcome="equal", largest=0.0)
     try:
-        pair = _pair(probe, subject.swapped)
+        pair = _ran(probe, probe.stays, swapped, subject)
     except UnsupportedError as error:
-        return LeakReceipt(
-            name=probe.name, changed=probe.changed, outcome="refused", why=str(error)
-        )
+        return told.model_copy(update={"outcome": "refused", "largest": None, "why": str(error)})
+    if not pair or not pair[0]:
+        return None
+    stayed = _largest(pair)
+    if stayed:
+        told = _judged(probe, subject, pair)
+    if told.outcome == "own":
+        return told
+    try:
+        seen = _ran(probe, probe.moves, swapped, subject)
+    except UnsupportedError as error:
+        # without their mask, inputs need not be any that the variant takes
+        return told.model_copy(update={"outcome": "idle", "why": str(error)})
+    # where it may be seen, a change is larger than where it may not
+    shows = seen is not None and _largest(seen) > stayed
+    return told if shows else told.model_copy(update={"outcome": "idle"})
+
+
+def _ran(
+    probe: Probe, pair: Pair, run: Callable[[Inputs], Outputs], subject: Subject
+) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
+    """Run a pair of inputs; None if the model as it was does not run on them either."""
+    try:
+        return pair.run(run)
+    except UnsupportedError:
+        raise
     except Exception as error:
-        if _fails(probe, subject):
+        if _fails(pair, subject):
             return None
         raise VerificationError(
             f"the swap was undone: with {probe.changed} the model runs before and not after: "
             f"{error!r}"
         ) from error
-    if not pair[0]:
-        return None
-    if all(torch.equal(out, pair[1][name]) for name, out in pair[0].items()):
-        return LeakReceipt(name=probe.name, changed=probe.changed, outcome="equal", largest=0.0)
-    return _judged(probe, subject, pair)
 
 
-def _judged(probe: Probe, subject: Subject, pair: tuple[Outputs, Outputs]) -> LeakReceipt:
+def _judged(
+    probe: Probe, subject: Subject, pair: tuple[dict[str, Tensor], dict[str, Tensor]]
+) -> LeakReceipt:
     """Tell rounding from a leak, and a leak of the swap from one of the model."""
-    own = _pair(probe, subject.as_it_was)
+    own = probe.stays.run(subject.as_it_was)
     noise = []
     for seed in range(NOISE_RUNS):
         mixers = subject.noisy(torch.Generator().manual_seed(seed))
-        noisy = probe.kept(subject.run(probe.one, mixers))
+        noisy = probe.stays.kept(subject.run(probe.stays.one, mixers))
         noise.append({name: noisy[name].double() - own[0][name] for name in own[0]})
-    worst = _worst(pair, noise, subject.sites)
-    told = LeakReceipt(
+    outputs = _moved(pair, noise, subject.sites)
+    leaking = {out.name: out for out in outputs if _leaks(out)}
+    kept = {out.name for out in _moved(own, noise, subject.sites) if not _leaks(out)}
+    worst = _worst([leaking[name] for name in leaking if name in kept] or outputs)
+    if worst.name in leaking and worst.name in kept:
+        raise VerificationError(
+            f"the swap was undone: {probe.name} leaks: with {probe.changed}, output "
+            f"{worst.name!r} changed where it may not look by {worst.moved:.3g} noise units "
+            f"(largest change {worst.largest:.3g}), at most {worst.allowed:.3g} is rounding; the "
+            "model itself keeps this apart"
+        )
+    return LeakReceipt(
         name=probe.name,
         changed=probe.changed,
-        outcome="rounding",
+        outcome="own" if leaking else "rounding",
         largest=worst.largest,
         moved=worst.moved,
         allowed=worst.allowed,
     )
-    if not _leaks(worst):
-        return told
-    if _leaks(_worst(own, noise, subject.sites)):
-        return told.model_copy(update={"outcome": "own"})
-    raise VerificationError(
-        f"the swap was undone: {probe.name} leaks: with {probe.changed}, output {worst.name!r} "
-        f"changed where it may not look by {worst.moved:.3g} noise units (largest change "
-        f"{worst.largest:.3g}), at most {worst.allowed:.3g} is rounding; the model itself keeps "
-        "this apart"
-    )
 
 
-def _pair(
-    probe: Probe, run: Callable[[Inputs], Outputs]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    return probe.kept(run(probe.one)), probe.kept(run(probe.other))
-
-
-def _fails(probe: Probe, subject: Subject) -> bool:
+def _fails(pair: Pair, subject: Subject) -> bool:
     """Say whether the model as it was fails too."""
     try:
-        _pair(probe, subject.as_it_was)
+        pair.run(subject.as_it_was)
     except Exception:
         return True
     return False
 
 
-def _worst(
+def _largest(pair: tuple[Outputs, Outputs]) -> float:
+    """Return the largest change; inf where one side alone is not finite."""
+    one, other = pair
+    told = compare_outputs(one, other, [], [])
+    return max((out.largest for out in told), default=0.0)
+
+
+def _moved(
     pair: tuple[Outputs, Outputs], noise: Sequence[Outputs], sites: Sequence[SiteReceipt]
-) -> OutputReceipt:
-    """Return the output that changed most for what it may."""
+) -> tuple[OutputReceipt, ...]:
+    """Return how far each output changed, and how far it may."""
     # both runs are of one function, so both are off by what it is off by
     twice = [site.model_copy(update={"error_before": site.error_after}) for site in sites]
     one, other = pair
     noisy: list[Outputs] = []
     for each in noise:
         noisy.append({name: out.double() + each[name] for name, out in one.items()})
-    told = compare_outputs(one, other, noisy, twice)
-    return max(told, key=lambda out: (out.moved or 0.0) / (out.allowed or 1.0))
+    return compare_outputs(one, other, noisy, twice)
+
+
+def _worst(outputs: Sequence[OutputReceipt]) -> OutputReceipt:
+    """Return the output that changed most for what it may."""
+    return max(outputs, key=lambda out: (out.moved or 0.0) / (out.allowed or 1.0))
 
 
 def _leaks(out: OutputReceipt) -> bool:

@@ -58,7 +58,7 @@ class OutputReceipt(BaseModel):
     allowed: float | None = Field(description="bound on moved; exact swaps only")
 
 
-LeakName = Literal["causality", "padding", "packing"]
+LeakName = Literal["causality", "padding", "packing", "batch"]
 
 
 class LeakReceipt(BaseModel):
@@ -68,9 +68,10 @@ class LeakReceipt(BaseModel):
 
     name: LeakName
     changed: str = Field(description="what was changed in the input")
-    outcome: Literal["equal", "rounding", "own", "refused"] = Field(
+    outcome: Literal["equal", "rounding", "own", "idle", "refused"] = Field(
         description="equal to the bit; within rounding; the model itself does not keep it "
-        "apart; the swapped model refuses such inputs"
+        "apart; nothing sees the change, so nothing was asked; the swapped model refuses such "
+        "inputs"
     )
     largest: float | None = Field(default=None, description="largest absolute change")
     moved: float | None = Field(default=None, description="largest change in noise units")

@@ -74,19 +74,23 @@ def recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence; see `attnkit.interface.RecurrenceFunction`."""
     per_group = value.shape[1] // query.shape[1]
-    queries = query.double().repeat_interleave(per_group, 1)  # (B, H, L, E)
+    queries = scale * query.double().repeat_interleave(per_group, 1)  # (B, H, L, E)
     keys = key.double().repeat_interleave(per_group, 1)  # (B, H, L, E)
-    state = initial_state.double()  # (B, H, E, Ev)
-    outs = []
-    for t in range(value.shape[2]):
-        q, k, v = queries[:, :, t], keys[:, :, t], value[:, :, t].double()
+    # unbind, not an index per token: the gradient of each index would be as long as the whole
+    rows = queries[..., None, :].unbind(2)  # (B, H, 1, E) each
+    columns = keys[..., None].unbind(2)  # (B, H, E, 1) each
+    values = value.double()[..., None, :].unbind(2)  # (B, H, 1, Ev) each
+    if log_decay is not None:
+        per_channel = log_decay if log_decay.dim() == 4 else log_decay[..., None]
+        decays = per_channel.double().exp()[..., None].unbind(2)  # (B, H, E or 1, 1) each
+    strengths = () if beta is None else beta.double()[..., None, None].unbind(2)  # (B, H, 1, 1)
+    state, outs = initial_state.double(), []  # (B, H, E, Ev)
+    for t, (q, k, v) in enumerate(zip(rows, columns, values, strict=True)):
         if log_decay is not None:
-            decay = log_decay[:, :, t].double().exp()  # (B, H) or (B, H, E)
-            state = state * (decay[..., None, None] if decay.dim() == 2 else decay[..., None])
+            state = decays[t] * state
         if beta is not None:
-            recalled = torch.einsum("bhev,bhe->bhv", state, k)
-            v = beta[:, :, t, None].double() * (v - recalled)
-        state = state + k[..., :, None] * v[..., None, :]  # (B, H, E, Ev)
-        outs.append(scale * torch.einsum("bhev,bhe->bhv", state, q))
-    out = torch.stack(outs, 2).to(value.dtype)  # (B, H, L, Ev)
+            v = strengths[t] * (v - k.mT @ state)
+        state = state + k * v
+        outs.append(q @ state)  # (B, H, 1, Ev)
+    out = torch.cat(outs, 2).to(value.dtype)  # (B, H, L, Ev)
     return out, state.to(initial_state.dtype)

@@ -29,9 +29,9 @@ def run_model(
     return dict(_tensors("", model(**sample), keep))
 
 
-def numbers(*shape: int, like: Tensor) -> Tensor:
+def numbers(*shape: int, like: Tensor, seed: int = 0) -> Tensor:
     """Return standard normal numbers, always the same, of the dtype and device of ``like``."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
 
 def _tensors(name: str, out: object, keep: Tensor | None) -> Iterator[tuple[str, Tensor]]:

@@ -24,6 +24,7 @@ from attnkit.errors import SwapError, SwapRefusedError, VerificationError
 from attnkit.hosts import refusal
 from attnkit.leaks import Prober, Subject, check_leaks
 from attnkit.plans import spelled
+from attnkit.probes import neighbours
 from attnkit.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
 from attnkit.registry import default
 from attnkit.standing import mixer_of, trial_of
@@ -255,13 +256,11 @@ class _Transaction:
         trials: Sequence[AnyTrial],
         mixers: Sequence[Mixer],
     ) -> tuple[LeakReceipt, ...]:
-        """Ask the whole model whether later tokens, padding or other documents leak.
+        """Ask the whole model whether later tokens, padding, documents or samples leak.
 
         Raises:
             VerificationError: Something does that did not before.
         """
-        if not isinstance(self.host, Prober):
-            return ()
         sites = [assignment.site for assignment in self.assignments]
         subject = Subject(
             run=self.run,
@@ -272,7 +271,10 @@ class _Transaction:
             noisy=lambda generator: [trial.noisy(generator) for trial in trials],
             sites=[trial.receipt() for trial in trials],
         )
-        return check_leaks(self.host.probes(self.model, sites, sample), subject)
+        host = self.host
+        if not isinstance(host, Prober):
+            return check_leaks(neighbours(sample), subject)
+        return check_leaks(host.probes(self.model, sites, sample), subject)
 
     def noise(
         self, sample: Mapping[str, object], trials: Sequence[AnyTrial]

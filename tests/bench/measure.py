@@ -27,9 +27,10 @@ from attnkit_plugins.transformers_host.dispatch import attend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rounds import Comparison, compare
+from whole_models import whole_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 
 def main() -> None:
@@ -38,15 +39,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--record", type=Path, help="write the page here too")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="these parts alone")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    parts = [*_heading(arguments.device), *_imports()]
-    if arguments.device == "cuda":
-        parts += _suite()
+    lines = _heading(arguments.device)
     with torch.no_grad():
-        for part in (_overhead, _swap, _flash, _memory, _window, _mixture, _recurrences):
-            parts += part(arguments.device, arguments.rounds)
-    page = "\n".join(parts) + "\n"
+        for name in arguments.only or PARTS:
+            lines += PARTS[name](arguments.device, arguments.rounds)
+    page = "\n".join(lines) + "\n"
     sys.stdout.write(page)
     if arguments.record:
         arguments.record.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def _heading(device: str) -> list[str]:
         f"`{command}`",
         "",
         f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads. Ratios: median of per-round ratios, quartiles in "
+        f"{torch.get_num_threads()} thread(s). Ratios: median of per-round ratios, quartiles in "
         "brackets; below 1 is faster than the baseline. The control is the baseline against "
         "itself; where it is off by more than 0.03 the row is marked noisy.",
         "",
@@ -76,7 +76,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _imports() -> list[str]:
+def _imports(device: str, rounds: int) -> list[str]:
     script = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
     rows = ["## Import and listing", "", "| what | seconds, best of 5 |", "|---|---|"]
     for module in ("attnkit", "torch"):
@@ -92,7 +92,10 @@ def _imports() -> list[str]:
     return [*rows, f"| `attnkit list`, the whole process | {min(runs):.3f} |", ""]
 
 
-def _suite() -> list[str]:
+def _suite(device: str, rounds: int) -> list[str]:
+    """Run the suite where its verdict is news: on a GPU."""
+    if device == "cpu":
+        return []
     command = [sys.executable, "-m", "attnkit_contracts", "check", "--device", "cuda"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return ["## Conformance, fast tier", "", "```", done.stdout.strip()[-6000:], "```", ""]
@@ -272,6 +275,11 @@ def _recurrence_calls(device: str) -> Iterator[tuple[str, object]]:
     yield "state_space", decayed
 
 
+def _whole(device: str, rounds: int) -> list[str]:
+    title = "Forward pass of a whole model, one sequence, random weights"
+    return _table(title, whole_models(device, rounds))
+
+
 def _table(title: str, rows: list[tuple[str, Comparison]]) -> list[str]:
     names = list(rows[0][1].ratios)
     lines = [f"## {title}", "", f"| case | baseline | {' | '.join(names)} | |"]
@@ -282,6 +290,19 @@ def _table(title: str, rows: list[tuple[str, Comparison]]) -> list[str]:
         lines.append(f"| {case} | {found.seconds * 1e3:.3f} ms | {cells} | {noisy} |")
     return [*lines, ""]
 
+
+PARTS: Mapping[str, Callable[[str, int], list[str]]] = {
+    "imports": _imports,
+    "suite": _suite,
+    "overhead": _overhead,
+    "swap": _swap,
+    "flash": _flash,
+    "memory": _memory,
+    "window": _window,
+    "mixture": _mixture,
+    "recurrences": _recurrences,
+    "models": _whole,
+}
 
 if __name__ == "__main__":
     main()

@@ -43,9 +43,19 @@ def other_gradient_when_compiled(query: Tensor, key: Tensor, value: Tensor, **gi
     return out + 0.01 * (out - out.detach()) if torch.compiler.is_compiling() else out
 
 
+def one_graph_per_length(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+    out = attend(query, key, value, **given)
+    return torch.cat([out[:, :, t : t + 8] for t in range(0, query.shape[2], 8)], 2)
+
+
+def other_when_exported(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+    out = attend(query, key, value, **given)
+    return out * 1.01 if torch.compiler.is_exporting() else out
+
+
 class OneGraphPerLength(Further):
     def spoil(self, y: Tensor, x: Tensor, given: dict[str, Any]) -> Tensor:
-        return torch.cat([y[:, t : t + 1] for t in range(x.shape[1])], 1)
+        return torch.cat([y[:, t : t + 8] for t in range(0, x.shape[1], 8)], 1)
 
 
 class OtherWhenExported(Further):
@@ -92,6 +102,8 @@ MUTANTS = (
     (_compiled(breaks_the_graph), "I1.compile", "wrong"),
     (_compiled(other_when_compiled), "I1.compile", "wrong"),
     (_compiled(other_gradient_when_compiled), "I1.compile", "wrong"),
+    (_compiled(one_graph_per_length), "I1.recompiles", "wrong"),
+    (_compiled(other_when_exported), "I3.export", "wrong"),
     (layer_variant(OneGraphPerLength, compiles=True), "I1.recompiles", "layer"),
     (layer_variant(OtherWhenExported, compiles=True), "I3.export", "layer"),
     (_named("imports_torch", config=CarelessConfig), "I8.declaration", "layer"),

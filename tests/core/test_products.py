@@ -47,6 +47,16 @@ def test_measuring_leaves_the_setting_alone() -> None:
     assert MATMUL.fp32_precision == "none"
 
 
+def test_the_gain_is_a_ratio_of_times_and_leaves_the_setting_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "stays_exact", lambda: True)
+    took = {"none": 3.0, "bf16": 1.5}
+    monkeypatch.setattr(products, "_seconds", lambda *_: took[MATMUL.fp32_precision])
+    assert products.gain.__wrapped__() == 2.0
+    assert MATMUL.fp32_precision == "none"
+
+
 def test_a_bfloat16_product_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def in_bfloat16(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return torch.matmul(left.bfloat16(), right.bfloat16()).float()

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnkit
+from attnkit import products
 from attnkit.choice import explain_choice
 from attnkit.errors import UnsupportedError
 from attnkit.products import stays_exact
@@ -315,18 +316,26 @@ def test_dropout_is_refused(draw_inputs: DrawInputs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("queries", "mask", "dtype", "chosen"),
+    ("queries", "mask", "dtype", "gained", "chosen"),
     [
-        (2048, attnkit.causal(), torch.float32, ONEDNN or "flash.sdpa"),
-        (2048, attnkit.causal(), torch.float16, ONEDNN or "flash.tiled"),
-        (64, attnkit.causal(), torch.float32, "flash.tiled"),
-        (1, attnkit.causal(), torch.float32, "flash.sdpa"),
-        (1, attnkit.causal() & attnkit.sliding_window(9), torch.float32, "flash.tiled"),
+        (2048, attnkit.causal(), torch.float32, 2.0, ONEDNN or "flash.sdpa"),
+        (2048, attnkit.causal(), torch.float32, 1.0, "flash.sdpa"),
+        (2048, attnkit.causal(), torch.float16, 2.0, ONEDNN or "flash.tiled"),
+        (64, attnkit.causal(), torch.float32, 2.0, "flash.tiled"),
+        (1, attnkit.causal(), torch.float32, 2.0, "flash.sdpa"),
+        (1, attnkit.causal() & attnkit.sliding_window(9), torch.float32, 2.0, "flash.tiled"),
     ],
 )
 def test_auto_takes_the_cheapest_that_can(
-    draw_inputs: DrawInputs, queries: int, mask: Mask, dtype: torch.dtype, chosen: str
+    draw_inputs: DrawInputs,
+    monkeypatch: pytest.MonkeyPatch,
+    queries: int,
+    mask: Mask,
+    dtype: torch.dtype,
+    gained: float,
+    chosen: str,
 ) -> None:
+    monkeypatch.setattr(products, "gain", lambda: gained)
     tensors = draw_inputs(queries=queries, keys=2048, width=64, value_width=64, dtype=dtype)
     problem = problem_of(**tensors, mask=mask)  # type: ignore[arg-type]  # all are tensors
     assert explain_choice(VARIANT, problem).chosen == chosen
@@ -356,28 +365,16 @@ def test_the_meter_of_tensors_sees_those_of_the_reference(draw_inputs: DrawInput
     assert largest_tensor(tensors, attnkit.causal(), "reference") >= 2 * 512**2
 
 
-# torch's tracer itself instantiates the function it warns of
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize(("implementation", "softcap"), [("sdpa", None), ("tiled", 2.0)])
-def test_compiles_to_one_graph(
-    draw_inputs: DrawInputs, implementation: str, softcap: float | None
-) -> None:
+def test_compiles_to_one_graph(draw_inputs: DrawInputs) -> None:
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attnkit.attention(
-            query,
-            key,
-            value,
-            mask=attnkit.causal(),
-            softcap=softcap,
-            variant=VARIANT,
-            implementation=implementation,
+            query, key, value, mask=attnkit.causal(), variant=VARIANT, implementation="sdpa"
         )
 
     torch.compiler.reset()
     leaves = [each.requires_grad_() for each in draw_inputs(queries=70, keys=70).values()]
     out = torch.compile(attend, backend="aot_eager", fullgraph=True)(*leaves)
     expected = attend(*leaves)
-    # a graph leaves products to MKL, eager mode to oneDNN
     torch.testing.assert_close(out, expected)
     grads = torch.autograd.grad(out.sin().sum(), leaves)
     for got, wanted in zip(grads, torch.autograd.grad(expected.sin().sum(), leaves), strict=True):

@@ -46,13 +46,20 @@ class Products(TorchDispatchMode):
         return out
 
 
+@pytest.fixture(params=["blocked", "unfolded"])
+def by_blocks(request: pytest.FixtureRequest) -> str:
+    """Name an implementation that cuts the queries into blocks."""
+    name: str = request.param
+    return name
+
+
 @pytest.mark.parametrize("window", [1, 2, 63, 64, 65, 149, 150, 155])
 @pytest.mark.parametrize("base", [CAUSAL, attnkit.full()], ids=repr)
 def test_blocks_equal_the_definition_for_every_window(
-    draw_inputs: DrawInputs, softmax_error: SoftmaxError, base: Mask, window: int
+    draw_inputs: DrawInputs, softmax_error: SoftmaxError, by_blocks: str, base: Mask, window: int
 ) -> None:
     mask = base & attnkit.sliding_window(window)
-    assert softmax_error(VARIANT, "blocked", draw_inputs(), mask=mask) <= ANALYTIC_GATE
+    assert softmax_error(VARIANT, by_blocks, draw_inputs(), mask=mask) <= ANALYTIC_GATE
 
 
 @pytest.mark.parametrize("base", [CAUSAL, attnkit.full()], ids=repr)
@@ -60,11 +67,16 @@ def test_blocks_equal_the_definition_for_every_window(
     ("queries", "keys"), [(1, 1), (1, 150), (150, 1), (70, 150), (150, 70), (64, 128), (65, 129)]
 )
 def test_blocks_align_to_the_last_key(
-    draw_inputs: DrawInputs, softmax_error: SoftmaxError, base: Mask, queries: int, keys: int
+    draw_inputs: DrawInputs,
+    softmax_error: SoftmaxError,
+    by_blocks: str,
+    base: Mask,
+    queries: int,
+    keys: int,
 ) -> None:
     tensors = draw_inputs(queries=queries, keys=keys)
     mask = base & attnkit.sliding_window(20)
-    assert softmax_error(VARIANT, "blocked", tensors, mask=mask) <= ANALYTIC_GATE
+    assert softmax_error(VARIANT, by_blocks, tensors, mask=mask) <= ANALYTIC_GATE
 
 
 @pytest.mark.parametrize(
@@ -81,11 +93,15 @@ def test_blocks_align_to_the_last_key(
     ids=repr,
 )
 def test_blocks_compose_with_every_mask(
-    draw_inputs: DrawInputs, softmax_error: SoftmaxError, dtype: torch.dtype, other: Mask
+    draw_inputs: DrawInputs,
+    softmax_error: SoftmaxError,
+    by_blocks: str,
+    dtype: torch.dtype,
+    other: Mask,
 ) -> None:
     tensors = draw_inputs(queries=70, dtype=dtype)
     mask = other & attnkit.sliding_window(20)
-    assert softmax_error(VARIANT, "blocked", tensors, mask=mask) <= ANALYTIC_GATE
+    assert softmax_error(VARIANT, by_blocks, tensors, mask=mask) <= ANALYTIC_GATE
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
@@ -93,6 +109,7 @@ def test_blocks_compose_with_every_mask(
 def test_blocks_take_sinks_softcap_bias_and_grouped_heads_together(
     draw_inputs: DrawInputs,
     softmax_error: SoftmaxError,
+    by_blocks: str,
     dtype: torch.dtype,
     kv_heads: int,
     softcap: float | None,
@@ -103,7 +120,7 @@ def test_blocks_take_sinks_softcap_bias_and_grouped_heads_together(
     tensors["bias"] = torch.randn(4, 1, 150, generator=generator).to(dtype)
     tensors["sinks"] = torch.randn(4, generator=generator).to(dtype)
     mask = CAUSAL & attnkit.sliding_window(20) & attnkit.padding([0, 130])
-    error = softmax_error(VARIANT, "blocked", tensors, mask=mask, scale=0.7, softcap=softcap)
+    error = softmax_error(VARIANT, by_blocks, tensors, mask=mask, scale=0.7, softcap=softcap)
     assert error <= ANALYTIC_GATE
 
 
@@ -210,14 +227,12 @@ def test_steps_of_a_layer_equal_the_whole() -> None:
     torch.testing.assert_close(torch.cat(ys, 1), layer(x))
 
 
-# torch's tracer itself instantiates the function it warns of
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiles_to_one_graph(draw_inputs: DrawInputs) -> None:
     mask = CAUSAL & attnkit.sliding_window(20)
 
     def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         tensors = {"query": query, "key": key, "value": value}
-        return attend(tensors, mask, implementation="blocked")
+        return attend(tensors, mask, implementation="unfolded")
 
     torch.compiler.reset()
     leaves = [each.requires_grad_() for each in draw_inputs(queries=70, keys=70).values()]

@@ -11,7 +11,8 @@ import transformers
 
 import attnkit
 from attnkit.errors import UnsupportedError, VerificationError
-from attnkit.leaks import Probe, Subject, check_leaks
+from attnkit.leaks import Pair, Probe, Subject, check_leaks
+from attnkit.probes import by_shape, everything
 from attnkit.receipts import SiteReceipt
 from attnkit.reference import softmax
 
@@ -44,32 +45,54 @@ def llama() -> Any:
 
 
 def outcomes(receipt: Any) -> dict[str, str]:
-    return {leak.name: leak.outcome for leak in receipt.leaks}
+    """Return what came out by name; both samples of a batch must tell the same."""
+    told = {leak.name: leak.outcome for leak in receipt.leaks}
+    assert all(told[leak.name] == leak.outcome for leak in receipt.leaks)
+    return told
+
+
+ASKED = {"padding", "causality", "packing", "batch"}
 
 
 @pytest.mark.parametrize("variant", ["multi_head", "flash"])
-def test_causal_model_is_asked_all_three_and_equal_to_the_bit(llama: Any, variant: str) -> None:
+def test_causal_model_is_asked_everything_and_equal_to_the_bit(llama: Any, variant: str) -> None:
     receipt = attnkit.swap(llama, variant).receipt
-    assert outcomes(receipt) == {"padding": "equal", "causality": "equal", "packing": "equal"}
+    assert outcomes(receipt) == dict.fromkeys(ASKED, "equal")
+    assert [leak.changed for leak in receipt.leaks if leak.name == "batch"] == [
+        "another first sample",
+        "another last sample",
+    ]
     assert "other tokens from position 9 on" in str(receipt)
 
 
 def test_swap_of_other_mathematics_is_asked_too(llama: Any) -> None:
     plan = {"variant": "sliding_window", "window_size": 4}
     receipt = attnkit.swap(llama, plan, accept="different").receipt
-    assert set(outcomes(receipt).values()) == {"equal"}
-    assert len(receipt.leaks) == 3
+    assert outcomes(receipt) == dict.fromkeys(ASKED, "equal")
 
 
-def test_bidirectional_model_is_asked_about_padding_alone() -> None:
+def test_bidirectional_model_is_asked_about_padding_and_neighbours() -> None:
     model = build(transformers.BertModel, transformers.BertConfig)
-    assert outcomes(attnkit.swap(model, "flash").receipt) == {"padding": "equal"}
+    told = outcomes(attnkit.swap(model, "flash").receipt)
+    assert told == {"padding": "equal", "batch": "equal"}
 
 
 def test_sample_without_padding_is_not_asked_about_it(llama: Any) -> None:
     ids = torch.randint(3, 97, (1, 9), generator=torch.Generator().manual_seed(0))
     receipt = attnkit.swap(llama, "flash", sample={"input_ids": ids}).receipt
     assert outcomes(receipt) == {"causality": "equal", "packing": "equal"}
+
+
+def test_padding_that_causality_hides_anyway_has_shown_nothing(llama: Any) -> None:
+    ids = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(0))
+    real = torch.ones_like(ids)
+    real[0, 6:] = 0
+    receipt = attnkit.swap(
+        llama, "flash", sample={"input_ids": ids, "attention_mask": real}
+    ).receipt
+    told = {"padding": "idle", "causality": "equal", "packing": "equal", "batch": "equal"}
+    assert outcomes(receipt) == told
+    assert "idle" in str(receipt)
 
 
 def test_tokens_of_a_mixture_stay_within_rounding_in_other_company() -> None:
@@ -79,9 +102,9 @@ def test_tokens_of_a_mixture_stay_within_rounding_in_other_company() -> None:
         num_key_value_heads=2,
         num_local_experts=4,
     )
-    told = outcomes(attnkit.swap(model, "flash").receipt)
-    assert len(told) == 3
-    assert set(told.values()) <= {"equal", "rounding"}
+    leaks = attnkit.swap(model, "flash").receipt.leaks
+    assert {leak.name for leak in leaks} == ASKED
+    assert {leak.outcome for leak in leaks} <= {"equal", "rounding"}
 
 
 def test_what_the_model_does_not_keep_apart_itself_is_no_fault_of_the_swap() -> None:
@@ -153,9 +176,9 @@ def test_leak_that_begins_after_the_trial_is_found(llama: Any, leaking: str) -> 
 
     def late(query: Any, key: Any, value: Any, *, mask: Any, **rest: Any) -> Any:
         # B = 2 leaves out the small call that asks whether it runs; 2 layers by 2 calls each in
-        # the trial and after it
+        # the trial, after it, and for two other neighbours
         calls.append(query.shape[0] == 2)
-        if sum(calls) <= 8 or query.shape[2] == 1:
+        if sum(calls) <= 16 or query.shape[2] == 1:
             return softmax(query, key, value, mask=mask, **rest)
         seen = attnkit.full() if leaking == "causality" else attnkit.causal()
         return softmax(query, key, value, mask=seen, **rest)
@@ -189,15 +212,30 @@ def noise_of(generator: torch.Generator) -> list[Any]:
     return [lambda shape: 1e-6 * (2 * torch.rand(shape, generator=generator) - 1)]
 
 
-def judge(leak: float, own_leak: float = 0.0, fails: Any = ()) -> Any:
-    """Ask a model that lets ``leak`` of the last row into the others, ``own_leak`` of its own."""
+def judge(
+    leak: float,
+    own_leak: float = 0.0,
+    fails: Any = (),
+    seen: float = 1.0,
+    elsewhere: float = 0.0,
+    bare: Any = None,
+) -> tuple[Any, ...]:
+    """Ask a model that lets ``leak`` of the last row into the others, ``own_leak`` of its own.
+
+    The last row itself sees ``seen`` of a change. Another output has a leak ``elsewhere``, before
+    and after. The inputs where a change must show may be others, ``bare``.
+    """
 
     def run(inputs: Mapping[str, Any], mixers: Any) -> dict[str, torch.Tensor]:
         x, swapped = inputs["x"], mixers == ["variant"]
         if x[2, 0] != 1 and ("after" if swapped else "before") in fails:
             raise ZeroDivisionError
-        y = x + x[2] * (leak if swapped else own_leak)
-        return {"y": y + mixers[0](y.shape) if mixers and not swapped else y, "loss": x.sum()}
+        if "error" in inputs:
+            raise inputs["error"]
+        y = x[2] * (leak if swapped else own_leak) + torch.ones(3, 4)
+        y = torch.cat([y[:2], 1 + seen * (x[2:] - 1)])
+        noisy = y + mixers[0](y.shape) if mixers and not swapped else y
+        return {"y": noisy, "other": torch.ones(3, 4) + elsewhere * x[2], "loss": x.sum()}
 
     x = torch.ones(3, 4)
     sample = {"x": x}
@@ -211,7 +249,9 @@ def judge(leak: float, own_leak: float = 0.0, fails: Any = ()) -> Any:
         noisy=noise_of,
         sites=[SITE],
     )
-    return check_leaks([Probe("causality", "another last row", sample, other, ROWS)], subject)
+    stays = Pair(sample, other, by_shape(ROWS))
+    moves = Pair(sample, other, by_shape(~ROWS)) if bare is None else Pair(bare, bare, everything)
+    return check_leaks([Probe("causality", "another last row", stays, moves)], subject)
 
 
 def test_no_change_is_equal() -> None:
@@ -230,9 +270,35 @@ def test_change_of_a_hundred_times_the_noise_is_a_leak() -> None:
         judge(1e-4)
 
 
+def test_change_that_nothing_sees_has_shown_nothing() -> None:
+    (leak,) = judge(0.0, seen=0.0)
+    assert leak.outcome == "idle"
+
+
+def test_change_that_is_seen_less_where_it_may_be_has_shown_nothing() -> None:
+    (leak,) = judge(1e-6, seen=1e-7)
+    assert leak.outcome == "idle"
+
+
 def test_leak_of_the_model_itself_is_its_own() -> None:
     (leak,) = judge(1e-4, own_leak=1e-2)
     assert leak.outcome == "own"
+
+
+def test_leak_of_the_model_itself_hides_none_of_the_swap() -> None:
+    assert judge(1e-6, elsewhere=1e-2)[0].outcome == "own"
+    with pytest.raises(VerificationError, match=r"causality leaks: .*'y' changed"):
+        judge(1e-4, elsewhere=1e-2)
+
+
+def test_change_that_the_variant_refuses_to_show_has_shown_nothing() -> None:
+    (leak,) = judge(0.0, bare={"x": torch.ones(3, 4), "error": UnsupportedError("no mask")})
+    assert (leak.outcome, leak.why) == ("idle", "no mask")
+
+
+def test_change_that_the_model_itself_cannot_show_has_shown_nothing() -> None:
+    (leak,) = judge(0.0, bare={"x": torch.ones(3, 4), "error": KeyError("mask")})
+    assert leak.outcome == "idle"
 
 
 def test_probe_that_the_model_itself_does_not_take_is_left_out() -> None:

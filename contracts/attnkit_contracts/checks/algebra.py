@@ -49,7 +49,8 @@ def batch_independence(subject: Subject) -> Measured:
         moved = subject(disturbed(call, where, subject.random("A1 other"), subject.family))
         must_differ(whole[sample], moved[sample], f"disturbing sample {sample}")
         others = torch.tensor([b for b in range(3) if b != sample], device=subject.device)
-        unmoved(subject, call, (others,), moved, f"samples other than {sample}, disturbed")
+        what = f"samples other than {sample}, disturbed"
+        unmoved(subject, call, (others,), (whole, moved), what, limit=limit)
         if call.mask.per_batch:
             continue
         alone = subject(call.samples(torch.tensor([sample], device=subject.device)))

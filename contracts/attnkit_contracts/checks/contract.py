@@ -21,7 +21,7 @@ from attnkit_contracts.judging import (
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -99,15 +99,18 @@ def determinism(subject: Subject) -> Measured:
     return exactly(0, "different elements")
 
 
-def _strided(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Return the same values in other places of memory."""
-    yield "transposed", tensor.transpose(1, -1).contiguous().transpose(1, -1)
-    wide = tensor.repeat_interleave(2, -1)
-    yield "every second element", wide[..., ::2]
-    pad = torch.zeros(tensor.numel() + 3, dtype=tensor.dtype, device=tensor.device)
-    offset = pad[3:].view(tensor.shape)
-    yield f"{name} behind an offset", offset.copy_(tensor)
-    yield "expanded", tensor[:1].expand_as(tensor)
+def _offset(tensor: Tensor) -> Tensor:
+    """Return the same values behind others in memory."""
+    padded = torch.zeros(tensor.numel() + 3, dtype=tensor.dtype, device=tensor.device)
+    return padded[3:].view(tensor.shape).copy_(tensor)
+
+
+STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda tensor: tensor.transpose(1, -1).contiguous().transpose(1, -1),
+    "every second element": lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
+    "behind an offset": _offset,
+}
+"""The same values in other places of memory."""
 
 
 @check(
@@ -120,15 +123,15 @@ def strides(subject: Subject) -> Measured:
     """Compare views with contiguous copies of equal values."""
     call = subject.draw("S5", length=17)
     names = [name for name, tensor in call.tensors.items() if tensor.dim() >= 3]
-    kinds = [kind for kind, _ in _strided("all", call.tensors[names[0]])]
-    found = []
-    for index, kind in enumerate(kinds):
-        views = {name: list(_strided(name, call.tensors[name]))[index][1] for name in names}
-        viewed = call.given(**views)
-        compact = call.given(**{name: view.contiguous() for name, view in views.items()})
-        limit = bound(subject, compact)
-        found.append(agree(limit, subject(compact), subject(viewed), kind))
-    return worst(found)
+    limit, wanted, found = bound(subject, call), subject(call), []
+    for kind, view in STRIDED.items():
+        viewed = call.given(**{name: view(call.tensors[name]) for name in names})
+        found.append(agree(limit, wanted, subject(viewed), kind))
+    # all samples are the first: other values
+    expanded = {name: call.tensors[name][:1].expand_as(call.tensors[name]) for name in names}
+    compact = call.given(**{name: view.contiguous() for name, view in expanded.items()})
+    limit, wanted = bound(subject, compact), subject(compact)
+    return worst([*found, agree(limit, wanted, subject(call.given(**expanded)), "expanded")])
 
 
 def _lengths(promises: Promises) -> Iterator[Mapping[str, int]]:

@@ -18,6 +18,7 @@ from attnkit_contracts.judging import (
     gradients,
     must_differ,
     near,
+    output_shape,
     worst,
 )
 
@@ -149,34 +150,36 @@ def broadcast(subject: SoftmaxOperation, given: str) -> Measured:
     draw = subject.random("M7 values")
     found = []
     for shape in _shapes(sizes):
-        numbers = normal(draw, *shape)
-        for what, view in (("", numbers), (", expanded", numbers.expand(*sizes))):
-            where = f"{given} {shape}{what}"
-            if given == "mask":
-                found.append(_masked_error(subject, call, view > -1, where))
-            else:
-                found.append(_biased_error(subject, call, subject.cast(view), where))
+        numbers, where = normal(draw, *shape), f"{given} {shape}"
+        if given == "mask":
+            found += _masked_errors(subject, call, (numbers > -1).to(subject.device), sizes, where)
+        else:
+            found += _biased_errors(subject, call, subject.cast(numbers), sizes, where)
     return worst(found)
 
 
-def _masked_error(subject: SoftmaxOperation, call: Call, seen: Tensor, where: str) -> Measured:
-    seen = seen.to(subject.device)
-    queries, keys = call.tensors["query"].shape[2], call.tensors["key"].shape[2]
-    whole = seen.expand(len(call.tensors["query"]), subject.heads, queries, keys).contiguous()
-    limit = bound(subject, call.masked(call.mask & attnkit.dense(whole)))
-    return near(limit, subject(call.masked(call.mask & attnkit.dense(seen))), where)
+def _masked_errors(
+    subject: SoftmaxOperation, call: Call, seen: Tensor, sizes: Sizes, where: str
+) -> Iterator[Measured]:
+    expanded = seen.expand(*sizes)
+    limit = bound(subject, call.masked(call.mask & attnkit.dense(expanded.contiguous())))
+    for view, what in ((seen, where), (expanded, f"{where}, expanded")):
+        yield near(limit, subject(call.masked(call.mask & attnkit.dense(view))), what)
 
 
-def _biased_error(subject: SoftmaxOperation, call: Call, bias: Tensor, where: str) -> Measured:
-    call = call.given(bias=bias)
-    found = [near(bound(subject, call), subject(call), where)]
-    if subject.promises.gradients and bias.is_contiguous():
-        out = subject(call)
-        grad_out = subject.cast(normal(subject.random("M7 grad"), *out.shape))
-        limit = gradient_bounds(subject, call, grad_out)["bias"]
-        got = gradients(subject, call, grad_out)["bias"]
-        found.append(near(limit, got, f"gradient of {where}"))
-    return worst(found)
+def _biased_errors(
+    subject: SoftmaxOperation, call: Call, bias: Tensor, sizes: Sizes, where: str
+) -> Iterator[Measured]:
+    expanded = bias.expand(*sizes)
+    limit = bound(subject, call.given(bias=expanded.contiguous()))
+    for view, what in ((bias, where), (expanded, f"{where}, expanded")):
+        yield near(limit, subject(call.given(bias=view)), what)
+    if subject.promises.gradients:
+        biased = call.given(bias=bias)
+        grad_out = subject.cast(normal(subject.random("M7 grad"), *output_shape(biased)))
+        wanted = gradient_bounds(subject, biased, grad_out)["bias"]
+        got = gradients(subject, biased, grad_out)["bias"]
+        yield near(wanted, got, f"gradient of {where}")
 
 
 def _together(promises: Promises) -> Iterator[Mapping[str, Any]]:

@@ -16,6 +16,7 @@ from attnkit_contracts.judging import (
     gradients,
     must_be_finite,
     near,
+    output_shape,
     worst,
 )
 
@@ -180,9 +181,7 @@ def recurrence_backward(subject: RecurrenceOperation, inputs: str) -> Measured:
 
 
 def _gradient_error(subject: Subject, call: Call) -> Measured:
-    with torch.no_grad():
-        shape = subject(call).shape
-    grad_out = subject.cast(normal(subject.random("N2"), *shape))
+    grad_out = subject.cast(normal(subject.random("N2"), *output_shape(call)))
     grad_out = torch.where(_real(call, grad_out)[..., None], grad_out, 0.0)
     got = gradients(subject, call, grad_out)
     must_be_finite(got, "gradients")

@@ -18,6 +18,7 @@ from attnkit_contracts.judging import (
     gradients,
     must_be_finite,
     must_differ,
+    output_shape,
     same_bits,
     worst,
 )
@@ -79,16 +80,20 @@ def _expect_no_gradient(subject: SoftmaxOperation, call: Call, rows: Tensor, wha
             raise BrokenError(f"{what}: rows that see nothing send a gradient to {name}")
 
 
+HELD: tuple[tuple[float, ...], ...] = ((1e4, -1e4), (float("inf"), float("nan")))
+"""What padding holds, in one call each: numbers, and what is none."""
+
+
 def _paddings(length: int, device: str) -> Iterator[tuple[str, Mask, Tensor]]:
-    """Yield what, the mask, and which tokens are padding, (B, L)."""
+    """Yield what, the mask, and which tokens are padding, (B, L), of twice three samples."""
     at = torch.arange(length, device=device)
-    counts = torch.tensor([0, 1, length - 1], device=device)
+    counts = torch.tensor([0, 1, length - 1] * 2, device=device)
     yield "padding", attnkit.padding(length - counts), at >= length - counts[:, None]
     yield "left padding", attnkit.left_padding(counts), at < counts[:, None]
 
 
-def _filled(subject: Subject, call: Call, where: Tensor, value: float) -> Call:
-    """Return the call with one value in every padded token; decays stay legal.
+def _filled(subject: Subject, call: Call, where: Tensor, values: Tensor) -> Call:
+    """Return the call with each sample's value, (B,), in its padded tokens; decays stay legal.
 
     The queries of softmax attention are left alone: no mask hides them, each has a row of its own.
     """
@@ -100,7 +105,8 @@ def _filled(subject: Subject, call: Call, where: Tensor, value: float) -> Call:
         shape = [1] * tensor.dim()
         shape[0], shape[TIME_AXIS[name]] = where.shape
         sign = -1.0 if name == "log_decay" else 1.0
-        return torch.where(where.reshape(shape), sign * value, tensor)
+        held = (sign * values).to(tensor).reshape(-1, *[1] * (tensor.dim() - 1))
+        return torch.where(where.reshape(shape), held, tensor)
 
     return call.map(fill)
 
@@ -114,28 +120,32 @@ def _filled(subject: Subject, call: Call, where: Tensor, value: float) -> Call:
     applies=lambda promises: "padding" in promises.masks,
 )
 def padding_content(subject: Subject) -> Measured:
-    """Fill the padding with 1e4, -1e4, inf and NaN; each sample is padded differently."""
+    """Fill the padding with 1e4, -1e4, inf and NaN; samples are padded differently."""
     finite = is_foreign(subject.target.variant) and not subject.promises.stops_nan
-    values = (1e4, -1e4) if finite else (1e4, -1e4, float("inf"), float("nan"))
     for what, call, where in _padded(subject):
         plain = subject(call)
         real = beside(~where, plain)
         must_be_finite({"output": plain[real]}, what)
-        for value in values:
-            filled = _filled(subject, call, where, value)
-            same_bits(plain[real], subject(filled)[real], f"real tokens, {what} holds {value}")
+        for values in HELD[:1] if finite else HELD:
+            held = torch.tensor(values, device=subject.device).repeat_interleave(3)  # (B,)
+            filled = _filled(subject, call, where, held)
+            out = subject(filled)
+            for sample, value in enumerate(held.tolist()):
+                pair = plain[sample][real[sample]], out[sample][real[sample]]
+                same_bits(*pair, f"real tokens, {what} holds {value}")
             if subject.promises.gradients:
-                _expect_gradients(subject, filled, where, real, f"{what} holds {value}")
+                told = " and ".join(map(str, values))
+                _expect_gradients(subject, filled, where, real, f"{what} holds {told}")
     return exactly(0, "moved elements")
 
 
 def _padded(subject: Subject) -> Iterator[tuple[str, Call, Tensor]]:
     """Yield what, a call with padding, and which of its tokens are padding, (B, L)."""
     length = 21
-    call = subject.draw("M9", batch=3, length=length)
+    call = subject.draw("M9", batch=6, length=length)
     ways = {"": call.mask}
     if isinstance(subject, LayerSubject):
-        ways = plain_masks(subject, Sizes(3, 2, length, length))
+        ways = plain_masks(subject, Sizes(6, 2, length, length))
     for way, mask in ways.items():
         plain = subject(call.masked(mask))
         for what, hidden, where in _paddings(length, subject.device):
@@ -147,9 +157,7 @@ def _padded(subject: Subject) -> Iterator[tuple[str, Call, Tensor]]:
 
 def _expect_gradients(subject: Subject, call: Call, where: Tensor, real: Tensor, what: str) -> None:
     """Finite everywhere, and zero at padded keys and values."""
-    with torch.enable_grad():
-        shape = subject(call).shape
-    grad_out = normal(subject.random("M9 grad"), *shape).to(subject.device)
+    grad_out = normal(subject.random("M9 grad"), *output_shape(call)).to(subject.device)
     found = gradients(subject, call, torch.where(real[..., None], grad_out, 0.0))
     must_be_finite(found, f"{what}: gradients")
     for name in ("x", "key", "value"):

@@ -1,4 +1,4 @@
-"""I, continued: what promises to be compiled is traced whole, and computes the same."""
+"""I, continued: what promises to be compiled is traced whole, and is then what it was."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from attnkit.problem import LENGTH_CLASSES
 from attnkit_contracts.backward import agree_gradients
 from attnkit_contracts.catalogue import BrokenError, Level, Measured, check
 from attnkit_contracts.inputs import normal
-from attnkit_contracts.judging import agree, bound, gradients, named_gradients, worst
+from attnkit_contracts.judging import (
+    agree,
+    bound,
+    exactly,
+    gradients,
+    named_gradients,
+    worst,
+)
 from attnkit_contracts.layers import LayerSubject
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
@@ -119,38 +126,91 @@ def compiled(subject: Subject) -> Measured:
 
 @check(
     "I1.recompiles",
-    "A layer is compiled once for the first length, and once for each class of further lengths "
-    "among which the same implementation is chosen; not once for every length.",
-    levels=("layer",),
-    applies=lambda promises: promises.compile and not promises.needs,
+    "It is compiled once for the first length, and once for each class of further lengths among "
+    "which the same implementation is chosen; not once for every length.",
+    levels=ANYWHERE,
+    applies=lambda promises: promises.compile and set(promises.needs) <= {"window"},
     dtypes=("float32",),
     tier="standard",
 )
 def recompiles(subject: Subject) -> Measured:
-    """Count the graphs."""
+    """Count the graphs, until there are too many."""
     graphs = list[object]()
     run = _compiled(subject, subject.draw("I1", length=16), graphs)
-    for length in LENGTHS:
+    allowed, seen = 1, set[int]()
+    for count, length in enumerate(LENGTHS, 1):
         with torch.no_grad():
             _traced(run, subject.draw("I1", length=length))
+        if count > 1:
+            seen.add(min(each for each in LENGTH_CLASSES if each >= length))
+        allowed = 1 + len(seen)
+        if len(graphs) > allowed:
+            break
     torch._dynamo.reset()
-    classes = {min(each for each in LENGTH_CLASSES if each >= n) for n in LENGTHS[1:]}
-    return Measured(len(graphs), 1 + len(classes), f"graphs for {len(LENGTHS)} lengths")
+    return Measured(len(graphs), allowed, f"graphs for {count} lengths")
+
+
+class _Module(torch.nn.Module):
+    """A subject as torch.export takes it."""
+
+    def __init__(self, subject: Subject, call: Call) -> None:
+        super().__init__()
+        self.layer = subject.layer if isinstance(subject, LayerSubject) else None
+        self.function = bare(subject, call)
+
+    def forward(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Call it with tensors alone."""
+        return self.function(tensors)
+
+
+def _exported(subject: Subject, call: Call) -> torch.export.ExportedProgram:
+    with torch.no_grad():
+        module = _Module(subject, call).eval()
+        return torch.export.export(module, (dict(call.tensors),), strict=False)
+
+
+@check(
+    "I3.meta",
+    "Run with tensors that hold no numbers, it gives outputs of the shape, dtype and strides that "
+    "it gives with real ones.",
+    levels=ANYWHERE,
+    applies=lambda promises: promises.compile,
+    dtypes=("float32",),
+    tier="standard",
+)
+def meta(subject: Subject) -> Measured:
+    """Compare what torch.export notes of the output with the output of what it exported."""
+    call = subject.draw("I3", length=33)
+    exported = _exported(subject, call)
+    with torch.no_grad():
+        real = exported.module()(dict(call.tensors))
+    (node,) = exported.graph.output_node().args[0]
+    told, got = _description(node.meta["val"]), _description(real)
+    if told != got:
+        raise BrokenError(f"without numbers the output is {told}, with them {got}")
+    return exactly(0, "wrong descriptions")
+
+
+def _description(tensor: Tensor) -> str:
+    """Say shape, dtype and strides; the stride of an axis of size 1 means nothing."""
+    strides = [s for size, s in zip(tensor.shape, tensor.stride(), strict=True) if size != 1]
+    return f"{tuple(tensor.shape)} {tensor.dtype} with strides {tuple(strides)}"
 
 
 @check(
     "I3.export",
-    "torch.export of a layer gives what the layer gives.",
-    levels=("layer",),
-    applies=lambda promises: promises.compile and not promises.needs,
+    "torch.export of it gives what it gives.",
+    levels=ANYWHERE,
+    applies=lambda promises: promises.compile,
     dtypes=("float32",),
     tier="standard",
     verdict="R",
 )
-def export(subject: LayerSubject) -> Measured:
+def export(subject: Subject) -> Measured:
     """Export with one input, and run with another of the same length."""
     call, other = subject.draw("I3", length=24), subject.draw("I3 other", length=24)
+    other = other.masked(call.mask)
+    exported = _exported(subject, call)
     with torch.no_grad():
-        exported = torch.export.export(subject.layer, (call.tensors["x"],), strict=False)
-        out = exported.module()(other.tensors["x"])
+        out = exported.module()(dict(other.tensors))
     return agree(bound(subject, other), subject(other), out, "exported")

@@ -50,7 +50,8 @@ def suffix_perturbation(subject: Subject) -> Measured:
     for sample, cut in enumerate(CUTS):
         changed = whole[sample][after[sample]], moved[sample][after[sample]]
         must_differ(*changed, f"disturbing tokens from {cut} on")
-    unmoved(subject, call, (~after,), moved, "outputs before a token, disturbed from there on")
+    what = "outputs before a token, disturbed from there on"
+    unmoved(subject, call, (~after,), (whole, moved), what)
     return exactly(0, "moved elements")
 
 
@@ -212,20 +213,21 @@ def alignment(subject: SoftmaxOperation, queries: int, keys: int) -> Measured:
     applies=lambda promises: "documents" in promises.masks,
 )
 def documents(subject: Subject) -> Measured:
-    """Disturb one document at a time; lengths 1, 64, 65 and 10, cut elsewhere per sample."""
+    """Disturb one document of every sample; lengths 1, 64, 65 and 10, and the reverse."""
     ids = torch.repeat_interleave(torch.arange(4), torch.tensor([1, 64, 65, 10]))
-    ids = torch.stack((ids, ids.flip(0).neg())).to(subject.device)  # (B, L)
-    call = subject.draw("M11", length=ids.shape[1])
-    call = call.masked(call.mask & attnkit.documents(ids))
+    ids = torch.stack((ids, ids.flip(0).neg())).repeat_interleave(3, 0)  # (B, L)
+    chosen = torch.tensor([0, 1, 2, 0, -1, -2])  # the document of each sample
+    where = (ids == chosen[:, None]).to(subject.device)  # (B, L)
+    call = subject.draw("M11", batch=len(ids), length=ids.shape[1])
+    call = call.masked(call.mask & attnkit.documents(ids.to(subject.device)))
     whole = subject(call)
-    for document in (0, 1, 2):
-        for sample, its in enumerate((document, -document)):
-            where = torch.zeros_like(ids, dtype=torch.bool)
-            where[sample] = ids[sample] == its
-            moved = subject(disturbed(call, where, subject.random("M11 other"), subject.family))
-            inside = beside(where, whole)
-            must_differ(whole[inside], moved[inside], f"disturbing document {document}")
-            unmoved(subject, call, (~inside,), moved, f"outputs outside document {document}")
+    moved = subject(disturbed(call, where, subject.random("M11 other"), subject.family))
+    inside = beside(where, whole)
+    for sample, document in enumerate(chosen.abs().tolist()):
+        changed = whole[sample][inside[sample]], moved[sample][inside[sample]]
+        must_differ(*changed, f"disturbing document {document}")
+    what = "outputs outside of the one document of a sample that is disturbed"
+    unmoved(subject, call, (~inside,), (whole, moved), what)
     return exactly(0, "moved elements")
 
 

@@ -4,7 +4,8 @@
 
 The mathematics is that of multi-head attention; what differs is the way. `tiled` is the paper's
 algorithm in plain torch and takes everything but dropout; `sdpa` is torch's fused kernel, for
-the calls that it computes exactly and without an L x S tensor.
+the calls that it computes exactly and without an L x S tensor. Under ``torch.compile`` all other
+calls go to the reference, L x S tensors and all.
 
 Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 (forward) and 4 (backward).
 """
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from attnkit.problem import Problem
 
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 1 to 2048,
-# widths 16 to 128; most within 30 %.
+# widths 16 to 128; most within 30 %. What oneDNN gains depends on the processor: it is measured.
 
 
 class FlashConfig(SoftmaxConfig):
@@ -56,11 +57,14 @@ def _sdpa_cost(problem: Problem) -> float:
 
 
 def _onednn_cost(problem: Problem) -> float:
+    from attnkit.products import gain
+
     keys = _visible(problem, 512)
     # torch's tiles: this many products, each of which oneDNN takes about 10 us to begin
     rows = 256 if problem.query_length >= 768 else 64 if problem.query_length >= 192 else 32
     tiles = max(1.0, problem.query_length / rows) * max(1.0, keys / 512)
-    work = (0.3e-9 + 9e-12 * _widths(problem)) * problem.query_length * _heads(problem) * keys
+    each = 0.3e-9 + 19e-12 * _widths(problem) / gain()
+    work = each * problem.query_length * _heads(problem) * keys
     copies = 1 if problem.dtype == "float32" else 3
     extra = 40e-6 if problem.mask_parts else 20e-6
     return extra + _passes(problem) * (
@@ -204,7 +208,8 @@ VARIANT = attnkit.Variant(
             name="tiled",
             function="attnkit_plugins.flash.tiled:attend",
             summary="the paper's tiles in plain torch; any mask, bias, softcap, sinks",
-            promises=_EXACT.model_copy(update={"memory": "L"}),
+            # as many turns of a loop as there are tiles: another graph for every length
+            promises=_EXACT.model_copy(update={"memory": "L", "compile": False}),
             cost=_tiled_cost,
         ),
     ),

@@ -30,17 +30,20 @@ def recur(
     """
     assert log_decay is None
     assert beta is None
-    wide, groups = initial_state.dtype, query.shape[1]
-    state = torch.unflatten(initial_state, 1, (groups, -1))  # (B, G, H/G, E, Ev)
+    wide, (batch, heads) = initial_state.dtype, value.shape[:2]
+    shared = heads // query.shape[1]
+    queries = query.to(wide).mul(scale).repeat_interleave(shared, 1)  # (B, H, L, E)
+    keys = key.to(wide).repeat_interleave(shared, 1)  # (B, H, L, E)
+    # three dimensions, N = B H: in five, each step would cost torch twice as much
     tokens = zip(
-        query.to(wide).mul(scale).unbind(2),
-        key.to(wide).unbind(2),
-        torch.unflatten(value.to(wide), 1, (groups, -1)).unbind(3),
+        queries.flatten(0, 1)[:, :, None].unbind(1),  # (N, 1, E) each
+        keys.flatten(0, 1)[..., None].unbind(1),  # (N, E, 1) each
+        value.to(wide).flatten(0, 1)[:, :, None].unbind(1),  # (N, 1, Ev) each
         strict=True,
     )
-    outs = []
+    state, outs = initial_state.flatten(0, 1), []  # (N, E, Ev)
     for q, k, v in tokens:
-        state = torch.addcmul(state, k[:, :, None, :, None], v[..., None, :])
-        outs.append((q[:, :, None, None, :] @ state).squeeze(-2))  # (B, G, H/G, Ev)
-    out = torch.stack(outs, 3).flatten(1, 2)  # (B, H, L, Ev)
-    return out.to(value.dtype), state.flatten(1, 2)
+        state = torch.addcmul(state, k, v)  # (N, E, Ev)
+        outs.append(torch.bmm(q, state))  # (N, 1, Ev)
+    out = torch.unflatten(torch.cat(outs, 1), 0, (batch, heads))  # (B, H, L, Ev)
+    return out.to(value.dtype), torch.unflatten(state, 0, (batch, heads))

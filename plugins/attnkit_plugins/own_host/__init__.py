@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from attnkit.hosts import Attachment, Host, Mixer, Site
+    from attnkit.leaks import Probe
 
 
 class OwnHost:
@@ -51,6 +52,13 @@ class OwnHost:
         from attnkit.sampling import run_model
 
         return run_model(model, sample)
+
+    def probes(
+        self, model: nn.Module, sites: Sequence[Site], sample: Mapping[str, object]
+    ) -> Sequence[Probe]:
+        from attnkit_plugins.own_host.probing import make_probes
+
+        return make_probes(model, sites, sample)
 
 
 HOST = OwnHost()

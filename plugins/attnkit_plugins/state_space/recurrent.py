@@ -30,21 +30,22 @@ def recur(
     """
     assert beta is None
     assert log_decay is not None
-    wide, groups = initial_state.dtype, query.shape[1]
-    state = torch.unflatten(initial_state, 1, (groups, -1))  # (B, G, H/G, E, Ev)
-    decays = torch.unflatten(log_decay.to(wide).exp(), 1, (groups, -1))  # (B, G, H/G, L)
-    values = torch.unflatten(value.to(wide), 1, (groups, -1))  # (B, G, H/G, L, Ev)
+    wide, (batch, heads) = initial_state.dtype, value.shape[:2]
+    shared = heads // query.shape[1]
+    queries = query.to(wide).mul(scale).repeat_interleave(shared, 1)  # (B, H, L, E)
+    keys = key.to(wide).repeat_interleave(shared, 1)  # (B, H, L, E)
+    decays = log_decay.to(wide).exp()[..., None]  # (B, H, L, 1)
+    # three dimensions, N = B H: in five, each step would cost torch twice as much
     tokens = zip(
-        query.to(wide).mul(scale).unbind(2),
-        key.to(wide).unbind(2),
-        values.unbind(3),
-        decays.unbind(3),
+        queries.flatten(0, 1)[:, :, None].unbind(1),  # (N, 1, E) each
+        keys.flatten(0, 1)[..., None].unbind(1),  # (N, E, 1) each
+        value.to(wide).flatten(0, 1)[:, :, None].unbind(1),  # (N, 1, Ev) each
+        decays.flatten(0, 1)[..., None].unbind(1),  # (N, 1, 1) each
         strict=True,
     )
-    outs = []
+    state, outs = initial_state.flatten(0, 1), []  # (N, E, Ev)
     for q, k, v, decay in tokens:
-        added = k[:, :, None, :, None] * v[..., None, :]  # (B, G, H/G, E, Ev)
-        state = torch.addcmul(added, state, decay[..., None, None])
-        outs.append((q[:, :, None, None, :] @ state).squeeze(-2))  # (B, G, H/G, Ev)
-    out = torch.stack(outs, 3).flatten(1, 2)  # (B, H, L, Ev)
-    return out.to(value.dtype), state.flatten(1, 2)
+        state = torch.addcmul(k * v, state, decay)  # (N, E, Ev)
+        outs.append(torch.bmm(q, state))  # (N, 1, Ev)
+    out = torch.unflatten(torch.cat(outs, 1), 0, (batch, heads))  # (B, H, L, Ev)
+    return out.to(value.dtype), torch.unflatten(state, 0, (batch, heads))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from attnkit.hosts import Attachment, Host, Mixer, Site
+    from attnkit.leaks import Probe
 
 
 class TorchHost:
@@ -55,6 +56,13 @@ class TorchHost:
         from attnkit_plugins.torch_host.sampling import run
 
         return run(model, sample)
+
+    def probes(
+        self, model: nn.Module, sites: Sequence[Site], sample: Mapping[str, object]
+    ) -> Sequence[Probe]:
+        from attnkit_plugins.torch_host.probing import make_probes
+
+        return make_probes(model, sample)
 
 
 HOST = TorchHost()
