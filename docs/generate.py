@@ -153,20 +153,10 @@ def layer_checks() -> Iterator[str]:
 
 def _foreign_layer() -> Variant:
     """Return a layer that promises all it can."""
-    promises = Promises(
-        causal=True,
-        bidirectional=True,
-        masks=ALL_MASK_PARTS,
-        dropout=True,
-        gradients=True,
-        dtypes=ALL_DTYPES,
-        devices=("cpu", "cuda"),
-        deterministic=True,
-        compile=True,
-        stops_nan=True,
-        memory="L",
-        time="L",
-    )
+    said = ("causal", "bidirectional", "dropout", "gradients", "deterministic", "compile")
+    given = dict.fromkeys((*said, "stops_nan"), True)
+    lists = {"masks": ALL_MASK_PARTS, "dtypes": ALL_DTYPES, "devices": ("cpu", "cuda")}
+    promises = Promises.model_validate({**given, **lists, "memory": "L", "time": "L"})
     return attnkit_contracts.adapt_layer(
         "torch.nn:Identity", promises=promises, mask_argument="mask", dropout_argument="p"
     )
