@@ -34,8 +34,8 @@ class Foreign:
         name: Of the variant that is made of it.
         package: Whose version is told.
         source: Where its code is.
-        function: What is called, or what imports it.
-        declared: Options of `attnkit_contracts.adapt`.
+        function: Imports what is called; of a layer, what makes it.
+        declared: Options of `attnkit_contracts.adapt`, of a layer of `adapt_layer`.
     """
 
     name: str

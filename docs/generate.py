@@ -18,9 +18,9 @@ import attnkit
 import attnkit_contracts
 from attnkit import errors, hookspecs, registry
 from attnkit.interface import FeedforwardFunction, Implementation, RecurrenceFunction, Variant
-from attnkit.promises import Family, Promises
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Family, Promises
 from attnkit_contracts import pytest_plugin
-from attnkit_contracts.catalogue import GROUPS
+from attnkit_contracts.catalogue import GROUPS, TIERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -142,6 +142,26 @@ def checks() -> Iterator[str]:
         yield from _table(("id", "what must hold", "on", "about", "judged"), rows)
 
 
+def layer_checks() -> Iterator[str]:
+    """List the checks of a layer that nobody has a definition of, by tier."""
+    planned = attnkit_contracts.plan(_foreign_layer(), tier="full")
+    found = {each.check.id: each.check.tier for each in planned}
+    for tier in TIERS:
+        ids = [f"`{each}`" for each, its in found.items() if its == tier]
+        yield f"- {tier}, {len(ids)} checks: {', '.join(ids)}"
+
+
+def _foreign_layer() -> Variant:
+    """Return a layer that promises all it can."""
+    said = ("causal", "bidirectional", "dropout", "gradients", "deterministic", "compile")
+    given = dict.fromkeys((*said, "stops_nan"), True)
+    lists = {"masks": ALL_MASK_PARTS, "dtypes": ALL_DTYPES, "devices": ("cpu", "cuda")}
+    promises = Promises.model_validate({**given, **lists, "memory": "L", "time": "L"})
+    return attnkit_contracts.adapt_layer(
+        "torch.nn:Identity", promises=promises, mask_argument="mask", dropout_argument="p"
+    )
+
+
 def error_classes() -> Iterator[str]:
     """List the error classes."""
     rows = (
@@ -209,6 +229,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "declarations": declarations,
     "errors": error_classes,
     "hooks": hooks,
+    "layer-checks": layer_checks,
     "promises": promises,
     "protocols": protocols,
     "public-names": public_names,
@@ -274,6 +295,8 @@ def _check_row(check: Check) -> tuple[str, ...]:
     about = "all families" if set(families) == set(get_args(Family)) else ", ".join(families)
     if len(check.relations) < 3:
         about += f"; {', '.join(check.relations)} only"
+    if check.plugins_only:
+        about += "; plugins only"
     words = {"E": "exactly", "R": "in error units", "S": "statistically"}
     tier = "" if check.tier == "fast" else f"; tier {check.tier}"
     required = "; required" if check.required else ""

@@ -1,6 +1,6 @@
 """Run the suite on implementations that nobody here wrote, and write the page about it.
 
-    pip install fla-core x-transformers einops einx loguru torch-einops-utils triton
+    pip install fla-core x-transformers einops einx loguru torch-einops-utils triton timm
     python docs/generate_findings.py
 
 writes ``docs/reference/foreign.md``: what ran, in which versions, and every deviation with the note
@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from foreign_functions import FOREIGN, Foreign
+from foreign_layers import FOREIGN_LAYERS
 
+import attnkit
 import attnkit_contracts
-from attnkit_contracts.foreign import FUNCTION, adapt
+from attnkit_contracts import adapt, adapt_layer
+from attnkit_contracts.foreign import FUNCTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +69,21 @@ def _is(*variants: str, check: str = "", dtype: str = "", told: str = "") -> Cal
 
 
 EAGER = ("llama_eager", "bert_eager", "gemma2_eager", "gpt_oss_eager", "x_transformers")
+ROTATED = ("llama_attention", "llama_attention_eager", "gpt_oss_attention")
 HALF = "bfloat16, float16"
+IN_FLOAT32 = (
+    "llama_eager",
+    "gemma2_eager",
+    "x_transformers",
+    "llama_attention_eager",
+    "mamba_mixer",
+    "mamba2_mixer",
+    "qwen3_next_delta_net",
+    "recurrent_gemma_block",
+    "rwkv_attention",
+    "x_transformers_attention",
+    "x_transformers_causal",
+)
 
 KINDS = {"finding": "A finding.", "difference": "A declared difference."}
 
@@ -92,16 +109,59 @@ NOTES = (
         "finding",
         "A reshape with -1 cannot tell the size of an axis when the batch is empty, so B = 0 "
         "raises. A data-parallel rank without samples, or a filter that keeps none, ends here.",
-        _is("mamba2_chunk_scan", "qwen3_next_chunked", check="S8.empty"),
+        _is(check="S8.empty", told="-1"),
         "transformers_empty_batch.py",
+    ),
+    Note(
+        "Empty sequences",
+        "difference",
+        "L = 0 raises: torch's recurrent layers say that they want a token, a convolution or a "
+        "shift by one further down that its input is too short. Our own layers give (B, 0, D).",
+        _is(check="S8.empty"),
+    ),
+    Note(
+        "NaN gradients from rows that see nothing",
+        "finding",
+        "`need_weights=True`, the default of torch.nn.MultiheadAttention, takes the softmax of a "
+        "row of -inf, which is NaN. Left padding under a causal mask has such rows. Nobody reads "
+        "their outputs, but zero times NaN is NaN on the way back: the gradients of all tokens "
+        "and weights are NaN. With `need_weights=False` such rows are zeros.",
+        _is("torch_mha_weights", check="M9.padding_content"),
+        "torch_mha_nan_gradients.py",
+    ),
+    Note(
+        "The last state keeps its graph",
+        "finding",
+        "RecurrentGemma's recurrent unit keeps its last state on the module, with the graph it "
+        "came from, also when no cache is asked for. After a step of training the module holds on "
+        "to that step's activations, and `copy.deepcopy` of the model, for an average of its "
+        "weights say, raises.",
+        _is("recurrent_gemma_block", check="I4.copies"),
+        "recurrent_gemma_deepcopy.py",
+    ),
+    Note(
+        "Rotary angles in float32",
+        "difference",
+        "The cosines and sines of positions are computed in float32 whatever the inputs are. In "
+        "float64 the same tokens further along therefore differ by float32's rounding.",
+        _is(*ROTATED, check="M1", dtype="float64"),
+    ),
+    Note(
+        "A state in half precision",
+        "difference",
+        "torch.nn.GRU rounds its state to the dtype of the inputs after every token, where our "
+        "recurrences keep at least float32: a sample alone, which another product computes, "
+        "drifts away from the same sample in a batch.",
+        _is("torch_gru", check="A1.batch_independence", dtype=HALF),
     ),
     Note(
         "float64 computed in float32",
         "difference",
-        "The softmax is asked for in float32 whatever the inputs are, which is wider than half "
-        "precision and narrower than float64: float64 inputs give float32 answers. Where a mask "
-        "holds float64's lowest number, the cast makes it -inf, and a row that sees nothing NaN.",
-        _is("llama_eager", "gemma2_eager", "x_transformers", dtype="float64"),
+        "The softmax, the decays or the state of a recurrence are asked for in float32 whatever "
+        "the inputs are, which is wider than half precision and narrower than float64: float64 "
+        "inputs give float32 answers. Where a mask holds float64's lowest number, the cast makes "
+        "it -inf, and a row that sees nothing NaN.",
+        _is(*IN_FLOAT32, dtype="float64"),
         "transformers_float64.py",
     ),
     Note(
@@ -110,7 +170,8 @@ NOTES = (
         "Masks that add the lowest finite number, or fill with it, leave a row that sees nothing "
         "with equal weights: it gets the mean of all values, not 0, and sends gradients to them.",
         lambda record: (
-            record.check in ("M8.masked_rows", "M5.alignment", "M7.broadcast", "M9.padding_content")
+            record.check in ("M8.masked_rows", "M5.alignment", "M7.broadcast")
+            or (record.implementation == FUNCTION and record.check == "M9.padding_content")
             or "masked_rows_mean" in record.diagnosis
         ),
     ),
@@ -119,8 +180,15 @@ NOTES = (
         "difference",
         "The product of query and key is rounded to the dtype of the inputs before the softmax. "
         "With logits far from 0 the error exceeds that of a softmax over float32 logits, which "
-        "fused kernels and our definition have. gpt-oss also takes the softmax in that dtype.",
-        _is(*EAGER, dtype=HALF),
+        "fused kernels and our definition have. gpt-oss also takes the softmax in that dtype. In a "
+        "layer, the logits among padding that holds 1e4 overflow float16; that NaN is read by "
+        "nobody, and reaches the gradients of all.",
+        lambda record: (
+            _is(*EAGER, dtype=HALF)(record)
+            or _is("llama_attention_eager", "gpt_oss_attention", check="M9", dtype="float16")(
+                record
+            )
+        ),
     ),
     Note(
         "No kernel for these strides",
@@ -137,10 +205,9 @@ def main() -> int:
     warnings.simplefilter("ignore")
     only = sys.argv[1:]
     reports = []
-    for each in FOREIGN:
+    for each in (*FOREIGN, *FOREIGN_LAYERS):
         if not only or each.name in only:
-            variant = adapt(each.function(), name=each.name, **each.declared)
-            reports.append((each, attnkit_contracts.check(variant, implementations=[FUNCTION])))
+            reports.append((each, _report(each)))
             sys.stderr.write(f"{each.name}: {reports[-1][1].counts()}\n")
     open_ones = [record for _, report in reports for record in _red(report) if not note_of(record)]
     for record in open_ones:
@@ -150,6 +217,16 @@ def main() -> int:
         placed = re.compile(r'File "[^"]*/(?:site-packages|contracts|core|plugins)/')
         PAGE.write_text(placed.sub('File "', page(reports)))
     return 1 if open_ones else 0
+
+
+def _report(each: Foreign) -> Report:
+    if each not in FOREIGN_LAYERS:
+        variant = adapt(each.function(), name=each.name, **each.declared)
+        return attnkit_contracts.check(variant, implementations=[FUNCTION])
+    # registered, so that it can be pickled
+    layer = adapt_layer(each.function(), name=each.name, **each.declared)
+    with attnkit.register(layer):
+        return attnkit_contracts.check(layer)
 
 
 def note_of(record: Record) -> Note | None:
@@ -170,15 +247,24 @@ def page(reports: list[tuple[Foreign, Report]]) -> str:
         "# Implementations by others",
         "",
         "The suite on code that nobody here wrote. `python docs/generate_findings.py` makes this "
-        "page; how each function is declared is in `docs/foreign_functions.py`.",
+        "page; how each function and each layer is declared is in `docs/foreign_functions.py` and "
+        "`docs/foreign_layers.py`.",
         "",
         f"{len(reports)} implementations; {versions}; Python {header.python}, device "
         f"{header.device}, tier {header.tier}, seed {header.seed}. Checks that passed, of those "
         "that came to a verdict; a check that a function refuses is no verdict.",
         "",
-        "| implementation | from | dtypes | passed | deviations |",
-        "| --- | --- | --- | --- | --- |",
-        *(_row(each, report) for each, report in reports),
+        "## Functions",
+        "",
+        "Judged against the float64 definition.",
+        "",
+        *_table(reports, layers=False),
+        "",
+        "## Layers",
+        "",
+        "Nobody here has a definition of these: they are judged by what must hold between calls.",
+        "",
+        *_table(reports, layers=True),
         "",
         "## What accounts for the deviations",
         "",
@@ -186,6 +272,15 @@ def page(reports: list[tuple[Foreign, Report]]) -> str:
         *_conventions(),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(reports: list[tuple[Foreign, Report]], *, layers: bool) -> list[str]:
+    some = [pair for pair in reports if (pair[0] in FOREIGN_LAYERS) is layers]
+    return [
+        "| implementation | from | dtypes | passed | deviations |",
+        "| --- | --- | --- | --- | --- |",
+        *(_row(each, report) for each, report in some),
+    ]
 
 
 def _row(each: Foreign, report: Report) -> str:
@@ -254,6 +349,11 @@ def _conventions() -> list[str]:
         "- `multi_head_attention_forward` takes True for hidden, everything else here for visible.",
         "- Recurrences of transformers and flash-linear-attention scale queries by E ** -0.5 "
         "unasked; our default is 1.",
+        "- torch.nn.MultiheadAttention takes True for hidden, and a mask for every head; timm's "
+        "and x-transformers' layers take True for visible; those of transformers add the lowest "
+        "number.",
+        "- LlamaAttention over SDPA is causal where it gets no mask; over its eager function it is "
+        "not.",
         "- FlexAttention has no backward on the CPU, so gradients are not promised.",
         "",
         f"torch threads while checks ran: 1; torch built as {torch.__version__}.",

@@ -21,8 +21,6 @@ from attnkit_contracts.foreign import FUNCTION, named_arguments, parse
 from attnkit_contracts.foreign_calls import SoftmaxCall
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from attnkit_contracts.records import Report
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -211,26 +209,25 @@ def test_the_command_line_judges_a_function(tmp_path: Path) -> None:
     assert "VARIANT = adapt('kernel:attend'" in done.stdout or "VARIANT = adapt(" in done.stdout
 
 
-@pytest.fixture(scope="module")
-def functions() -> ModuleType:
-    """Import the list of implementations by others."""
-    spec = importlib.util.spec_from_file_location(
-        "foreign_functions", DOCS / "foreign_functions.py"
-    )
+def listed(name: str) -> Any:
+    """Import a list of implementations by others."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["foreign_functions"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_page_has_a_row_for_every_implementation(functions: ModuleType) -> None:
+def test_the_page_has_a_row_for_every_implementation() -> None:
     page = (DOCS / "reference" / "foreign.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    functions = listed("foreign_functions").FOREIGN
+    layers = listed("foreign_layers").FOREIGN_LAYERS
 
-    assert rows == [each.name for each in functions.FOREIGN]
-    assert len(rows) >= 10
+    assert rows == [each.name for each in (*functions, *layers)]
+    assert len(functions) >= 10 <= len(layers)
 
 
 def test_every_deviation_on_the_page_has_its_note() -> None:
@@ -250,6 +247,8 @@ def test_every_finding_has_its_place_on_the_page() -> None:
         ("torch_causal_corner.py", "the oldest value"),
         ("torch_mask_and_causal.py", "the default backend applies both"),
         ("transformers_float64.py", "a row that sees nothing tensor([nan"),
+        ("torch_mha_nan_gradients.py", "need_weights=True gives 32 of 32 gradients NaN"),
+        ("recurrent_gemma_deepcopy.py", "after a step: RuntimeError"),
     ],
 )
 def test_a_finding_shows_what_it_says(script: str, told: str) -> None:

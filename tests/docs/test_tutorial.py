@@ -26,7 +26,12 @@ from typing import NamedTuple
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("tutorial/write-a-plugin.md", "how-to/add-a-check.md", "how-to/certify-a-plugin.md")
+PAGES = (
+    "tutorial/write-a-plugin.md",
+    "how-to/add-a-check.md",
+    "how-to/certify-a-plugin.md",
+    "how-to/judge-a-layer.md",
+)
 
 STEP = re.compile(
     r"^File `(?P<file>[^`]+)`:\n\n```\w+\n(?P<text>.*?)^```$"
