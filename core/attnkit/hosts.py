@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -127,7 +128,9 @@ def explain(model: nn.Module, plan: PlanSource) -> Explanation:
         ArgumentError: A pattern of the plan takes no site.
     """
     sites = _sites(model)
-    return Explanation(map(decide, assign(written_out(plan, sites), sites)))
+    assignments = assign(written_out(plan, sites), sites)
+    modes = _modes(model)
+    return Explanation(decide(each, training=modes[each.site.path]) for each in assignments)
 
 
 def swap(
@@ -170,9 +173,9 @@ def swap(
     sites = _sites(model)
     written = written_out(plan, sites)
     assignments = assign(written, sites)
-    refused = []
+    refused, modes = [], _modes(model)
     for assignment in assignments:
-        reasons = decide(assignment).reasons
+        reasons = decide(assignment, training=modes[assignment.site.path]).reasons
         if not reasons and _DEGREES.index(assignment.relation) > _DEGREES.index(accept):
             reasons = (_unaccepted(assignment, accept),)
         if reasons:
@@ -180,7 +183,7 @@ def swap(
     if refused:
         raise SwapRefusedError(refusal(refused))
     hosts = {host.name: host for host in default().hosts()}
-    return carry_out(model, written, assignments, hosts, sample, accept)
+    return carry_out(model, written, assignments, hosts, sample, accept, _remarks(assignments))
 
 
 def refusal(refused: Sequence[tuple[str, tuple[str, ...]]]) -> str:
@@ -195,15 +198,21 @@ def refusal(refused: Sequence[tuple[str, tuple[str, ...]]]) -> str:
     return "\n".join(lines)
 
 
-def decide(assignment: Assignment) -> Decision:
-    """Say what runs at a site, or every reason why nothing can."""
+def decide(assignment: Assignment, *, training: bool = False) -> Decision:
+    """Say what runs at a site, or every reason why nothing can.
+
+    Args:
+        assignment: What a plan puts there.
+        training: Whether the site drops probabilities, if it ever does.
+    """
     reasons = tuple(_obstacles(assignment))
     chosen = None
     if not reasons:
         from attnkit.choice import explain_choice
 
         names = (assignment.options.implementation, *assignment.options.fallback)
-        choices = [explain_choice(assignment.variant, _problem(assignment), n) for n in names]
+        problem = _problem(assignment, training=training)
+        choices = [explain_choice(assignment.variant, problem, name) for name in names]
         chosen = next((choice.chosen for choice in choices if choice.chosen), None)
         if chosen is None:
             reasons = tuple(str(each) for choice in choices for each in choice.candidates)
@@ -247,7 +256,28 @@ def _unaccepted(assignment: Assignment, accept: Relation) -> str:
     )
 
 
-def _problem(assignment: Assignment) -> Problem:
+def _modes(model: nn.Module) -> dict[str, bool]:
+    """Return which sites are in training mode, by path; what is no module has its model's."""
+    modes: dict[str, bool] = defaultdict(lambda: bool(model.training))
+    modes.update((name, module.training) for name, module in model.named_modules() if name)
+    return modes
+
+
+def _remarks(assignments: Sequence[Assignment]) -> tuple[str, ...]:
+    """Return what to know of the hosts, and of sites that cannot be trained with their variant."""
+    told = dict.fromkeys(each.site.remark for each in assignments if each.site.remark)
+    for each in assignments:
+        dropout = each.site.needs.dropout
+        if dropout and decide(each, training=True).reasons:
+            told[
+                f"in training the layers drop {dropout:g} of the probabilities, and variant "
+                f"{each.variant.name!r} will refuse; set their dropout to 0, or take a variant "
+                "that promises dropout"
+            ] = None
+    return tuple(told)
+
+
+def _problem(assignment: Assignment, *, training: bool) -> Problem:
     from attnkit.problem import Problem
 
     if assignment.variant.family != "softmax":
@@ -274,6 +304,7 @@ def _problem(assignment: Assignment) -> Problem:
         scale=needs.scale is not None and needs.scale != width**-0.5,
         softcap=needs.softcap is not None,
         sinks=needs.sinks,
+        dropout=training and needs.dropout > 0,
     )
 
 

@@ -94,8 +94,13 @@ class Receipt(BaseModel):
     leaks: tuple[LeakReceipt, ...] = Field(
         default=(), description="what was asked of the whole model, where the host knows how"
     )
-    versions: dict[str, str] = Field(description="of python, attnkit, torch and the hosts")
+    versions: dict[str, str] = Field(
+        description="of python, attnkit (and so of its contracts), torch and the hosts"
+    )
     owners: dict[str, str] = Field(description="who offers each variant: distribution, version")
+    remarks: tuple[str, ...] = Field(
+        default=(), description="what to know: a host that was not tested, what training refuses"
+    )
     changes: tuple[str, ...] = Field(
         default=(), description="versions that differ from the receipt this was re-applied from"
     )
@@ -127,6 +132,7 @@ class Receipt(BaseModel):
                 table(output_head, _output_rows(self.outputs)),
                 *([table(_LEAK_HEAD, _leak_rows(self.leaks))] if self.leaks else []),
                 versions,
+                *self.remarks,
             )
         )
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import platform
-from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Self
 
@@ -28,10 +27,11 @@ from attnkit.probes import neighbours
 from attnkit.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
 from attnkit.registry import default
 from attnkit.standing import mixer_of, trial_of
+from attnkit.undisturbed import cuda_devices, fresh, undisturbed
 from attnkit.verification import NOISE_RUNS, Counting, apart, compare_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -40,6 +40,12 @@ if TYPE_CHECKING:
     from attnkit.promises import Relation
     from attnkit.sites import Attachment, Host, Mixer
     from attnkit.standing import AnyTrial, Standing
+
+
+_NOTHING_COMPARED = (
+    "the model returned no tensor of floats that its host knows to find, so that its outputs were "
+    "not compared; the sites were"
+)
 
 
 class Swap:
@@ -98,6 +104,7 @@ def carry_out(
     hosts: Mapping[str, Host],
     sample: Mapping[str, object] | None,
     accept: Relation,
+    remarks: Sequence[str] = (),
 ) -> Swap:
     """Swap and verify, or raise and leave the model as it was; see `attnkit.swap`."""
     transaction = _Transaction(model, assignments, hosts)
@@ -113,6 +120,8 @@ def carry_out(
     outputs = compare_outputs(before, after, noise, sites)
     _check_outputs(outputs, sites)
     leaks = transaction.leaks(sample, before, after, trials, mixers)
+    if not outputs:
+        remarks = (*remarks, _NOTHING_COMPARED)
     receipt = Receipt(
         model=type(model).__name__,
         plan=spelled(plan),
@@ -124,6 +133,7 @@ def carry_out(
         leaks=leaks,
         versions=_versions(transaction.used),
         owners=_owners(assignments),
+        remarks=tuple(remarks),
     )
     return Swap(receipt, transaction.attach(mixers))
 
@@ -180,8 +190,8 @@ class _Transaction:
         """Run the model with mixers at the sites, and take them away again."""
         attached = self.attach(mixers)
         try:
-            with _undisturbed(self.model):
-                return self.host.run(self.model, sample)
+            with undisturbed(self.model):
+                return self.host.run(self.model, fresh(sample))
         finally:
             _undo(attached)
 
@@ -201,7 +211,7 @@ class _Transaction:
     def mixers(self) -> list[Standing]:
         """Build what will stand at each site; torch's random state is put back."""
         pairs = [(self.used[a.site.host], a) for a in self.assignments]
-        with torch.random.fork_rng(_cuda(self.model)):
+        with torch.random.fork_rng(cuda_devices(self.model)):
             return [mixer_of(self.model, host, assignment) for host, assignment in pairs]
 
     def trial(
@@ -291,38 +301,6 @@ class _Transaction:
             noisy = self.run(sample, [trial.noisy(generator) for trial in trials])
             runs.append({name: apart(noisy[name], out) for name, out in quiet.items()})
         return runs
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode without gradients; put back modes, buffers and random states.
-
-    So every run starts from the same state, and leaves none.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    try:
-        with torch.random.fork_rng(_cuda(model)), torch.no_grad():
-            for module, _ in modes:
-                module.training = False
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for module, name, buffer, content in buffers:
-            module._buffers[name] = buffer
-            if buffer is not None and content is not None and not torch.equal(buffer, content):
-                with torch.no_grad():
-                    buffer.copy_(content)
-
-
-def _cuda(model: nn.Module) -> list[int]:
-    """Return the GPUs that hold parameters."""
-    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
 
 
 def _undo(attachments: Sequence[Attachment]) -> None:

@@ -111,10 +111,10 @@ class Trial:
         return Noisy(self.units, generator)
 
     def _measure(self, request: Request, call: Call, own: Tensor, after: Tensor) -> None:
-        if after.shape != own.shape:
+        if (after.shape, after.dtype) != (own.shape, own.dtype):
             self.refusals.append(
-                f"output: needs {tuple(own.shape)}, got {tuple(after.shape)} from "
-                f"{self.assignment.variant.name!r}"
+                f"output: needs {tuple(own.shape)} {own.dtype}, got {tuple(after.shape)} "
+                f"{after.dtype} from {self.assignment.variant.name!r}"
             )
             self.units.append(own.new_zeros(1))
             return
