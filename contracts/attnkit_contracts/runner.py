@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, get_args
 
 from attnkit import registry
 from attnkit.errors import ArgumentError, RegistryError
-from attnkit.promises import ALL_DTYPES
+from attnkit.promises import ALL_DTYPES, Device
 from attnkit_contracts.answers import Answers
 from attnkit_contracts.catalogue import TIERS, Check, Tier, all_checks, version
 from attnkit_contracts.expected import by_id, must_exist
@@ -19,7 +20,7 @@ from attnkit_contracts.records import EXECUTED, Header, Record, Report
 from attnkit_contracts.subjects import Target, names_of, targets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from attnkit.interface import Variant
     from attnkit_contracts.expected import ExpectedFailure, Given
@@ -39,6 +40,8 @@ def plan(
     """Return every check instance that applies, in a fixed order; arguments as of `check`."""
     if tier not in TIERS:
         raise ArgumentError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
+    if device.partition(":")[0] not in get_args(Device):
+        raise ArgumentError(f"device must be one of {', '.join(get_args(Device))}, got {device!r}")
     tiers = TIERS[: TIERS.index(tier) + 1]
     checks = [each for each in all_checks() if each.tier in tiers]
     found = _resolved(variants)
@@ -130,14 +133,15 @@ def check(
     must_exist(expected, instances)
     records: list[Record] = []
     explained: list[Record] = []
-    for instance in instances:
-        record = _run(instance, explained) if explain else instance.run(explain=False)
-        record = _expected(record, expected)
-        records.append(record)
-        if record.diagnosis:
-            explained.append(record)
-        if progress is not None:
-            progress(record)
+    with _known_by_name(asked):
+        for instance in instances:
+            record = _run(instance, explained) if explain else instance.run(explain=False)
+            record = _expected(record, expected)
+            records.append(record)
+            if record.diagnosis:
+                explained.append(record)
+            if progress is not None:
+                progress(record)
     return report_of(
         instances,
         tuple(records),
@@ -146,6 +150,17 @@ def check(
         device=device,
         seed=seed,
     )
+
+
+@contextmanager
+def _known_by_name(variants: tuple[Variant, ...]) -> Iterator[None]:
+    """Register what is no plugin's for a while: copies and compiled graphs look variants up."""
+    known = registry.default()
+    with ExitStack() as stack:
+        for variant in variants:
+            if variant.name not in known.names():
+                stack.enter_context(known.register(variant))
+        yield
 
 
 def _run(instance: Instance, before: list[Record]) -> Record:
