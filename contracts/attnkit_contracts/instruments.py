@@ -149,8 +149,10 @@ class CustomCalls(TorchFunctionMode):
             return
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
         needed = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
-        copies = tree_map_only(torch.Tensor, lambda each: each.detach().clone(), (args, kwargs))
-        asked = Asked(func, *copies, needed)
+        copies: Any = tree_map_only(
+            torch.Tensor, lambda each: each.detach().clone(), (args, kwargs)
+        )
+        asked = Asked(func, copies[0], copies[1], needed)
         self.asked.setdefault((asked.name, needed), asked)
 
 

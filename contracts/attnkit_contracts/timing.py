@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -143,30 +143,35 @@ def ratio_of(candidate: Sequence[float], baseline: Sequence[float], draw: torch.
 
 def _log_ratio(pairs: torch.Tensor) -> torch.Tensor:
     """(2, ..., rounds) -> (...), the logarithm of the ratio of first quartiles."""
-    candidate, baseline = torch.quantile(pairs, 0.25, dim=-1).log()
-    return candidate - baseline
+    logs = torch.quantile(pairs, 0.25, dim=-1).log()
+    return logs[0] - logs[1]
 
 
 def timer(function: Callable[[], object], device: str, at_least: float = BATCH_SECONDS) -> Timer:
     """Return what times a function, so often in a row that it takes ``at_least`` seconds."""
-    for _ in range(2):
-        # the first call may compile or allocate
-        once = seconds(function, 1, device)
+    # the first call may compile or allocate
+    seconds(function, 1, device)
+    once = seconds(function, 1, device)
     count = max(1, math.ceil(at_least / max(once, 1e-7)))
     return lambda: seconds(function, count, device) / count
+
+
+def _event() -> Any:
+    # torch leaves it untyped
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def seconds(function: Callable[[], object], count: int, device: str) -> float:
     """Return how long ``count`` calls take, in seconds."""
     if device.startswith("cuda"):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, stop = (_event() for _ in range(2))
         torch.cuda.synchronize()
         start.record()
         for _ in range(count):
             function()
         stop.record()
         torch.cuda.synchronize()
-        return start.elapsed_time(stop) / 1e3
+        return float(start.elapsed_time(stop)) / 1e3
     begun = time.perf_counter()
     for _ in range(count):
         function()

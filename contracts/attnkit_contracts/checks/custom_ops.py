@@ -8,7 +8,7 @@ call's did, and values and gradients are compared with the definition beside it.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd.graph import _engine_run_backward
@@ -91,7 +91,7 @@ def _judge(calls: CustomCalls) -> None:
 
 
 def _complaints(asked: Asked) -> list[str]:
-    given = (asked.args, asked.kwargs)
+    given: Any = (asked.args, asked.kwargs)
     if asked.differentiated:
         given = tree_map_only(
             torch.Tensor, lambda each: each.requires_grad_(each.is_floating_point()), given

@@ -89,7 +89,11 @@ def _need(subject: Subject, claim: SpeedClaim) -> None:
 
 
 def _drawn(subject: SoftmaxOperation | RecurrenceOperation, claim: SpeedClaim, label: str) -> Call:
-    sizes = {"batch": claim.batch, "length": claim.length, "width": claim.head_dim}
+    sizes: dict[str, Any] = {
+        "batch": claim.batch,
+        "length": claim.length,
+        "width": claim.head_dim,
+    }
     if isinstance(subject, RecurrenceOperation):
         return subject.draw(label, heads=claim.heads, **sizes)
     mask = attnkit.causal() if claim.causal else attnkit.full()
@@ -113,12 +117,12 @@ def _baseline(subject: Subject, call: Call, claim: SpeedClaim) -> Callable[[], T
     if claim.vs != "sdpa":
         variant, _, implementation = claim.vs.partition(".")
         return _run(subject, call, variant, implementation)
-    given = [call.tensors[name] for name in ("query", "key", "value")]
+    query, key, value = (call.tensors[name] for name in ("query", "key", "value"))
     if claim.window is None:
-        return lambda: scaled_dot_product_attention(*given, is_causal=claim.causal)
+        return lambda: scaled_dot_product_attention(query, key, value, is_causal=claim.causal)
     sizes = Sizes(claim.batch, claim.heads, claim.length, claim.length)
-    seen = call.mask.to_bool(sizes, given[0].device)
-    return lambda: scaled_dot_product_attention(*given, attn_mask=seen)
+    seen = call.mask.to_bool(sizes, query.device)
+    return lambda: scaled_dot_product_attention(query, key, value, attn_mask=seen)
 
 
 def _verified(subject: Subject, call: Call, out: Tensor) -> Tensor:

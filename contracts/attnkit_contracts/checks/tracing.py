@@ -137,7 +137,7 @@ def recompiles(subject: Subject) -> Measured:
     """Count the graphs, until there are too many."""
     graphs = list[object]()
     run = _compiled(subject, subject.draw("I1", length=16), graphs)
-    allowed, seen = 1, set[int]()
+    allowed, count, seen = 1, 0, set[int]()
     for count, length in enumerate(LENGTHS, 1):
         with torch.no_grad():
             _traced(run, subject.draw("I1", length=length))
@@ -184,7 +184,8 @@ def meta(subject: Subject) -> Measured:
     exported = _exported(subject, call)
     with torch.no_grad():
         real = exported.module()(dict(call.tensors))
-    (node,) = exported.graph.output_node().args[0]
+    outputs: Any = exported.graph.output_node().args[0]
+    (node,) = outputs
     told, got = _description(node.meta["val"]), _description(real)
     if told != got:
         raise BrokenError(f"without numbers the output is {told}, with them {got}")
