@@ -18,7 +18,7 @@ import attnkit
 import attnkit_contracts
 from attnkit import errors, hookspecs, registry
 from attnkit.interface import FeedforwardFunction, Implementation, RecurrenceFunction, Variant
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Family, Promises
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Family, Promises, SpeedClaim
 from attnkit_contracts import pytest_plugin
 from attnkit_contracts.catalogue import GROUPS, TIERS
 
@@ -380,7 +380,11 @@ def _default(value: object) -> str:
 def _word(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return ", ".join(map(_claimed, value)) if isinstance(value, tuple) else str(value)
+
+
+def _claimed(value: object) -> str:
+    return f"{value} <= {value.max_ratio:g}" if isinstance(value, SpeedClaim) else str(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

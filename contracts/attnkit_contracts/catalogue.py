@@ -70,6 +70,7 @@ MODULES = (
     "persistence",
     "tracing",
     "custom_ops",
+    "speed",
     "devices",
     "lint",
 )

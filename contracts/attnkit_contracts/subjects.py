@@ -161,7 +161,7 @@ def targets(
             Target(
                 variant=variant,
                 implementation=name,
-                promises=promises,
+                promises=_within(promises, dtype),
                 dtype=dtype,
                 device=device,
                 level=level,
@@ -172,6 +172,12 @@ def targets(
             if dtypes is None or dtype in dtypes
         ]
     return found
+
+
+def _within(promises: Promises, dtype: str) -> Promises:
+    """Return the promises with the claims of speed that are about this dtype."""
+    speed = tuple(each for each in promises.speed if each.dtype == dtype)
+    return promises if speed == promises.speed else promises.model_copy(update={"speed": speed})
 
 
 def names_of(variant: Variant) -> tuple[str, ...]:

@@ -27,6 +27,42 @@ ALL_MASK_PARTS: tuple[MaskPart, ...] = (
 )
 
 
+class SpeedClaim(BaseModel):
+    """That a call takes at most so many times as long as another way to compute the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vs: str = Field(
+        pattern=r"^(sdpa|\w+\.\w+)$",
+        description="torch's 'sdpa', or another implementation as 'variant.implementation'",
+    )
+    max_ratio: float = Field(gt=0, description="largest ratio of run times, dimensionless")
+    length: int = Field(gt=0, description="L and S")
+    batch: int = Field(default=1, gt=0, description="B")
+    heads: int = Field(default=1, gt=0, description="H, and Hkv or G too")
+    head_dim: int = Field(default=64, gt=0, description="E and Ev")
+    causal: bool = Field(default=True, description="hides later keys")
+    window: int | None = Field(default=None, gt=0, description="keys a query sees, self included")
+    dtype: Dtype = Field(default="float32", description="of the inputs")
+    device: Device = Field(default="cpu", description="where it is claimed")
+    capability: str = Field(
+        default="", description="of the processor it is claimed for: AVX512, sm_90; empty for any"
+    )
+
+    def __str__(self) -> str:
+        """Name it, without its limit: no two claims of one subject may share a name."""
+        sizes = f"B{self.batch}-H{self.heads}-L{self.length}-E{self.head_dim}"
+        parts = [
+            self.vs,
+            sizes,
+            "causal" if self.causal else "full",
+            f"window{self.window}" if self.window else "",
+            self.device if self.device != "cpu" else "",
+            self.capability,
+        ]
+        return "-".join(filter(None, parts))
+
+
 class Promises(BaseModel):
     """The claims of one variant, or of one implementation of it.
 
@@ -76,3 +112,6 @@ class Promises(BaseModel):
     stops_nan: bool = Field(default=False, description="NaN and inf at masked places stay there")
     memory: Literal["L", "L*S"] = Field(default="L*S", description="growth of extra memory")
     time: Literal["L", "L*w", "L*S"] = Field(default="L*S", description="growth of run time")
+    speed: tuple[SpeedClaim, ...] = Field(
+        default=(), description="run times of forward calls, measured against others"
+    )

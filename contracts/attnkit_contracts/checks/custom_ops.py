@@ -91,7 +91,6 @@ def _judge(calls: CustomCalls) -> None:
 
 
 def _complaints(asked: Asked) -> list[str]:
-    # torch types what its trees hold as anything
     given: Any = (asked.args, asked.kwargs)
     if asked.differentiated:
         given = tree_map_only(

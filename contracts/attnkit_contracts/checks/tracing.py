@@ -139,10 +139,15 @@ def recompiles(subject: Subject) -> Measured:
     run = _compiled(subject, subject.draw("I1", length=16), graphs)
     allowed, count, seen = 1, 0, set[int]()
     for count, length in enumerate(LENGTHS, 1):
+        call = subject.draw("I1", length=length)
         with torch.no_grad():
-            _traced(run, subject.draw("I1", length=length))
+            _traced(run, call)
         if count > 1:
-            seen.add(min(each for each in LENGTH_CLASSES if each >= length))
+            # experts see the tokens of all samples in one row
+            tokens = (
+                length * call.tensors["x"].shape[0] if subject.family == "feedforward" else length
+            )
+            seen.add(min(each for each in LENGTH_CLASSES if each >= tokens))
         allowed = 1 + len(seen)
         if len(graphs) > allowed:
             break
@@ -184,8 +189,8 @@ def meta(subject: Subject) -> Measured:
     exported = _exported(subject, call)
     with torch.no_grad():
         real = exported.module()(dict(call.tensors))
-    # torch types an argument of a node as anything that a graph can hold
-    node: Any = exported.graph.output_node().all_input_nodes[0]
+    outputs: Any = exported.graph.output_node().args[0]
+    (node,) = outputs
     told, got = _description(node.meta["val"]), _description(real)
     if told != got:
         raise BrokenError(f"without numbers the output is {told}, with them {got}")

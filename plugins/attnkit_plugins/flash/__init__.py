@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import attnkit
 from attnkit.configs import SoftmaxConfig
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
 
 if TYPE_CHECKING:
     from attnkit.problem import Problem
@@ -190,7 +190,9 @@ VARIANT = attnkit.Variant(
             name="sdpa",
             function="attnkit_plugins.flash.sdpa:attend",
             summary="torch's fused kernel, where it is exact and makes no L x S tensor",
-            promises=_FUSED,
+            promises=_FUSED.model_copy(
+                update={"speed": (SpeedClaim(vs="sdpa", max_ratio=1.5, length=512, heads=2),)}
+            ),
             cost=_sdpa_cost,
             refuses=_sdpa_refuses,
         ),

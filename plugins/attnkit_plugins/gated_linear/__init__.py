@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 import attnkit
 from attnkit.placements import Placement, SiteOptions
-from attnkit.promises import ALL_DTYPES, Promises
+from attnkit.promises import ALL_DTYPES, Promises, SpeedClaim
 
 if TYPE_CHECKING:
     from attnkit.problem import Problem
@@ -168,6 +168,8 @@ def _chunked_cost(problem: Problem) -> float:
     return start * _passes(problem) + problem.query_length * per_token
 
 
+_FASTER = SpeedClaim(vs="gated_linear.recurrent", max_ratio=0.8, length=512)
+
 VARIANT = attnkit.Variant(
     name="gated_linear",
     family="recurrence",
@@ -202,7 +204,7 @@ VARIANT = attnkit.Variant(
             name="chunked",
             function="attnkit_plugins.gated_linear.chunked:scan",
             summary="matrix products within chunks, a recurrence between them",
-            promises=PROMISES,
+            promises=PROMISES.model_copy(update={"speed": (_FASTER,)}),
             cost=_chunked_cost,
         ),
     ),

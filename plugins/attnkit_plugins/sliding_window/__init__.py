@@ -18,7 +18,7 @@ from pydantic import Field
 
 import attnkit
 from attnkit.configs import SoftmaxConfig
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
 
 if TYPE_CHECKING:
     from attnkit.problem import Problem
@@ -86,6 +86,7 @@ _EXACT = Promises(
     compile=True,
 )
 _LINEAR = _EXACT.model_copy(update={"memory": "L", "time": "L*w"})
+_FASTER = SpeedClaim(vs="sdpa", max_ratio=0.8, length=2048, window=64)
 
 VARIANT = attnkit.Variant(
     name="sliding_window",
@@ -110,7 +111,7 @@ VARIANT = attnkit.Variant(
             function="attnkit_plugins.sliding_window.blocked:attend",
             summary="blocks of queries against the keys in their reach, one after the other",
             # a loop of as many turns as there are blocks: another graph for every length
-            promises=_LINEAR.model_copy(update={"compile": False}),
+            promises=_LINEAR.model_copy(update={"compile": False, "speed": (_FASTER,)}),
             cost=_blocked_cost,
         ),
         attnkit.Implementation(

@@ -8,7 +8,7 @@ product, one softmax and another product. There is no loop over blocks, so a gra
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import pad
@@ -47,9 +47,9 @@ def attend(
     groups, keys = key.shape[1:3]
     wide = torch.promote_types(query.dtype, torch.float32)
     # a graph of torch.compile holds for one of something or for several, so let there be several
-    rows: int = BLOCK_ROWS
-    # torch gives sym_max no types
-    blocks: int = torch.sym_max(2, -(-length // BLOCK_ROWS))  # type: ignore[no-untyped-call]
+    # torch leaves sym_max untyped; of whole numbers it is one
+    several: Any = torch.sym_max(2, -(-length // BLOCK_ROWS))  # type: ignore[no-untyped-call]
+    rows, blocks = BLOCK_ROWS, several
     if length == 1:
         # told apart anyway
         rows, blocks = 1, 1
@@ -94,8 +94,8 @@ def _by_group(tensor: Tensor, groups: int) -> Tensor:
     """(B or 1, H or 1, N, R, C) -> (B or 1, Hkv or 1, G or 1, N, R, C)."""
     if tensor.dim() == 3:
         tensor = tensor[None, None]
-    apart = groups if tensor.shape[1] != 1 else 1
-    return tensor.reshape(tensor.shape[0], apart, -1, *tensor.shape[2:])
+    shared = groups if tensor.shape[1] != 1 else 1
+    return tensor.reshape(tensor.shape[0], shared, -1, *tensor.shape[2:])
 
 
 def _softmax(logits: Tensor, seen: Tensor, sinks: Tensor | None) -> Tensor:
