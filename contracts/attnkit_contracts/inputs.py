@@ -35,7 +35,8 @@ class Call:
 
     Attributes:
         tensors: ``query``, ``key``, ``value``, ``bias``, ``sinks``, ``log_decay``, ``beta``,
-            ``initial_state``, as the family has them; ``x`` for a layer.
+            ``initial_state``, as the family has them; ``x`` for a layer,
+            and its ``context``, if it has one.
         mask: Who may look at what.
         extras: ``scale``, ``softcap``, ``dropout_p``.
     """

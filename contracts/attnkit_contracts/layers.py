@@ -103,8 +103,10 @@ class LayerSubject(Subject):
         if not self.target.promises.needs:
             return False
         bare = torch.zeros(1, 2, self.config.embed_dim, dtype=self.dtype, device=self.device)
+        width = getattr(self.config, "context_dim", None)
+        further = {} if width is None else {"context": bare.new_zeros(1, 2, width)}
         try:
-            self.layer(bare)
+            self.layer(bare, **further)
         except UnsupportedError:
             return True
         return False
@@ -133,7 +135,8 @@ class LayerSubject(Subject):
     def __call__(self, call: Call) -> Tensor:
         self.calls.append(call)
         self.last = f"layer({call.describe()}) with {self.config!r}"
-        y: Tensor = self.layer(call.tensors["x"], mask=call.mask)
+        further = {n: t for n, t in call.tensors.items() if n == "context"}
+        y: Tensor = self.layer(call.tensors["x"], mask=call.mask, **further)
         return y
 
     def begin(self, batch: int) -> State:
@@ -141,10 +144,17 @@ class LayerSubject(Subject):
         state: State = self.layer.init_state(batch)
         return state
 
-    def advance(self, call: Call, state: State) -> tuple[Tensor, State]:
-        """Return the outputs of further tokens and the state after them, under a plain mask."""
+    def advance(self, call: Call, state: State, hidden: Mask | None = None) -> tuple[Tensor, State]:
+        """Return the outputs of further tokens and the state after them.
+
+        Args:
+            call: Of these tokens; its own mask, which is of these alone, is left out.
+            state: After the tokens before.
+            hidden: Over all tokens so far, in addition to the plainest mask; None for nothing.
+        """
         x = call.tensors["x"]
-        call = call.masked(self.mask(Sizes(len(x), 1, x.shape[1], state.tokens + x.shape[1])))
+        mask = self.mask(Sizes(len(x), 1, x.shape[1], state.tokens + x.shape[1]))
+        call = call.masked(mask if hidden is None else mask & hidden)
         self.last = f"layer({call.describe()}, state=<{state.tokens} tokens>) with {self.config!r}"
         y, state = self.layer(x, mask=call.mask, state=state)
         return y, state
@@ -166,9 +176,11 @@ class LayerSubject(Subject):
         dtype = next(twin.parameters()).dtype
 
         def function(tensors: Mapping[str, Tensor]) -> Tensor:
-            weights = {name: t.to(dtype) for name, t in tensors.items() if name != "x"}
-            x = tensors["x"].to(dtype)
-            y: Tensor = functional_call(twin, weights, (x,), {"mask": call.mask})
+            given = {name: t.to(dtype) for name, t in tensors.items()}
+            x, named = given.pop("x"), {"mask": call.mask}
+            if "context" in given:
+                named |= {"context": given.pop("context")}
+            y: Tensor = functional_call(twin, given, (x,), named)
             return y.double()
 
         return function

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import nn
 
-from attnkit.errors import ArgumentError, DtypeError, ShapeError, StateError, UnsupportedError
+from attnkit.errors import ArgumentError, ShapeError, UnsupportedError
 from attnkit.masks import (
     Documents,
     Mask,
@@ -20,7 +20,7 @@ from attnkit.masks import (
 from attnkit.rotary import rotate
 from attnkit.softmax import attention
 from attnkit.state import KVCache, Stateless, WindowCache
-from attnkit.validation import check_mask, described, dtype_name
+from attnkit.validation import check_mask, check_state, check_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,14 +205,15 @@ class SoftmaxLayer(nn.Module):
 
     def _check(self, x: Tensor, context: Tensor | None, state: SoftmaxState | None) -> None:
         config, dtype = self.config, self.q_proj.weight.dtype
-        _check_input("x", x, config.embed_dim, dtype)
+        check_tokens("x", x, config.embed_dim, dtype)
         if (context is None) != (config.context_dim is None):
             given, wanted = ("no", "a") if context is None else ("a", "no")
             raise ArgumentError(
-                f"got {given} context, but the layer was made with {wanted} context_dim"
+                f"got {given} context, but the layer was made with {wanted} context_dim; "
+                "give a context (B, S, context_dim) exactly where the layer has one"
             )
         if context is not None and config.context_dim is not None:
-            _check_input("context", context, config.context_dim, dtype)
+            check_tokens("context", context, config.context_dim, dtype)
             if context.shape[0] != x.shape[0]:
                 raise ShapeError(
                     f"x and context must share batch size, got x {tuple(x.shape)} and context "
@@ -225,16 +226,7 @@ class SoftmaxLayer(nn.Module):
         expected = (
             Stateless if context is not None else WindowCache if config.window_size else KVCache
         )
-        if not isinstance(state, expected):
-            raise StateError(
-                f"state must be a {expected.__name__}, got {type(state).__name__}; "
-                "start with this layer's init_state(batch_size)"
-            )
-        if state.batch_size != x.shape[0]:
-            raise StateError(
-                f"state holds {state.batch_size} samples, the call has {x.shape[0]}; start with "
-                "init_state(batch_size), or pick samples with state.reorder(index)"
-            )
+        check_state(state, expected, x.shape[0])
 
     def _check_runs_stepwise(self) -> None:
         if not self.config.is_causal:
@@ -281,15 +273,3 @@ def without_padding(x: Tensor, mask: Mask, seen: int) -> Tensor:
             keep = part.keep(sizes)[:, seen:, None].to(x.device)  # (B, L, 1)
             x = torch.where(keep, x, x.new_zeros(()))
     return x
-
-
-def _check_input(name: str, x: object, width: int, dtype: torch.dtype) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise ArgumentError(f"{name} must be a tensor (B, L, D), got {described(x)}")
-    if x.dim() != 3 or x.shape[-1] != width:
-        raise ShapeError(f"{name} must be (B, L, D) with D = {width}, got {tuple(x.shape)}")
-    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-        raise DtypeError(
-            f"{name} must have the dtype of the weights, {dtype_name(dtype)}, got "
-            f"{dtype_name(x.dtype)}; convert one with .to()"
-        )

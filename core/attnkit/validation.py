@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.errors import ArgumentError, DeviceError, DtypeError, MaskError, ShapeError
+from attnkit.errors import (
+    ArgumentError,
+    DeviceError,
+    DtypeError,
+    MaskError,
+    ShapeError,
+    StateError,
+)
 from attnkit.masks import Mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from attnkit.state import State
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -55,6 +64,39 @@ def check_tensors(tensors: Mapping[str, object], *, rank: int, letters: str) -> 
         raise DeviceError(
             f"{names} must be on one device, got "
             f"{', '.join(str(tensor.device) for tensor in found)}; move with .to()"
+        )
+
+
+def check_tokens(name: str, x: object, width: int, dtype: torch.dtype) -> None:
+    """Check what a layer is given: (B, L, width), in the dtype of its weights or under autocast."""
+    if not isinstance(x, torch.Tensor):
+        raise ArgumentError(
+            f"{name} must be a tensor (B, L, D) with D = {width}, got {described(x)}; "
+            "make one with torch.as_tensor()"
+        )
+    if x.dim() != 3 or x.shape[-1] != width:
+        raise ShapeError(
+            f"{name} must be (B, L, D) with D = {width}, got {tuple(x.shape)}; project it, or "
+            "make the layer for that width"
+        )
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise DtypeError(
+            f"{name} must have the dtype of the weights, {dtype_name(dtype)}, got "
+            f"{dtype_name(x.dtype)}; convert one with .to()"
+        )
+
+
+def check_state(state: object, kind: type[State], batch_size: int) -> None:
+    """Check that a layer's state is of its kind, and of as many samples as the call."""
+    if not isinstance(state, kind):
+        raise StateError(
+            f"state must be a {kind.__name__}, got {type(state).__name__}; "
+            "start with this layer's init_state(batch_size)"
+        )
+    if state.batch_size != batch_size:
+        raise StateError(
+            f"state holds {state.batch_size} samples, the call has {batch_size}; start with "
+            "init_state(batch_size), or pick samples with state.reorder(index)"
         )
 
 

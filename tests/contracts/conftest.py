@@ -46,6 +46,7 @@ FAMILIES = (
     "attention",
     "masks",
     "layers",
+    "stepping",
     "dropout",
     "recurrence",
     "scan",

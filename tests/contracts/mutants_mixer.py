@@ -17,6 +17,7 @@ from attnkit.errors import MaskError, StateError, UnsupportedError
 from attnkit.interface import LayerConfig, Variant
 from attnkit.masks import Documents, Mask, Padding, Sizes
 from attnkit.promises import ALL_DTYPES, Promises
+from attnkit.validation import check_mask, check_state, check_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +73,10 @@ class Smoothing(nn.Module):
     def forward(
         self, x: Tensor, *, mask: Mask = attnkit.full(), state: Memory | None = None
     ) -> Any:
+        check_tokens("x", x, self.config.embed_dim, self.out.weight.dtype)
+        check_mask(mask)
+        if state is not None:
+            check_state(state, Memory, len(x))
         seen = 0 if state is None else state.tokens
         keep, starts = self._layout(mask, x, seen)
         if self.mistake == "input_scaled_in_place":

@@ -200,32 +200,46 @@ def _expect_own_memory(given: Tensor, returned: Tensor, what: str) -> None:
 
 @check(
     "T4.layer_state",
-    "A state is a value: going on from it twice gives the same, and going on does not change it; "
-    "it counts its tokens; reorder(index) commutes with going on.",
+    "A state is a value: going on from it twice gives the same, and going on changes neither it "
+    "nor the states that came of it; it counts its tokens; reorder(index) commutes with going on.",
     levels=("layer",),
     applies=lambda promises: promises.state,
     verdict="R",
 )
 def layer_state(subject: LayerSubject) -> Measured:
-    """Go on from one state with two continuations, and again with the first."""
-    call = subject.draw("T4", batch=3, length=20)
+    """Go on from one state with two continuations, with each of these, and again with the first."""
+    call = subject.draw("T4", batch=3, length=28)
     other = call.given(x=subject.cast(normal(subject.random("T4 other"), *call.tensors["x"].shape)))
     _, state = subject.advance(call.tokens(0, 12), subject.begin(3))
     if state.tokens != 12 or state.batch_size != 3:
         raise BrokenError(f"expected 12 of 3 samples, got {state.tokens} of {state.batch_size}")
     one, after = subject.advance(call.tokens(12, 20), state)
-    subject.advance(other.tokens(12, 20), state)
+    _, strayed = subject.advance(other.tokens(12, 20), state)
+    later, _ = subject.advance(call.tokens(20, 28), after)
+    elsewhere, _ = subject.advance(call.tokens(20, 28), strayed)
     again, _ = subject.advance(call.tokens(12, 20), state)
     same_bits(one, again, "going on from one state for a second time")
     if state.tokens != 12 or after.tokens != 20:
         raise BrokenError(f"expected 12 and 20 tokens, got {state.tokens} and {after.tokens}")
     limit = part(bound(subject, call), (slice(None), slice(12, 20)))
-    found = [agree(limit, subject(call)[:, 12:], one, "whole against pieces")]
+    x, instead = call.tensors["x"], other.tensors["x"]
+    spliced = call.given(x=torch.cat((x[:, :12], instead[:, 12:20], x[:, 20:]), 1))
+    found = [
+        agree(limit, subject(call)[:, 12:20], one, "whole against pieces"),
+        _ending(subject, call, later, "the first continuation of two"),
+        _ending(subject, spliced, elsewhere, "the second continuation of two"),
+    ]
     if subject.promises.reorder:
         order = torch.tensor([2, 0, 0, 1], device=subject.device)
         out, _ = subject.advance(call.samples(order).tokens(12, 20), state.reorder(order))
         found.append(agree(part(limit, (order,)), one[order], out, "samples reordered"))
     return worst(found)
+
+
+def _ending(subject: LayerSubject, call: Call, got: Tensor, where: str) -> Measured:
+    """Compare the outputs of a call's last tokens."""
+    at = (slice(None), slice(-got.shape[1], None))
+    return agree(part(bound(subject, call), at), subject(call)[at], got, where)
 
 
 @check(

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import nn
 
-from attnkit.errors import DtypeError, ShapeError, StateError
 from attnkit.masks import full
 from attnkit.recurrent import layout_of, recurrence
 from attnkit.state import RecurrentState
-from attnkit.validation import check_mask, described, dtype_name
+from attnkit.validation import check_mask, check_state, check_tokens
 from attnkit_plugins.linear import LinearOptions
 
 if TYPE_CHECKING:
@@ -121,20 +120,6 @@ class LinearLayer(nn.Module):
 
     def _check(self, x: Tensor, state: RecurrentState | None) -> None:
         width, dtype = self.config.embed_dim, self.q_proj.weight.dtype
-        if x.dim() != 3 or x.shape[-1] != width:
-            raise ShapeError(f"x must be (B, L, D) with D = {width}, got {tuple(x.shape)}")
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            raise DtypeError(
-                f"x must have the dtype of the weights, {dtype_name(dtype)}, got "
-                f"{dtype_name(x.dtype)}; convert one with .to()"
-            )
-        if state is not None and not isinstance(state, RecurrentState):
-            raise StateError(
-                f"state must be a RecurrentState, got {described(state)}; "
-                "start with this layer's init_state(batch_size)"
-            )
-        if state is not None and state.batch_size != x.shape[0]:
-            raise StateError(
-                f"state holds {state.batch_size} samples, the call has {x.shape[0]}; start with "
-                "init_state(batch_size), or pick samples with state.reorder(index)"
-            )
+        check_tokens("x", x, width, dtype)
+        if state is not None:
+            check_state(state, RecurrentState, x.shape[0])

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from attnkit.choice import choose
-from attnkit.errors import DtypeError, ShapeError, StateError, UnsupportedError
+from attnkit.errors import ShapeError, UnsupportedError
 from attnkit.masks import Padding, Sizes, full
 from attnkit.problem import Problem
 from attnkit.state import Stateless
+from attnkit.validation import check_mask, check_state, check_tokens, dtype_name
 from attnkit_plugins.moe.routing import Routing, route
 from attnkit_plugins.moe.weights import ExpertWeights
 
@@ -152,7 +153,7 @@ class MoELayer(nn.Module):
             y, (B, L, D), 0 at padding; then the next state, if one was given; then the `Routing`,
             if asked for.
         """
-        self._check(x, state)
+        self._check(x, mask, state)
         seen = 0 if state is None else state.tokens
         keep = _real_tokens(mask, x, seen)  # (B, L)
         x = torch.where(keep[..., None], x, x.new_zeros(()))  # padding may hold NaN
@@ -164,25 +165,17 @@ class MoELayer(nn.Module):
             return (y, routing) if return_routing else y
         return (y, following, routing) if return_routing else (y, following)
 
-    def _check(self, x: Tensor, state: Stateless | None) -> None:
+    def _check(self, x: Tensor, mask: Mask, state: Stateless | None) -> None:
         width, dtype = self.config.embed_dim, self.down_proj.dtype
-        if x.dim() != 3 or x.shape[-1] != width:
-            raise ShapeError(f"x must be (B, L, D) with D = {width}, got {tuple(x.shape)}")
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            raise DtypeError(
-                f"x must have the dtype of the weights, {_name(dtype)}, got {_name(x.dtype)}; "
-                "convert one with .to()"
-            )
+        check_tokens("x", x, width, dtype)
+        check_mask(mask)
         if state is not None and self.config.capacity_factor is not None:
             raise UnsupportedError(
                 "variant 'moe' cannot carry a state with capacity_factor: the capacity depends on "
                 "the whole sequence; set capacity_factor=None"
             )
-        if state is not None and state.batch_size != x.shape[0]:
-            raise StateError(
-                f"state holds {state.batch_size} samples, the call has {x.shape[0]}; start with "
-                "init_state(batch_size), or pick samples with state.reorder(index)"
-            )
+        if state is not None:
+            check_state(state, Stateless, x.shape[0])
 
     def _route(self, x: Tensor, keep: Tensor) -> Routing:
         # half precision would reorder near ties
@@ -217,7 +210,7 @@ class MoELayer(nn.Module):
         return Problem(
             family="feedforward",
             device=tokens.device.type,
-            dtype=_name(tokens.dtype),
+            dtype=dtype_name(tokens.dtype),
             batch=1,
             heads=self.config.num_experts,
             kv_heads=self.config.num_experts,
@@ -236,8 +229,10 @@ def _real_tokens(mask: Mask, x: Tensor, seen: int) -> Tensor:
     sizes = Sizes(batch, 1, length, seen + length)
     keep = torch.ones(batch, length, dtype=torch.bool, device=x.device)
     for part in mask.conjuncts():
-        if isinstance(part, Padding):
+        # experts have no heads, a mask of the attention beside them may
+        if not part.per_head:
             part.check(sizes)
+        if isinstance(part, Padding):
             keep = keep & part.keep(sizes)[:, seen:].to(x.device)
         elif "padding" in part.parts:
             raise UnsupportedError(
@@ -245,7 +240,3 @@ def _real_tokens(mask: Mask, x: Tensor, seen: int) -> Tensor:
                 "join padding to other masks with &"
             )
     return keep
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import attnkit
-from attnkit.errors import DtypeError, ShapeError, StateError, UnsupportedError
+from attnkit.errors import UnsupportedError
 from attnkit.layers import without_padding
 from attnkit.masks import Sizes, causal, full, hide_padding
 from attnkit.state import KVCache
-from attnkit.validation import check_mask, dtype_name
+from attnkit.validation import check_mask, check_state, check_tokens
 from attnkit_plugins.self_attention.plain import weigh
 
 if TYPE_CHECKING:
@@ -137,22 +137,12 @@ class SelfAttentionLayer(nn.Module):
 
     def _check(self, x: Tensor, mask: Mask, state: KVCache | None) -> None:
         width, dtype = self.config.embed_dim, self.out_proj.weight.dtype
-        if x.dim() != 3 or x.shape[-1] != width:
-            raise ShapeError(f"x must be (B, L, D) with D = {width}, got {tuple(x.shape)}")
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            raise DtypeError(
-                f"x must have the dtype of the weights, {dtype_name(dtype)}, got "
-                f"{dtype_name(x.dtype)}; convert one with .to()"
-            )
+        check_tokens("x", x, width, dtype)
         check_mask(mask)
         seen = 0
         if state is not None:
             self._check_runs_stepwise()
-            if state.batch_size != x.shape[0]:
-                raise StateError(
-                    f"state holds {state.batch_size} samples, the call has {x.shape[0]}; start "
-                    "with init_state(batch_size), or pick samples with state.reorder(index)"
-                )
+            check_state(state, KVCache, x.shape[0])
             seen = state.tokens
         mask.check(Sizes(x.shape[0], 1, x.shape[1], seen + x.shape[1]))
 

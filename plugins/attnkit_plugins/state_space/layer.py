@@ -9,11 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import silu, softplus
 
-from attnkit.errors import DtypeError, ShapeError, StateError
 from attnkit.masks import full
 from attnkit.recurrent import layout_of, recurrence
 from attnkit.state import RecurrentState
-from attnkit.validation import check_mask, described, dtype_name
+from attnkit.validation import check_mask, check_state, check_tokens
 from attnkit_plugins.state_space import StateSpaceOptions
 from attnkit_plugins.state_space.convolution import convolve
 
@@ -175,23 +174,9 @@ class StateSpaceLayer(nn.Module):
 
     def _check(self, x: Tensor, state: RecurrentState | None) -> None:
         width, dtype = self.config.embed_dim, self.in_proj.weight.dtype
-        if x.dim() != 3 or x.shape[-1] != width:
-            raise ShapeError(f"x must be (B, L, D) with D = {width}, got {tuple(x.shape)}")
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            raise DtypeError(
-                f"x must have the dtype of the weights, {dtype_name(dtype)}, got "
-                f"{dtype_name(x.dtype)}; convert one with .to()"
-            )
-        if state is not None and not isinstance(state, RecurrentState):
-            raise StateError(
-                f"state must be a RecurrentState, got {described(state)}; "
-                "start with this layer's init_state(batch_size)"
-            )
-        if state is not None and state.batch_size != x.shape[0]:
-            raise StateError(
-                f"state holds {state.batch_size} samples, the call has {x.shape[0]}; start with "
-                "init_state(batch_size), or pick samples with state.reorder(index)"
-            )
+        check_tokens("x", x, width, dtype)
+        if state is not None:
+            check_state(state, RecurrentState, x.shape[0])
 
 
 def _wide(x: Tensor) -> Tensor:
