@@ -62,6 +62,7 @@ MODULES = (
     "time",
     "decoding",
     "numerics",
+    "combinations",
     "gradients",
     "dropout",
     "autocast",

@@ -175,11 +175,6 @@ class RecurrenceOperation(Subject):
         options = self.target.variant.options
         return options(**({"chunk_size": 16} if "chunk_size" in options.model_fields else {}))
 
-    def wide(self, tensor: Tensor) -> Tensor:
-        """Return a state in the dtype of states: float32, float64 for float64."""
-        wide = torch.promote_types(self.dtype, torch.float32)
-        return tensor.to(self.device, wide)
-
     def both(self, call: Call, options: Any = None) -> tuple[Tensor, Tensor]:
         """Return the output, (B, H, L, Ev), and the final state."""
         self.calls.append(call)
@@ -201,11 +196,19 @@ class RecurrenceOperation(Subject):
     def exact(
         self, call: Call, tensors: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the definition's output and final state, in float64."""
+        """Return the definition's output and final state, in float64.
+
+        Args:
+            call: With the mask, and the tensors.
+            tensors: Others in their place; perhaps of several times as many samples, one set of
+                all samples behind the other.
+        """
         given = {name: tensor.double() for name, tensor in (tensors or call.tensors).items()}
         options = self.options()
         batch, heads, length, value_width = given["value"].shape
-        keep = oracle.real_tokens(call.mask, batch, length, given["value"].device)
+        masked, device = len(call.tensors["value"]), given["value"].device
+        sets = batch // max(1, masked)
+        keep = oracle.real_tokens(call.mask, masked, length, device).repeat(sets, 1)
         real = keep[:, None, :, None]
         names = ("query", "key", "value")
         given.update(zip(names, options.features(*(given[name] for name in names)), strict=True))
@@ -225,6 +228,6 @@ class RecurrenceOperation(Subject):
             beta=beta,
             scale=call.extras.get("scale", 1.0),
             initial_state=given.get("initial_state", empty),
-            restart=oracle.restarts(call.mask, batch, length, empty.device),
+            restart=oracle.restarts(call.mask, masked, length, device).repeat(sets, 1),
         )
         return options.finish(out), state

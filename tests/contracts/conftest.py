@@ -53,6 +53,7 @@ FAMILIES = (
     "experts",
     "mixer",
     "integration",
+    "combinations",
 )
 MODULES = [_load(f"mutants_{family}") for family in FAMILIES]
 MUTANTS = tuple(Mutant(*each) for module in MODULES for each in module.MUTANTS)
