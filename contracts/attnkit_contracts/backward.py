@@ -42,7 +42,7 @@ def gradient_bounds(subject: Subject, call: Call, grad_out: Tensor) -> dict[str,
 
 def _gradient_bounds(subject: Subject, call: Call, grad_out: Tensor) -> dict[str, Bound]:
     if isinstance(subject, SoftmaxOperation) and is_exact(subject):
-        return _analytic(subject, call, grad_out)
+        return analytic_bounds(subject, call, grad_out)[1]
     inputs = dict(call.tensors)
     if isinstance(subject, LayerSubject):
         inputs |= subject.parameters()
@@ -57,22 +57,38 @@ def _gradient_bounds(subject: Subject, call: Call, grad_out: Tensor) -> dict[str
     return {name: Bound(*noisy[name], gate, "probe units") for name in call.tensors}
 
 
-def _analytic(subject: SoftmaxOperation, call: Call, grad_out: Tensor) -> dict[str, Bound]:
+def analytic_bounds(
+    subject: SoftmaxOperation, call: Call, grad_out: Tensor | None
+) -> tuple[Bound, dict[str, Bound]]:
+    """Return the bound of exact softmax attention, and those of its gradients.
+
+    Args:
+        subject: Of relation ``exact``.
+        call: What it is given.
+        grad_out: The gradient of the output; None for no gradients.
+    """
     doubled = call.map(lambda _, tensor: tensor.detach().double().requires_grad_())
-    exact = subject.exact(doubled)
+    with torch.set_grad_enabled(grad_out is not None):
+        exact = subject.exact(doubled)
+    kept = type(exact)(*(tensor.detach() for tensor in exact))
+    name, gate = "analytic units", units.ANALYTIC_GATE
+    unit = units.analytic(kept, call.tensors["value"], subject.dtype)
+    output = Bound(kept.out, unit, gate, name)
+    if grad_out is None:
+        return output, {}
     found = torch.autograd.grad(
         exact.out, list(doubled.tensors.values()), grad_out.double(), materialize_grads=True
     )
     limits = units.analytic_gradients(
-        exact._replace(weights=exact.weights.detach(), sink=exact.sink.detach()),
+        kept,
         call.tensors,
         grad_out,
         call.extras.get("scale", call.tensors["query"].shape[-1] ** -0.5),
         subject.dtype,
     )
-    return {
-        name: Bound(gradient, limits[name].detach(), units.ANALYTIC_GATE, "analytic units")
-        for name, gradient in zip(doubled.tensors, found, strict=True)
+    return output, {
+        each: Bound(gradient, limits[each].detach(), gate, name)
+        for each, gradient in zip(doubled.tensors, found, strict=True)
     }
 
 

@@ -65,6 +65,7 @@ MODULES = (
     "decoding",
     "stepping",
     "numerics",
+    "combinations",
     "gradients",
     "dropout",
     "autocast",

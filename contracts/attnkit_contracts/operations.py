@@ -181,11 +181,6 @@ class RecurrenceOperation(Subject):
         options = self.target.variant.options
         return options(**({"chunk_size": 16} if "chunk_size" in options.model_fields else {}))
 
-    def wide(self, tensor: Tensor) -> Tensor:
-        """Return a state in the dtype of states: float32, float64 for float64."""
-        wide = torch.promote_types(self.dtype, torch.float32)
-        return tensor.to(self.device, wide)
-
     def both(self, call: Call, options: Any = None) -> tuple[Tensor, Tensor]:
         """Return the output, (B, H, L, Ev), and the final state."""
         self.calls.append(call)

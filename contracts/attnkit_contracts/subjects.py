@@ -115,6 +115,10 @@ class Subject(Protocol):
         """Return the tensor in the dtype and on the device of this subject."""
         return tensor.to(self.device, self.dtype)
 
+    def wide(self, tensor: Tensor) -> Tensor:
+        """Return the tensor in the dtype of sums and states: float32, float64 for float64."""
+        return tensor.to(self.device, torch.promote_types(self.dtype, torch.float32))
+
     def draw(self, label: str, *, batch: int = 2, length: int = 33) -> Call:
         """Return an ordinary call of ``length`` tokens that the promises allow.
 

@@ -190,27 +190,61 @@ def gradient_noise(
     *,
     together: bool = False,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return each gradient in float64 and its probe unit, floored by u times its RMS per head.
+    """Return each gradient in float64 and its unit; see `whole_noise`."""
+    return whole_noise(
+        lambda given: {"out": function(given)}, inputs, {"out": grad_out}, dtype, together=together
+    )[1]
 
-    Without the floor, gradients that are structurally zero would be divided by nothing.
+
+def whole_noise(
+    function: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    inputs: Mapping[str, Tensor],
+    grads: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    *,
+    together: bool = False,
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+    """Return each output and each gradient in float64, and its probe unit.
+
+    That of a gradient is floored by u times its RMS per head: without the floor, gradients that
+    are structurally zero would be divided by nothing.
+
+    Args:
+        function: The definition, in float64: named tensors in, named outputs out.
+        inputs: Its tensors.
+        grads: The gradients of the outputs, by name; empty for outputs alone.
+        dtype: Whose roundoff u is.
+        together: As of `noise`.
     """
 
     def vjp(given: dict[str, Tensor]) -> dict[str, Tensor]:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
-        out = function(leaves)
+        with torch.set_grad_enabled(bool(grads)):
+            outs = function(leaves)
+        if not grads:
+            return outs
         gradients = torch.autograd.grad(
-            out,
+            [outs[name] for name in grads],
             list(leaves.values()),
-            grad_out.double().repeat(len(out) // len(grad_out), *[1] * (out.dim() - 1)),
+            [_repeated(grad.double(), outs[name]) for name, grad in grads.items()],
             materialize_grads=True,
         )
-        return dict(zip(leaves, gradients, strict=True))
+        found = {name: out.detach() for name, out in outs.items()}
+        return found | {f"d {name}": each for name, each in zip(leaves, gradients, strict=True)}
 
-    found = noise(vjp, inputs, dtype, probes=GRADIENT_PROBES, together=together)
-    return {
+    probes = GRADIENT_PROBES if grads else PROBES
+    found = noise(vjp, inputs, dtype, probes=probes, together=together)
+    gradients = {
         name: (exact, unit + roundoff(dtype) * _rms_per_head(exact))
-        for name, (exact, unit) in found.items()
+        for name in (inputs if grads else ())
+        for exact, unit in [found.pop(f"d {name}")]
     }
+    return found, gradients
+
+
+def _repeated(grad: Tensor, out: Tensor) -> Tensor:
+    """Return the gradient once for every set of samples that an output holds."""
+    return grad.repeat(len(out) // max(1, len(grad)), *[1] * (out.dim() - 1))
 
 
 def _rms_per_head(tensor: Tensor) -> Tensor:

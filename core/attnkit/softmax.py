@@ -154,16 +154,20 @@ class _Call:
 
 
 def _run(function: Any, call: _Call | Call, key: Tensor, value: Tensor) -> Tensor:
-    scale, bias = call.scale, call.bias
+    query, scale, bias = call.query, call.scale, call.bias
+    if scale == 0.0:
+        # kernels multiply by it inside of a product, where torch's then read what was never
+        # written, or give NaN
+        query, scale = query * 0.0, 1.0
     if bias is not None and bias.dim() < 4:
         bias = bias[(None,) * (4 - bias.dim())]
     out: Tensor = function(
-        call.query,
+        query,
         key,
         value,
         mask=call.mask,
         bias=bias,
-        scale=call.query.shape[3] ** -0.5 if scale is None else scale,
+        scale=query.shape[3] ** -0.5 if scale is None else scale,
         softcap=call.softcap,
         sinks=call.sinks,
         dropout_p=call.dropout_p,

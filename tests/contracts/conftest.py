@@ -55,6 +55,7 @@ FAMILIES = (
     "mixer",
     "integration",
     "custom_ops",
+    "combinations",
 )
 MODULES = [_load(f"mutants_{family}") for family in FAMILIES]
 MUTANTS = tuple(Mutant(*each) for module in MODULES for each in module.MUTANTS)

@@ -45,6 +45,9 @@ def attend(
     # one query stands at the last key: causal hides nothing
     is_causal = mask.is_causal and queries > 1
     if is_causal:
+        if scale < 0:
+            # torch scales what it has hidden already: -inf times -1 would be seen, and be NaN
+            query, scale = -query, -scale
         return scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=heads != key.shape[1]
         )

@@ -46,6 +46,9 @@ def attend(
         wide = torch.promote_types(query.dtype, torch.float32)
         query, key, value = (x.to(wide) for x in (query, key, value))
     square_causal = mask.is_causal and not mask.parts and length == sizes.keys and bias is None
+    if square_causal and scale < 0:
+        # torch scales what it has hidden already: -inf times -1 would be seen, and be NaN
+        query, scale = -query, -scale
     out = scaled_dot_product_attention(
         query,
         key,
