@@ -135,6 +135,13 @@ def submodule(model: nn.Module, path: str) -> nn.Module:
     return model if path == ROOT else model.get_submodule(path)
 
 
+def original(layer: type) -> type:
+    """Return a module's class as its author named it: sharding (FSDP2) derives one from it."""
+    if layer.__name__.startswith("FSDP") and layer.__bases__[0].__name__ == "FSDPModule":
+        return layer.__bases__[-1]
+    return layer
+
+
 def site_path(name: str) -> str:
     """Return the path of a module, from its name in ``model.named_modules()``."""
     return name or ROOT

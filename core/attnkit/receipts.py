@@ -96,6 +96,9 @@ class Receipt(BaseModel):
     )
     versions: dict[str, str] = Field(description="of python, attnkit, torch and the hosts")
     owners: dict[str, str] = Field(description="who offers each variant: distribution, version")
+    added: tuple[str, ...] = Field(
+        default=(), description="sites where the swap put modules with weights of their own"
+    )
     changes: tuple[str, ...] = Field(
         default=(), description="versions that differ from the receipt this was re-applied from"
     )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from attnkit import added
 from attnkit.errors import SwapError, SwapRefusedError, VerificationError
 from attnkit.hosts import refusal
 from attnkit.leaks import Prober, Subject, check_leaks
@@ -48,11 +49,18 @@ class Swap:
     Attributes:
         receipt: What was swapped, what ran and what was measured.
         active: Whether the variants still stand in the model.
+        added: The modules with weights of their own that it put there.
     """
 
-    def __init__(self, receipt: Receipt, attachments: Sequence[Attachment]) -> None:
+    def __init__(
+        self,
+        receipt: Receipt,
+        attachments: Sequence[Attachment],
+        brought: Sequence[added.Added] = (),
+    ) -> None:
         self.receipt = receipt
         self.active = True
+        self.added = tuple(brought)
         self._attachments = tuple(attachments)
 
     def restore(self) -> None:
@@ -67,16 +75,22 @@ class Swap:
         blocked = [why for each in self._attachments if (why := each.blocked())]
         if blocked:
             raise SwapError("restore is refused, nothing was changed:\n  " + "\n  ".join(blocked))
-        _undo(self._attachments)
+        # what can be undone is, even where it raises; there is nothing to do a second time
         self.active = False
+        _undo(self._attachments)
 
     def save(self, where: str | Path) -> Path:
         """Write the receipt beside a checkpoint, for `attnkit.reapply`; return its path.
+
+        Weights that the swap added go into a file beside it, with those of the layers whose place
+        they took, see `attnkit.added`.
 
         Args:
             where: The folder or the file of the checkpoint, see `attnkit.receipts.receipt_path`.
         """
         path = receipt_path(where)
+        if self.added:
+            added.save(self.added, added.weights_path(path))
         self.receipt.save(path)
         return path
 
@@ -105,6 +119,7 @@ def carry_out(
     sample = transaction.settle(sample)
     before = transaction.before(sample, generated=generated)
     mixers = transaction.mixers()
+    brought = added.added_by(model, assignments, mixers)
     trials, quiet = transaction.trial(sample, mixers)
     exact = all(assignment.relation == "exact" for assignment in assignments)
     noise = transaction.noise(sample, trials, quiet) if exact else []
@@ -124,8 +139,9 @@ def carry_out(
         leaks=leaks,
         versions=_versions(transaction.used),
         owners=_owners(assignments),
+        added=tuple(each.path for each in brought),
     )
-    return Swap(receipt, transaction.attach(mixers))
+    return Swap(receipt, transaction.attach(mixers), brought)
 
 
 class _Transaction:
@@ -326,8 +342,23 @@ def _cuda(model: nn.Module) -> list[int]:
 
 
 def _undo(attachments: Sequence[Attachment]) -> None:
+    """Undo in reverse order; one that fails keeps no other from being undone.
+
+    Raises:
+        SwapError: Some failed; all reasons are listed.
+    """
+    failed = []
     for attachment in reversed(attachments):
-        attachment.undo()
+        try:
+            attachment.undo()
+        except Exception as error:  # of a host
+            failed.append(error)
+    if failed:
+        told = "\n  ".join(f"{type(error).__name__}: {error}" for error in failed)
+        raise SwapError(
+            f"{len(failed)} of {len(attachments)} sites could not be undone, the rest were; the "
+            f"model was changed after the swap, load it anew:\n  {told}"
+        ) from failed[0]
 
 
 def _check_outputs(outputs: Sequence[OutputReceipt], sites: Sequence[SiteReceipt]) -> None:
