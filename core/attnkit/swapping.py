@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Self
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from attnkit import added
-from attnkit.errors import SwapError, SwapRefusedError, VerificationError
+from attnkit.errors import ArgumentError, SwapError, SwapRefusedError, VerificationError
 from attnkit.hosts import refusal
 from attnkit.leaks import Prober, Subject, check_leaks
+from attnkit.mounting import undo_all
 from attnkit.plans import spelled
 from attnkit.probes import neighbours
 from attnkit.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
@@ -32,7 +34,7 @@ from attnkit.standing import mixer_of, trial_of
 from attnkit.verification import NOISE_RUNS, Counting, apart, compare_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -67,17 +69,16 @@ class Swap:
         """Put back the original objects, by identity; nothing happens the second time.
 
         Raises:
-            SwapError: A later swap stands on top of this one; restore that first. Nothing is
-                changed.
+            SwapError: A later swap stands on top of this one; restore that first, nothing is
+                changed. Or some sites could not be undone, and all others were.
         """
         if not self.active:
             return
         blocked = [why for each in self._attachments if (why := each.blocked())]
         if blocked:
             raise SwapError("restore is refused, nothing was changed:\n  " + "\n  ".join(blocked))
-        # what can be undone is, even where it raises; there is nothing to do a second time
         self.active = False
-        _undo(self._attachments)
+        undo_all(self._attachments)
 
     def save(self, where: str | Path) -> Path:
         """Write the receipt beside a checkpoint, for `attnkit.reapply`; return its path.
@@ -163,6 +164,11 @@ class _Transaction:
         """
         sites = [assignment.site for assignment in self.assignments]
         rest = (host for name, host in self.hosts.items() if name not in self.used)
+        if sample is not None and not isinstance(sample, Mapping):
+            raise ArgumentError(
+                "sample must be keyword arguments of the model's forward, as in "
+                f"{{'input_ids': ...}}, got {type(sample).__name__}"
+            )
         able = [*self.used.values(), *(host for host in rest if host.sites(self.model))]
         if sample is not None and len(able) == 1:
             return sample
@@ -199,7 +205,7 @@ class _Transaction:
             with _undisturbed(self.model):
                 return self.host.run(self.model, sample)
         finally:
-            _undo(attached)
+            undo_all(attached)
 
     def attach(self, mixers: Sequence[Mixer]) -> list[Attachment]:
         """Put a mixer at each site, or at none."""
@@ -210,7 +216,7 @@ class _Transaction:
                 site, label = assignment.site, assignment.variant.name
                 attached.append(self.used[site.host].attach(self.model, site, mixer, label))
         except BaseException:
-            _undo(attached)
+            undo_all(attached)
             raise
         return attached
 
@@ -339,26 +345,6 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 def _cuda(model: nn.Module) -> list[int]:
     """Return the GPUs that hold parameters."""
     return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-
-
-def _undo(attachments: Sequence[Attachment]) -> None:
-    """Undo in reverse order; one that fails keeps no other from being undone.
-
-    Raises:
-        SwapError: Some failed; all reasons are listed.
-    """
-    failed = []
-    for attachment in reversed(attachments):
-        try:
-            attachment.undo()
-        except Exception as error:  # of a host
-            failed.append(error)
-    if failed:
-        told = "\n  ".join(f"{type(error).__name__}: {error}" for error in failed)
-        raise SwapError(
-            f"{len(failed)} of {len(attachments)} sites could not be undone, the rest were; the "
-            f"model was changed after the swap, load it anew:\n  {told}"
-        ) from failed[0]
 
 
 def _check_outputs(outputs: Sequence[OutputReceipt], sites: Sequence[SiteReceipt]) -> None:

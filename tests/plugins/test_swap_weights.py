@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import attnkit
-from attnkit.errors import ConfigError, SwapError, SwapRefusedError
+from attnkit.errors import ArgumentError, ConfigError, SwapError, SwapRefusedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,3 +185,15 @@ def test_one_failing_undo_keeps_no_other_from_being_undone() -> None:
     assert first is not last
     assert not swapped.active
     swapped.restore()
+
+
+def test_sample_that_is_no_mapping_is_an_error() -> None:
+    sample: Any = IDS
+    with pytest.raises(ArgumentError, match=r"sample must be keyword arguments.*got Tensor"):
+        attnkit.swap(build(), "flash", sample=sample)
+
+
+@pytest.mark.parametrize("given", [True, "4", 4.0])
+def test_window_that_is_no_whole_number_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match="window_size"):
+        attnkit.explain(build(), {"variant": "flash", "window_size": given})
