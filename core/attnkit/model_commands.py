@@ -70,7 +70,7 @@ def swap(
         raise typer.Exit(FOUND) from error
     if written is not None:
         written.parent.mkdir(parents=True, exist_ok=True)
-        swapped.receipt.save(written)
+        swapped.save(written)
     say(swapped.receipt.model_dump_json(indent=2) if as_json else str(swapped.receipt))
 
 

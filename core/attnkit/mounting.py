@@ -11,14 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from attnkit.errors import SwapError
 from attnkit.sites import ROOT, Needs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
-    from attnkit.sites import Mixer, Site
+    from attnkit.sites import Attachment, Mixer, Site
 
 
 @dataclass(eq=False)
@@ -130,9 +131,36 @@ def mount(
     return Mounted(site.path, made)
 
 
+def undo_all(attachments: Sequence[Attachment]) -> None:
+    """Undo in reverse order; one that fails keeps no other from being undone.
+
+    Raises:
+        SwapError: Some failed; all reasons are listed.
+    """
+    failed = []
+    for attachment in reversed(attachments):
+        try:
+            attachment.undo()
+        except Exception as error:  # of a host
+            failed.append(error)
+    if failed:
+        told = "\n  ".join(f"{type(error).__name__}: {error}" for error in failed)
+        raise SwapError(
+            f"{len(failed)} of {len(attachments)} sites could not be undone, the rest were; the "
+            f"model was changed after the swap, load it anew:\n  {told}"
+        ) from failed[0]
+
+
 def submodule(model: nn.Module, path: str) -> nn.Module:
     """Return the module at a site."""
     return model if path == ROOT else model.get_submodule(path)
+
+
+def original(layer: type) -> type:
+    """Return a module's class as its author named it: sharding (FSDP2) derives one from it."""
+    if layer.__name__.startswith("FSDP") and layer.__bases__[0].__name__ == "FSDPModule":
+        return layer.__bases__[-1]
+    return layer
 
 
 def site_path(name: str) -> str:

@@ -46,6 +46,7 @@ class WindowOptions(SiteOptions):
     window_size: int | None = Field(
         default=None,
         gt=0,
+        strict=True,
         description="keys that a query sees at most, self included; narrows the mask",
     )
 

@@ -6,26 +6,31 @@
     model = AutoModel.from_pretrained(folder)      model.load_state_dict(torch.load("model.pt"))
     attnkit.reapply(model, folder)                 attnkit.reapply(model, "model.pt")
 
-A checkpoint holds weights, and a swap has none: what is kept is the receipt. It is applied as a
-new swap, verified like any other, on the machine and with the versions of the day.
+What is kept is the receipt: it is applied as a new swap, verified like any other, on the machine
+and with the versions of the day. A swap that added weights (`attnkit.added`) keeps them in a file
+beside the receipt, with those of the layers that it replaced. The latter are put back first, so
+that the swap starts from what it once did; the former are loaded into what it then added. As
+its class does not know them, ``load_state_dict`` of such a model needs ``strict=False``.
 """
 
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from attnkit import added
 from attnkit.errors import ConfigError, SwapError
+from attnkit.mounting import submodule
 from attnkit.plans import assign
 from attnkit.receipts import Receipt, receipt_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from attnkit.plans import Assignment
     from attnkit.sites import Site
@@ -43,7 +48,7 @@ def reapply(
     Args:
         model: The loaded model, or another of the same architecture.
         receipt: A receipt, or where ``Swap.save`` was told to put it: a folder, a checkpoint's
-            file, or a file ``.json``.
+            file, or a file ``.json``. That of a swap which added weights must be a file's.
         sample: Keyword arguments of the model's forward, to verify on. None makes some.
 
     Returns:
@@ -51,26 +56,50 @@ def reapply(
         the old one, and so does a warning.
 
     Raises:
-        ConfigError: The receipt cannot be read.
+        ConfigError: The receipt cannot be read, or the weights that the swap added.
         SwapError: Sites of the receipt are gone, or there are new ones; all are listed. Or
             whatever `attnkit.swap` raises.
         RegistryError: A variant of the receipt is not installed.
     """
     from attnkit.hosts import survey, swap
 
+    path = None if isinstance(receipt, Receipt) else receipt_path(receipt)
     old = receipt if isinstance(receipt, Receipt) else _read(receipt_path(receipt))
+    file, kept = _kept(old, path)
     sites = survey(model)
     differing = tuple(_differing(old, sites, model))
     if differing:
         told = "\n  ".join(differing)
         raise SwapError(f"the receipt is not of this model, which is as it was:\n  {told}")
+    for each in old.added:
+        if any(name.startswith(f"replaced.{each}.") for name in kept):
+            added.put(kept, "replaced", each, submodule(model, each), file)
     swapped = swap(model, old.plan, sample=sample, accept=old.accept)
+    try:
+        for brought in swapped.added:
+            added.put(kept, "added", brought.path, brought.module, file)
+    except BaseException:
+        swapped.restore()
+        raise
     changes = tuple(_changes(old, swapped.receipt))
     if changes:
         swapped.receipt = swapped.receipt.model_copy(update={"changes": changes})
         told = "; ".join(changes)
         warnings.warn(f"re-applied and verified with other versions: {told}", stacklevel=2)
     return swapped
+
+
+def _kept(old: Receipt, path: Path | None) -> tuple[Path, Mapping[str, Tensor]]:
+    """Return the weights that the swap added, none for most, and their file."""
+    if not old.added:
+        return Path(), {}
+    if path is None:
+        raise ConfigError(
+            f"the receipt is of a swap that added weights at {', '.join(old.added)}, which it does "
+            "not hold; give where Swap.save put both, or make a new swap by attnkit.swap"
+        )
+    file = added.weights_path(path)
+    return file, added.load(file)
 
 
 def _read(path: Path) -> Receipt:

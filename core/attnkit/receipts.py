@@ -101,6 +101,9 @@ class Receipt(BaseModel):
     remarks: tuple[str, ...] = Field(
         default=(), description="what to know: a host that was not tested, what training refuses"
     )
+    added: tuple[str, ...] = Field(
+        default=(), description="sites where the swap put modules with weights of their own"
+    )
     changes: tuple[str, ...] = Field(
         default=(), description="versions that differ from the receipt this was re-applied from"
     )

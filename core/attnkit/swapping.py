@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Self
 
 import torch
 
-from attnkit.errors import SwapError, SwapRefusedError, VerificationError
+from attnkit import added
+from attnkit.errors import ArgumentError, SwapError, SwapRefusedError, VerificationError
 from attnkit.hosts import refusal
 from attnkit.leaks import Prober, Subject, check_leaks
+from attnkit.mounting import undo_all
 from attnkit.plans import spelled
 from attnkit.probes import neighbours
 from attnkit.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
@@ -31,7 +34,7 @@ from attnkit.undisturbed import cuda_devices, fresh, undisturbed
 from attnkit.verification import NOISE_RUNS, Counting, apart, compare_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -54,35 +57,47 @@ class Swap:
     Attributes:
         receipt: What was swapped, what ran and what was measured.
         active: Whether the variants still stand in the model.
+        added: The modules with weights of their own that it put there.
     """
 
-    def __init__(self, receipt: Receipt, attachments: Sequence[Attachment]) -> None:
+    def __init__(
+        self,
+        receipt: Receipt,
+        attachments: Sequence[Attachment],
+        brought: Sequence[added.Added] = (),
+    ) -> None:
         self.receipt = receipt
         self.active = True
+        self.added = tuple(brought)
         self._attachments = tuple(attachments)
 
     def restore(self) -> None:
         """Put back the original objects, by identity; nothing happens the second time.
 
         Raises:
-            SwapError: A later swap stands on top of this one; restore that first. Nothing is
-                changed.
+            SwapError: A later swap stands on top of this one; restore that first, nothing is
+                changed. Or some sites could not be undone, and all others were.
         """
         if not self.active:
             return
         blocked = [why for each in self._attachments if (why := each.blocked())]
         if blocked:
             raise SwapError("restore is refused, nothing was changed:\n  " + "\n  ".join(blocked))
-        _undo(self._attachments)
         self.active = False
+        undo_all(self._attachments)
 
     def save(self, where: str | Path) -> Path:
         """Write the receipt beside a checkpoint, for `attnkit.reapply`; return its path.
+
+        Weights that the swap added go into a file beside it, with those of the layers whose place
+        they took, see `attnkit.added`.
 
         Args:
             where: The folder or the file of the checkpoint, see `attnkit.receipts.receipt_path`.
         """
         path = receipt_path(where)
+        if self.added:
+            added.save(self.added, added.weights_path(path))
         self.receipt.save(path)
         return path
 
@@ -112,6 +127,7 @@ def carry_out(
     sample = transaction.settle(sample)
     before = transaction.before(sample, generated=generated)
     mixers = transaction.mixers()
+    brought = added.added_by(model, assignments, mixers)
     trials, quiet = transaction.trial(sample, mixers)
     exact = all(assignment.relation == "exact" for assignment in assignments)
     noise = transaction.noise(sample, trials, quiet) if exact else []
@@ -134,8 +150,9 @@ def carry_out(
         versions=_versions(transaction.used),
         owners=_owners(assignments),
         remarks=tuple(remarks),
+        added=tuple(each.path for each in brought),
     )
-    return Swap(receipt, transaction.attach(mixers))
+    return Swap(receipt, transaction.attach(mixers), brought)
 
 
 class _Transaction:
@@ -157,6 +174,11 @@ class _Transaction:
         """
         sites = [assignment.site for assignment in self.assignments]
         rest = (host for name, host in self.hosts.items() if name not in self.used)
+        if sample is not None and not isinstance(sample, Mapping):
+            raise ArgumentError(
+                "sample must be keyword arguments of the model's forward, as in "
+                f"{{'input_ids': ...}}, got {type(sample).__name__}"
+            )
         able = [*self.used.values(), *(host for host in rest if host.sites(self.model))]
         if sample is not None and len(able) == 1:
             return sample
@@ -193,7 +215,7 @@ class _Transaction:
             with undisturbed(self.model):
                 return self.host.run(self.model, fresh(sample))
         finally:
-            _undo(attached)
+            undo_all(attached)
 
     def attach(self, mixers: Sequence[Mixer]) -> list[Attachment]:
         """Put a mixer at each site, or at none."""
@@ -204,7 +226,7 @@ class _Transaction:
                 site, label = assignment.site, assignment.variant.name
                 attached.append(self.used[site.host].attach(self.model, site, mixer, label))
         except BaseException:
-            _undo(attached)
+            undo_all(attached)
             raise
         return attached
 
@@ -301,11 +323,6 @@ class _Transaction:
             noisy = self.run(sample, [trial.noisy(generator) for trial in trials])
             runs.append({name: apart(noisy[name], out) for name, out in quiet.items()})
         return runs
-
-
-def _undo(attachments: Sequence[Attachment]) -> None:
-    for attachment in reversed(attachments):
-        attachment.undo()
 
 
 def _check_outputs(outputs: Sequence[OutputReceipt], sites: Sequence[SiteReceipt]) -> None:

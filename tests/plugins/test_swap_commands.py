@@ -173,3 +173,33 @@ def test_folder_that_cannot_be_opened_is_a_wrong_command(
     code, _, err = run("survey", tmp_path)
     assert code == 2
     assert re.search(told, err)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", "no"),
+        (
+            "config.json",
+            '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": "wide"}',
+        ),
+    ],
+)
+def test_damaged_folder_is_a_wrong_command(
+    run: Any, saved: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    (folder / name).write_text(content)
+    code, _, told = run("survey", folder)
+    assert code == 2
+    assert "transformers cannot load it" in told
+
+
+def test_written_swap_that_adds_weights_is_re_applied(
+    run: Any, saved: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    code, _, _ = run("swap", folder, "gated_linear", "--accept", "different", "--output", folder)
+    assert code == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert len(attnkit.reapply(model, folder).receipt.added) == 2

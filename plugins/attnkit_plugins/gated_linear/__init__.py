@@ -108,8 +108,12 @@ class GatedLinearSiteOptions(SiteOptions):
         default="head",
         description="decays per key channel or per head, learned; or fixed, one per head",
     )
-    gate_rank: int = Field(default=16, gt=0, description="width inside the decays per channel")
-    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+    gate_rank: int = Field(
+        default=16, gt=0, strict=True, description="width inside the decays per channel"
+    )
+    chunk_size: int = Field(
+        default=64, gt=0, strict=True, description="tokens per chunk of the chunked form"
+    )
 
 
 def _site_decay(options: GatedLinearSiteOptions) -> Decay:

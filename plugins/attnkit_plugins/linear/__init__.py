@@ -126,7 +126,9 @@ class LinearSiteOptions(SiteOptions):
     eps: float = Field(
         default=1e-6, gt=0, allow_inf_nan=False, description="least denominator, dimensionless"
     )
-    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+    chunk_size: int = Field(
+        default=64, gt=0, strict=True, description="tokens per chunk of the chunked form"
+    )
 
 
 PROMISES = Promises(

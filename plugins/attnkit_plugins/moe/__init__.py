@@ -74,11 +74,13 @@ class MoESiteOptions(SiteOptions):
     num_experts: int | None = Field(
         default=None,
         gt=0,
+        strict=True,
         description="E, copies of a dense layer's network; not for experts that are there",
     )
     top_k: int | None = Field(
         default=None,
         gt=0,
+        strict=True,
         description="k, how many of them each token is sent to; 2 unless told otherwise",
     )
 

@@ -91,7 +91,9 @@ class StateSpaceConfig(attnkit.LayerConfig):
 class StateSpaceSiteOptions(SiteOptions):
     """What a plan may say about it in place of a layer's attention function; see `site`."""
 
-    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+    chunk_size: int = Field(
+        default=64, gt=0, strict=True, description="tokens per chunk of the chunked form"
+    )
 
 
 def _site_decay(options: StateSpaceSiteOptions) -> Decay:

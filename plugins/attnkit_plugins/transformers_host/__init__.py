@@ -50,7 +50,7 @@ class TransformersHost:
 
     def attach(self, model: nn.Module, site: Site, mixer: Mixer, label: str) -> Attachment:
         from attnkit.intercepting import intercept
-        from attnkit.mounting import mount
+        from attnkit.mounting import mount, original
         from attnkit_plugins.transformers_host import dispatch, experts, interface, recurrent
         from attnkit_plugins.transformers_host.rewriting import attach, rewritten
 
@@ -63,7 +63,7 @@ class TransformersHost:
             return dispatch.attach(model, site.path, mixer, label)
 
         module = model.get_submodule(site.path)
-        layer: type = type(module)
+        layer = original(type(module))
         stand_in = rewritten(layer)
         if stand_in is not None:
             return attach(module, stand_in, put)
@@ -73,9 +73,10 @@ class TransformersHost:
         return put()
 
     def weights(self, model: nn.Module, path: str) -> Weights:
+        from attnkit.mounting import submodule
         from attnkit_plugins.transformers_host.experts import weights
 
-        return weights(model.get_submodule(path))
+        return weights(submodule(model, path))
 
     def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
         from attnkit_plugins.transformers_host.sampling import make_sample

@@ -18,6 +18,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from attnkit.errors import SwapError
 from attnkit.feedforward_sites import Routing, Weights
+from attnkit.mounting import original, submodule
+from attnkit.sites import ROOT
 from attnkit_plugins.transformers_host.interface import MARK
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from attnkit.hosts import Attachment, Mixer
 
 KEY = "attnkit"
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -130,13 +134,18 @@ class Standing(nn.Module):
 
 @dataclass
 class Replaced:
-    """See `attnkit.hosts.Attachment`; a dense layer's."""
+    """See `attnkit.hosts.Attachment`; a dense layer's.
+
+    Attributes:
+        cast: Dtype and device of what took its place, when it did.
+    """
 
     path: str
     parent: nn.Module
     name: str
     own: nn.Module
     new: nn.Module
+    cast: tuple[torch.dtype, torch.device]
 
     def blocked(self) -> str | None:
         if self.parent._modules.get(self.name) is self.new:
@@ -146,6 +155,10 @@ class Replaced:
     def undo(self) -> None:
         if not isinstance(self.new, Standing):
             self.own.train(self.new.training)
+            # the model may have been converted or moved, and the layer was not in it
+            dtype, device = _cast(self.new)
+            if (dtype, device) != self.cast:
+                self.own.to(device, dtype)
         self.parent._modules[self.name] = self.own
 
 
@@ -192,16 +205,38 @@ class Rerouted:
 
 def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attachment:
     """Put a mixer at a dense layer or at experts."""
-    module = model.get_submodule(path)
+    module = submodule(model, path)
     if is_experts(module):
         return _reroute(module, path, mixer, label)
     parent_path, _, name = path.rpartition(".")
     parent = model.get_submodule(parent_path)
     layer = getattr(mixer, "layer", None)
     new = Standing(module, mixer) if layer is None else layer.train(module.training)
+    if layer is not None and not any(p.requires_grad for p in module.parameters()):
+        layer.requires_grad_(requires_grad=False)
     # not by setattr: the order of modules would change
     parent._modules[name] = new
-    return Replaced(path, parent, name, module, new)
+    return Replaced(path, parent, name, module, new, _cast(new))
+
+
+def _cast(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    first = next(p for p in module.parameters() if p.is_floating_point())
+    return first.dtype, first.device
+
+
+def dense_obstacle(path: str, module: nn.Module) -> str | None:
+    """Return why no other module can take the place of a dense layer, or None."""
+    layer = original(type(module)).__name__
+    if path == ROOT:
+        return f"{layer} is the model itself, in whose place nothing can be put; swap in a model"
+    if any(hasattr(p, "device_mesh") for p in module.parameters()):
+        return f"the parameters of {layer} are sharded; swap first, and shard after that"
+    if any(getattr(module, name) for name in _HOOKS):
+        return (
+            f"{layer} has hooks, which would not run for what takes its place; remove them, and "
+            "register them after the swap"
+        )
+    return None
 
 
 def own_config(module: nn.Module) -> Any:

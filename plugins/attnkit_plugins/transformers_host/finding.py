@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 
 from attnkit.hosts import Needs, Site
 from attnkit.intercepting import calls_attention
+from attnkit.mounting import original, site_path
 from attnkit_plugins.transformers_host.experts import (
+    dense_obstacle,
     experts_obstacle,
     feedforward_needs,
     is_experts,
@@ -43,7 +45,7 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 def _site(path: str, module: nn.Module) -> Iterator[Site]:
-    layer: type = type(module)
+    layer: type = original(type(module))
     stand_in = rewritten(layer)
     if stand_in is not None:
         layer, module = stand_in, seen_as(module, stand_in)
@@ -57,7 +59,8 @@ def _site(path: str, module: nn.Module) -> Iterator[Site]:
         yield _record(path, module, "attention", needs, told)
     elif is_experts(module):
         told = experts_obstacle(module)
-        yield _record(path, module, "feedforward", Needs(**feedforward_needs(module)), told)
+        needs = Needs(**feedforward_needs(module))
+        yield _record(site_path(path), module, "feedforward", needs, told)
     elif "Attention" in layer.__name__ and len(_matrices(module)) + len(_own(module)) > 1:
         told = (
             f"{layer.__name__} does not call transformers' attention interface; declare it as a "
@@ -66,7 +69,9 @@ def _site(path: str, module: nn.Module) -> Iterator[Site]:
         )
         yield _record(path, module, "attention", Needs(), told)
     elif _FEEDFORWARD.search(layer.__name__) and len(_matrices(module)) > 1:
-        yield _record(path, module, "feedforward", _feedforward(module), None)
+        path = site_path(path)
+        told = dense_obstacle(path, module)
+        yield _record(path, module, "feedforward", _feedforward(module), told)
 
 
 def _record(path: str, module: nn.Module, kind: Any, needs: Needs, obstacle: str | None) -> Site:
@@ -75,7 +80,7 @@ def _record(path: str, module: nn.Module, kind: Any, needs: Needs, obstacle: str
     return Site(
         path=path,
         kind=kind,
-        layer=type(module).__name__,
+        layer=original(type(module)).__name__,
         host="transformers",
         needs=needs,
         dtype=str(first.dtype).removeprefix("torch."),
