@@ -54,7 +54,8 @@ class Running:
         if not call.aligned:
             raise UnsupportedError(
                 "window_size: needs to know where the queries stand among the keys, which this "
-                "call does not tell (a static cache while compiling); use a dynamic cache"
+                "call does not tell (cross-attention, or a static cache while compiling); leave "
+                "the layer out, or use a dynamic cache"
             )
         mask = _windowed(call.mask, self.window_size)
         return Call(**{**vars(call), "mask": mask})

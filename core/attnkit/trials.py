@@ -18,6 +18,7 @@ from attnkit.errors import AttnkitError
 from attnkit.feedforward_sites import Expert, Layered, unit
 from attnkit.receipts import SiteReceipt
 from attnkit.recurrent import layout_of, problem_of_recurrence
+from attnkit.verification import Noisy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +94,7 @@ class RecurrentTrial(_Measured):
     def __call__(self, request: Span) -> Tensor:
         """Answer as the model would, and measure."""
         own = request.own(request.query, request.key, request.value, slice(None))
-        self.units.append(own.new_zeros(1))
+        unit = own.new_zeros(1)
         mixer = self.mixer
         try:
             step = mixer.step(request)
@@ -103,13 +104,14 @@ class RecurrentTrial(_Measured):
             self.refuse(error)
         else:
             if self.fits(own, after):
-                self._measure(request, step, own, after)
+                unit = self._measure(request, step, own, after)
             step.keep(memory)
+        self.units.append(unit)
         return own
 
-    def noisy(self, generator: torch.Generator) -> _Own:
-        """Return a mixer that answers as the model would: no noise is needed where maths change."""
-        return _Own()
+    def noisy(self, generator: torch.Generator) -> Noisy:
+        """Return a mixer that answers as the model would, with noise of up to one unit."""
+        return Noisy(self.units, generator, replaces=False)
 
     def _chosen(self, step: Step) -> str:
         given, mixer = step.inputs, self.mixer
@@ -126,7 +128,8 @@ class RecurrentTrial(_Measured):
         )
         return choose(mixer.variant, problem, mixer.implementation, mixer.fallback).key
 
-    def _measure(self, request: Span, step: Step, own: Tensor, after: Tensor) -> None:
+    def _measure(self, request: Span, step: Step, own: Tensor, after: Tensor) -> Tensor:
+        """Note the error and the drift; return the root mean square unit of every row."""
         wide = step.widened(self.mixer.module, request)
         truth, _ = wide.run(self.mixer.variant, "reference")
         info = torch.finfo(after.dtype)
@@ -137,6 +140,7 @@ class RecurrentTrial(_Measured):
         real = real if keep is None else keep[:, None, :, None]
         self.error_after = max(self.error_after, _worst(after, truth, scale, real))
         self.drift.add(own, after, real)
+        return (scale * real).square().mean(-1, keepdim=True).sqrt().to(own.dtype)
 
 
 @dataclass(kw_only=True)
@@ -191,13 +195,6 @@ class _NoisyPassage:
         self.calls += 1
         noise = torch.rand(own.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
         return own + noise.to(own) * size
-
-
-class _Own:
-    replaces = False
-
-    def __call__(self, request: Span) -> Tensor:
-        return request.own(request.query, request.key, request.value, slice(None))
 
 
 def _worst(out: Tensor, truth: Tensor, size: Tensor, real: Tensor) -> float:

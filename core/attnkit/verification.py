@@ -145,11 +145,16 @@ class Trial:
 
 @dataclass
 class Noisy:
-    """A mixer that answers with the model's own function plus noise of up to one unit."""
+    """A mixer that answers with the model's own function plus noise of up to one unit.
+
+    Attributes:
+        replaces: False where a recurrence stood, which needs the host to keep its state.
+    """
 
     units: list[Tensor]
     generator: torch.Generator
     calls: int = 0
+    replaces: bool | None = None
 
     def __call__(self, request: Request) -> Tensor:
         """Answer as the model would, with noise."""

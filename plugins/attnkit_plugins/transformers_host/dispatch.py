@@ -8,6 +8,7 @@ keyword that it does not know is refused by name: dropping it could change the r
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,9 @@ INERT = frozenset(
 
 _KNOWN = TRANSLATED | INERT
 
+_CROSSING = re.compile(r"(^|\.)(cross_?att\w*|encoder_attn|EncDecAttention)(\.|$)")
+"""Paths of layers whose keys come from an encoder; the layers themselves seldom tell."""
+
 
 @dataclass
 class Binding:
@@ -68,12 +72,14 @@ class Binding:
         label: Name of what was swapped in.
         config: The module's config before any swap.
         below: The binding that this one stands on.
+        crosses: Whether its keys come from an encoder, as far as its path tells.
     """
 
     mixer: Mixer
     label: str
     config: Any
     below: Binding | None
+    crosses: bool
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Come out of a pickle, perhaps in a process where nothing was swapped yet."""
@@ -111,7 +117,7 @@ def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attached:
     """Put a mixer at a module, on top of one that may be there."""
     module = model.get_submodule(path)
     below = module.__dict__.get(MARK)
-    binding = Binding(mixer, label, own_config(module), below)
+    binding = Binding(mixer, label, own_config(module), below, bool(_CROSSING.search(path)))
     if below is None:
         own = copy.copy(binding.config)
         # the property would set the configs of sub-models too, which are shared
@@ -192,7 +198,7 @@ class Arrived:
             softcap=given.get("softcap"),
             sinks=given.get("sinks") if sinks is None else sinks,
             dropout_p=float(given.get("dropout") or 0.0),
-            aligned=aligned,
+            aligned=aligned and self._stands(),
         )
 
     def own(self, query: Tensor, key: Tensor, value: Tensor, samples: slice) -> Tensor:
@@ -216,7 +222,8 @@ class Arrived:
         keys = self.key.shape[2]
         window = self.keywords.get("sliding_window")
         if self.attention_mask is not None:
-            return read(self.attention_mask, Sizes(batch, heads, length, keys), window)
+            sizes, module = Sizes(batch, heads, length, keys), self.module
+            return read(self.attention_mask, sizes, window, module, own_config(module))
         if not self._is_causal_without_mask():
             return Reading(full(), None, keys, aligned=True)
         # upper-left alignment, as in torch: keys past the queries are the empty end of a cache
@@ -231,6 +238,16 @@ class Arrived:
         # the cheap question first: one token is what a layer is asked most often
         if self.query.shape[2] == 1 or own_config(self.module)._attn_implementation != "sdpa":
             return False
+        return self._is_causal()
+
+    def _stands(self) -> bool:
+        """Say whether queries stand among the keys at all: not if those come from elsewhere."""
+        if self._is_causal():
+            return True
+        same = self.query.shape[2] == self.key.shape[2]
+        return same and not self.module.__dict__[MARK].crosses
+
+    def _is_causal(self) -> bool:
         told = self.keywords.get("is_causal")
         return bool(getattr(self.module, "is_causal", True) if told is None else told)
 

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from attnkit.errors import UnsupportedError
 from attnkit.lifting import lift
-from attnkit.masks import Mask, Sizes, dense, full
+from attnkit.masks import Mask, Sizes, dense, full, sliding_window
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -29,9 +29,8 @@ class Reading(NamedTuple):
     Attributes:
         mask: Who may look at what, among the first ``keys`` keys.
         bias: The additive terms that came with it.
-        keys: How many keys to look at. Keys at the end that no query sees are left out where
-            there are more keys than queries: they are the unwritten end of a cache, and the last
-            query stands at the last key only without them.
+        keys: How many keys to look at. The unwritten end of a cache is left out, where there are
+            more keys than queries: the last query stands at the last key only without it.
         aligned: Whether the last query is known to stand at the last of these keys.
     """
 
@@ -41,21 +40,41 @@ class Reading(NamedTuple):
     aligned: bool
 
 
+class _Known(NamedTuple):
+    """What one forward pass of one model has read.
+
+    Attributes:
+        tensor: The mask.
+        key: What it was read for.
+        config: Of the model.
+        layers: Which layers have asked, by id. A layer that asks again is in another pass, before
+            which the contents may have changed: through numpy or ``.data`` no version tells.
+    """
+
+    tensor: ref[Tensor]
+    key: object
+    config: object
+    layers: set[int]
+    reading: Reading
+
+
 # a model hands one tensor to all its layers: it is read once, by the first of them. By the number
 # of a living object: torch's dictionary of weak keys would cost a microsecond in every layer
-_read: dict[int, tuple[ref[Tensor], object, Reading]] = {}
+_read: dict[int, _Known] = {}
 
 # where versions are not tracked, the same: the contents are kept, to see whether they changed
 _inferred: MutableMapping[Tensor, tuple[object, Tensor, Reading]] = WeakTensorKeyDictionary()
 
 
-def read(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
-    """Translate a mask tensor, once per tensor, version and sizes.
+def read(given: Tensor, sizes: Sizes, window: int | None, layer: object, config: object) -> Reading:
+    """Translate a mask tensor, once per forward pass, version and sizes.
 
     Args:
         given: (B or 1, H or 1, L or 1, S), bool or floating.
         sizes: B, H, L, S of the call.
         window: A window that the layer has, if it says so.
+        layer: Who asks.
+        config: What all layers of its model share.
     """
     if given.dim() != 4:
         raise UnsupportedError(
@@ -63,21 +82,39 @@ def read(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
             "own implementation must be 'sdpa' or 'eager'"
         )
     if torch.compiler.is_compiling():
-        # reading the contents would end the graph
-        is_bool = given.dtype == torch.bool
-        aligned = sizes.queries == sizes.keys
-        mask = dense(given) if is_bool else full()
-        return Reading(mask, None if is_bool else given, sizes.keys, aligned)
+        return _untouched(given, sizes, window)
+    if given.requires_grad:
+        # a graph must not be kept
+        return _translate(given, sizes, window)
     if given.is_inference():
         return _read_inferred(given, sizes, window)
     # what is made in inference mode must not meet a backward pass
     key = (given._version, sizes, window, torch.is_inference_mode_enabled())
-    known = _read.get(id(given))
-    if known is None or known[0]() is not given or known[1] != key:
-        number = id(given)
+    number, asks = id(given), id(layer)
+    known = _read.get(number)
+    if (
+        known is None
+        or known.tensor() is not given
+        or known.key != key
+        or known.config is not config
+        or asks in known.layers
+    ):
         alive = ref(given, lambda _: _read.pop(number, None))
-        known = _read[number] = (alive, key, _translate(given, sizes, window))
-    return known[2]
+        known = _Known(alive, key, config, set(), _translate(given, sizes, window))
+        _read[number] = known
+    known.layers.add(asks)
+    return known.reading
+
+
+def _untouched(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
+    """Translate a mask while compiling: reading the contents would end the graph."""
+    is_bool = given.dtype == torch.bool
+    aligned = sizes.queries == sizes.keys
+    mask = dense(given) if is_bool else full()
+    # the tensor has the window already; it can be named where it hides nothing more
+    if window is not None and (aligned or sizes.keys <= window):
+        mask = mask & sliding_window(window)
+    return Reading(mask, None if is_bool else given, sizes.keys, aligned)
 
 
 def _read_inferred(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
@@ -98,14 +135,27 @@ def _translate(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
     else:
         hidden = given <= torch.finfo(given.dtype).min / 2
         seen, rest = ~hidden, given.masked_fill(hidden, 0.0)
-        bias = rest if bool(rest.any()) else None
+        # a learned mask may be 0 and still wants a gradient
+        bias = rest if rest.requires_grad or bool(rest.any()) else None
     keys = sizes.keys
     if seen.shape[3] == keys > sizes.queries:
-        columns = seen.any(dim=2).any(dim=1).any(dim=0)  # (S,)
-        # one key at least: a cut to none would be another kind of call
-        keys = max(1, keys - int(columns.flip(0).int().argmax())) if bool(columns.any()) else 1
+        keys = _written(seen, sizes)
         seen = seen[..., :keys]
         bias = None if bias is None else bias[..., :keys]
     sizes = sizes._replace(keys=keys)
     mask = lift(seen, sizes, window).remembering()
     return Reading(mask, bias, keys, aligned=keys >= sizes.queries)
+
+
+def _written(seen: Tensor, sizes: Sizes) -> int:
+    """Return how many keys there are up to the last query's own.
+
+    The others are the unwritten end of a cache. No query sees past its own key, and some sees it:
+    padding at the end, hidden from all, is no end of a cache.
+    """
+    length = seen.shape[3]
+    last = length - 1 - seen.flip(3).int().argmax(dim=3)  # (B or 1, H or 1, L or 1), key
+    first = last - torch.arange(seen.shape[2], device=seen.device)  # where the first query stands
+    first = first.masked_fill(~seen.any(dim=3), -sizes.queries)
+    # one key at least: a cut to none would be another kind of call
+    return min(max(1, int(first.amax()) + sizes.queries), length)

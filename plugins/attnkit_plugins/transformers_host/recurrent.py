@@ -8,6 +8,7 @@ hands the new keys and values back instead of all, and follows reorderings of th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,19 +115,22 @@ class Beside:
     state: RecurrentState | None = None
 
 
-@dataclass
 class Watch:
     """The hook before a swapped layer; notes what its attention function is not told.
 
+    Threads that run one model at a time each have notes of their own.
+
     Attributes:
         replaces: Put a `StateLayer` into the cache; else keep the state beside it.
-        x: The layer's input, while the layer runs.
-        memory: Where its state is kept, while the layer runs.
     """
 
-    replaces: bool
-    x: Tensor | None = None
-    memory: Memory | None = None
+    def __init__(self, replaces: bool) -> None:
+        self.replaces = replaces
+        self._noted = local()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copy and pickle without notes: they belong to a call."""
+        return Watch, (self.replaces,)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         """Note the input and the place in the cache, unless another swap stands on top."""
@@ -140,8 +144,14 @@ class Watch:
                 "needs the layer's input"
             )
         caches = [each for each in (*args, *keywords.values()) if isinstance(each, Cache)]
-        self.x = x
-        self.memory = self._memory(module, caches[0]) if caches else None
+        self._noted.x = x
+        self._noted.memory = self._memory(module, caches[0]) if caches else None
+
+    def taken(self) -> tuple[Tensor, Memory | None]:
+        """Return the layer's input and where its state is kept; nothing of a call outlives it."""
+        x, memory = self._noted.x, self._noted.memory
+        self._noted.x = self._noted.memory = None
+        return x, memory
 
     def _memory(self, module: nn.Module, cache: Any) -> Memory:
         cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
@@ -238,10 +248,7 @@ class Entering:
     watch: Watch
 
     def __call__(self, request: dispatch.Arrived) -> Tensor:
-        x, memory = self.watch.x, self.watch.memory
-        # nothing of a call outlives it
-        self.watch.x = self.watch.memory = None
-        assert x is not None
+        x, memory = self.watch.taken()
         return self.mixer(Arrived(request, x, memory))
 
 
