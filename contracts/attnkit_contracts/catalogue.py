@@ -67,6 +67,7 @@ MODULES = (
     "autocast",
     "growth",
     "routing",
+    "mixtures",
     "persistence",
     "tracing",
     "custom_ops",

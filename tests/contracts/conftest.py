@@ -51,6 +51,7 @@ FAMILIES = (
     "scan",
     "mixture",
     "experts",
+    "routing",
     "mixer",
     "integration",
     "custom_ops",
