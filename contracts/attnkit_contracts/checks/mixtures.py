@@ -51,9 +51,9 @@ def capacity(subject: LayerSubject) -> Measured:
     """Drop about half of all pairs; in one sample, padding stands before the real tokens."""
     promises = subject.target.variant.promises
     try:
-        subject_with = LayerSubject(subject.target, capacity_factor=CAPACITY)
-        call, keep = _padded(subject_with, clear_call(subject_with, "F6"))
-        y = subject_with(call)
+        limited = LayerSubject(subject.target, capacity_factor=CAPACITY)
+        call, keep = _padded(limited, clear_call(limited, "F6"))
+        y = limited(call)
     except (UnsupportedError, ConfigError) as error:
         if promises.capacity:
             raise BrokenError(f"capacity is promised, and refused: {error}") from error
@@ -62,10 +62,10 @@ def capacity(subject: LayerSubject) -> Measured:
         return exactly(0, "accepted capacities")
     if not promises.capacity:
         raise BrokenError("capacity is not promised, and capacity_factor is accepted in silence")
-    wanted = subject_with.routing({**call.tensors, **expert_weights(subject_with)}, keep)
+    wanted = limited.routing({**call.tensors, **expert_weights(limited)}, keep)
     if not wanted.dropped:
         raise InconclusiveError("nothing exceeds the capacity")
-    routing = _recorded(subject_with, call)
+    routing = _recorded(limited, call)
     if routing is not None:
         _same_experts(routing, wanted.experts)
         if int(routing.dropped) != wanted.dropped:
@@ -73,7 +73,7 @@ def capacity(subject: LayerSubject) -> Measured:
                 f"{int(routing.dropped)} pairs of token and expert are said to be dropped, "
                 f"{wanted.dropped} are"
             )
-    return near(mixture_bound(subject_with, call, keep), y, f"capacity_factor={CAPACITY}")
+    return near(mixture_bound(limited, call, keep), y, f"capacity_factor={CAPACITY}")
 
 
 def _padded(subject: LayerSubject, call: Call) -> tuple[Call, Tensor]:
@@ -147,14 +147,14 @@ def _losses(
         limit = Bound(*wanted[name], units.forward_gate(wide), "probe units")
         yield near(limit, loss, f"{name}, {where}")
         if subject.promises.gradients:
-            yield _gradient(subject, loss, inputs, lambda given, n=name: both(given)[n], name)
+            yield _gradient(subject, loss, inputs, both, name)
 
 
 def _gradient(
     subject: LayerSubject,
     loss: Tensor,
     inputs: Mapping[str, Tensor],
-    definition: Callable[[Mapping[str, Tensor]], Tensor],
+    definition: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
     name: str,
 ) -> Measured:
     router = inputs["router.weight"]
@@ -163,8 +163,10 @@ def _gradient(
     (got,) = torch.autograd.grad(
         loss, [router], torch.ones_like(loss), retain_graph=True, materialize_grads=True
     )
-    ones = torch.ones(1, device=loss.device)
-    exact, unit = units.gradient_noise(definition, inputs, ones, subject.dtype)["router.weight"]
+    wanted = units.gradient_noise(
+        lambda given: definition(given)[name], inputs, torch.ones_like(loss), subject.dtype
+    )
+    exact, unit = wanted["router.weight"]
     value, place = units.error(got, exact, unit)
     said = f"the router's gradient of {name} {place}"
     return Measured(value, units.backward_gate(subject.dtype), "probe units", said)
