@@ -71,6 +71,7 @@ MODULES = (
     "autocast",
     "growth",
     "routing",
+    "mixtures",
     "persistence",
     "tracing",
     "custom_ops",

@@ -203,7 +203,18 @@ class LayerSubject(Subject):
             tensors["router.weight"],
             tensors["gate_up_proj"],
             tensors["down_proj"],
-            top_k=int(getattr(self.config, "top_k", 1)),
-            renormalise=getattr(self.config, "renormalise", True),
+            **self._router_options(),
             keep=keep,
         )
+
+    def routing(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> oracle.Routed:
+        """Return what the definition's router decides; tensors and keep as of `mixture`."""
+        router = tensors["router.weight"]
+        return oracle.routing(tensors["x"], router, **self._router_options(), keep=keep)
+
+    def _router_options(self) -> dict[str, Any]:
+        return {
+            "top_k": int(getattr(self.config, "top_k", 1)),
+            "renormalise": getattr(self.config, "renormalise", True),
+            "capacity_factor": getattr(self.config, "capacity_factor", None),
+        }

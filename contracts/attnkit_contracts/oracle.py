@@ -6,6 +6,7 @@ checks of causality, windows and alignment compare with formulas of their own.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -138,6 +139,72 @@ def restarts(mask: Mask, batch: int, length: int, device: torch.device) -> Tenso
     return first
 
 
+class Routed(NamedTuple):
+    """What the router of a mixture of experts decides, in float64.
+
+    Attributes:
+        gates: (B, L, k), the experts' shares; 0 where dropped or padding.
+        experts: (B, L, k), most probable first; -1 where dropped or padding.
+        dropped: How many of the real tokens' pairs of token and expert exceed the capacity.
+        load_balance_loss: (1), E * sum_e f_e P_e over the real tokens.
+        z_loss: (1), mean of logsumexp(logits) ** 2 over the real tokens.
+    """
+
+    gates: Tensor
+    experts: Tensor
+    dropped: int
+    load_balance_loss: Tensor
+    z_loss: Tensor
+
+
+def routing(
+    x: Tensor,
+    router: Tensor,
+    *,
+    top_k: int,
+    renormalise: bool,
+    capacity_factor: float | None = None,
+    keep: Tensor | None = None,
+) -> Routed:
+    """Send each token to its ``top_k`` most probable experts.
+
+        f_e = share of all pairs of token and expert, P_e = mean probability of e
+
+    Args:
+        x: (B, L, D).
+        router: (E, D).
+        top_k: Experts per token; equal probabilities rank by expert index.
+        renormalise: Divide the chosen probabilities by their sum; what is dropped later is in it.
+        capacity_factor: An expert serves the first ceil(capacity_factor * n * k / E) that choose
+            it of a sample's n real tokens. The losses count those that it does not serve, too.
+        keep: (B, L), False at padding.
+    """
+    count = len(router)
+    keep = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if keep is None else keep
+    logits = torch.einsum("bld,ed->ble", x.double(), router.double())
+    probabilities = logits.softmax(-1)  # (B, L, E)
+    gates, experts = probabilities.sort(dim=-1, descending=True, stable=True)
+    gates, experts = gates[..., :top_k], experts[..., :top_k]  # (B, L, k)
+    if renormalise:
+        gates = gates / gates.sum(-1, keepdim=True)
+    load = torch.bincount(experts[keep].flatten(), minlength=count) / (keep.sum() * top_k)
+    served = keep[..., None].repeat(1, 1, top_k)  # (B, L, k)
+    if capacity_factor is not None:
+        for sample, real in enumerate(keep):
+            room = math.ceil(capacity_factor * int(real.sum()) * top_k / count)
+            for expert in range(count):
+                asked = (experts[sample] == expert) & real[:, None]  # (L, k)
+                late = asked.any(-1).nonzero()[room:, 0]
+                served[sample, late] &= ~asked[late]
+    return Routed(
+        gates=torch.where(served, gates, 0.0),
+        experts=torch.where(served, experts, -1),
+        dropped=int((keep[..., None] & ~served).sum()),
+        load_balance_loss=count * (load * probabilities[keep].mean(0)).sum()[None],
+        z_loss=logits[keep].logsumexp(-1).square().mean()[None],
+    )
+
+
 def mixture(
     x: Tensor,
     router: Tensor,
@@ -146,6 +213,7 @@ def mixture(
     *,
     top_k: int,
     renormalise: bool,
+    capacity_factor: float | None = None,
     keep: Tensor | None = None,
 ) -> Tensor:
     """Send each token to its ``top_k`` most probable SwiGLU experts.
@@ -157,20 +225,24 @@ def mixture(
         router: (E, D).
         gate_up: (E, 2F, D), the gate's rows above those of up.
         down: (E, D, F).
-        top_k: Experts per token; equal probabilities rank by expert index.
-        renormalise: Divide the chosen probabilities by their sum.
+        top_k: See `routing`.
+        renormalise: See `routing`.
+        capacity_factor: See `routing`.
         keep: (B, L), False at padding, which gives 0.
     """
-    x, router, gate_up, down = x.double(), router.double(), gate_up.double(), down.double()
-    probabilities = torch.einsum("bld,ed->ble", x, router).softmax(-1)  # (B, L, E)
-    gates, chosen = probabilities.sort(dim=-1, descending=True, stable=True)
-    gates, chosen = gates[..., :top_k], chosen[..., :top_k]  # (B, L, k)
-    if renormalise:
-        gates = gates / gates.sum(-1, keepdim=True)
+    x, gate_up, down = x.double(), gate_up.double(), down.double()
+    routed = routing(
+        x,
+        router,
+        top_k=top_k,
+        renormalise=renormalise,
+        capacity_factor=capacity_factor,
+        keep=keep,
+    )
     y = torch.zeros_like(x)
     for expert in range(len(router)):
         gate, up = torch.einsum("bld,fd->blf", x, gate_up[expert]).chunk(2, -1)  # (B, L, F) each
         answer = torch.einsum("blf,df->bld", torch.nn.functional.silu(gate) * up, down[expert])
-        share = (gates * (chosen == expert)).sum(-1, keepdim=True)  # (B, L, 1)
+        share = (routed.gates * (routed.experts == expert)).sum(-1, keepdim=True)  # (B, L, 1)
         y = y + share * answer
     return y if keep is None else torch.where(keep[..., None], y, 0.0)

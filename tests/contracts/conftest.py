@@ -52,6 +52,7 @@ FAMILIES = (
     "scan",
     "mixture",
     "experts",
+    "routing",
     "mixer",
     "integration",
     "custom_ops",

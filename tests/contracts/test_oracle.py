@@ -98,6 +98,33 @@ def test_a_mixture_of_one_expert_is_that_expert() -> None:
     assert float(y) == pytest.approx(silu * 6.0 * 0.5, abs=1e-14)
 
 
+def routed(logits: list[list[float]], **given: object) -> oracle.Routed:
+    """One sample whose tokens have these logits of the experts."""
+    x = torch.tensor([logits], dtype=torch.float64)
+    options = {"top_k": 1, "renormalise": False, **given}
+    return oracle.routing(x, torch.eye(x.shape[-1]), **options)  # type: ignore[arg-type]  # a table
+
+
+def test_a_capacity_serves_the_first_real_tokens() -> None:
+    keep = torch.tensor([[False, True, True, True, True]])
+    found = routed([[5.0, 0.0]] * 4 + [[0.0, 5.0]], capacity_factor=0.75, keep=keep)
+
+    # ceil(0.75 * 4 * 1 / 2) = 2 of the three that choose the first expert
+    assert found.experts.flatten().tolist() == [-1, 0, 0, -1, 1]
+    assert (found.gates != 0).flatten().tolist() == [False, True, True, False, True]
+    assert found.dropped == 1
+
+
+def test_the_losses_of_a_router_of_zeros_and_of_one_that_collapsed() -> None:
+    even, collapsed = routed([[0.0] * 4] * 3, top_k=2), routed([[50.0, 0.0, 0.0, 0.0]] * 3)
+
+    assert even.experts.tolist() == [[[0, 1]] * 3]
+    assert even.load_balance_loss.item() == pytest.approx(1.0, abs=1e-15)
+    assert even.z_loss.item() == pytest.approx(math.log(4) ** 2, abs=1e-15)
+    assert collapsed.load_balance_loss.item() == pytest.approx(4.0, abs=1e-15)
+    assert collapsed.z_loss.item() == pytest.approx(50.0**2, abs=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_the_exact_result_is_within_the_analytic_gate(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
