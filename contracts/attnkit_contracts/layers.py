@@ -177,7 +177,8 @@ class LayerSubject(Subject):
 
         def function(tensors: Mapping[str, Tensor]) -> Tensor:
             given = {name: t.to(dtype) for name, t in tensors.items()}
-            x, named = given.pop("x"), {"mask": call.mask}
+            x = given.pop("x")
+            named: dict[str, Any] = {"mask": call.mask}
             if "context" in given:
                 named |= {"context": given.pop("context")}
             y: Tensor = functional_call(twin, given, (x,), named)
