@@ -86,7 +86,7 @@ def check_tokens(name: str, x: object, width: int, dtype: torch.dtype) -> None:
         )
 
 
-def check_state(state: object, kind: type[State], batch_size: int) -> None:
+def check_state(state: State, kind: type[object], batch_size: int) -> None:
     """Check that a layer's state is of its kind, and of as many samples as the call."""
     if not isinstance(state, kind):
         raise StateError(

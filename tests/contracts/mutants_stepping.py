@@ -11,29 +11,30 @@ import torch
 from mutants_layers import Further, layer_variant
 
 import attnkit
-import attnkit.layers
 from attnkit.errors import MaskError
 from attnkit.layers import SoftmaxLayer
 from attnkit.masks import Documents
+from attnkit.rotary import rotate
 from attnkit.state import KVCache
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from attnkit.configs import SoftmaxConfig
     from attnkit.masks import Mask
 
 
 class PaddingForgottenByState(Further):
     """Applies the mask to the prompt alone."""
 
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, **given: Any) -> Any:
         if given.get("state") is not None and given["state"].tokens:
             given["mask"] = attnkit.full()
         return super().forward(x, **given)
 
 
 class DocumentsForgottenByState(Further):
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, **given: Any) -> Any:
         if given.get("state") is not None and given["state"].tokens:
             parts = given.get("mask", attnkit.full()).conjuncts()
             kept = attnkit.full()
@@ -50,17 +51,17 @@ class QueryRotatedFromZero(SoftmaxLayer):
         query = super()._query(x)
         if self.config.rotary_base is None:
             return query
-        back = attnkit.layers.rotate(query, first=-self.seen, base=self.config.rotary_base)
+        back = rotate(query, first=-self.seen, base=self.config.rotary_base)
         return query if not self.seen else back
 
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, **given: Any) -> Any:
         state = given.get("state")
         self.seen = 0 if state is None else state.tokens
         return super().forward(x, **given)
 
 
 class SinksLeftOutOfSteps(Further):
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, **given: Any) -> Any:
         if self.sinks is None or x.shape[1] != 1:
             return super().forward(x, **given)
         held, self.sinks = self.sinks, None
@@ -70,31 +71,40 @@ class SinksLeftOutOfSteps(Further):
             self.sinks = held
 
 
+class BiasLeftOut(SoftmaxLayer):
+    def __init__(self, config: SoftmaxConfig, **given: Any) -> None:
+        super().__init__(config.model_copy(update={"projection_bias": False}), **given)
+
+
+class RotaryLeftOut(SoftmaxLayer):
+    def __init__(self, config: SoftmaxConfig, **given: Any) -> None:
+        super().__init__(config.model_copy(update={"rotary_base": None}), **given)
+
+
 class StateInPlace(Further):
     """Writes every state into one buffer, so that a second continuation overwrites the first."""
 
-    buffers: tuple[Tensor, Tensor] | None = None
+    room: tuple[Tensor, ...] = ()
 
     def spoil_state(self, after: Any, before: Any) -> Any:
         held, tokens = (after.key, after.value), after.key.shape[2]
-        if self.buffers is None or len(self.buffers[0]) != len(after.key):
-            self.buffers = (held[0].new_zeros(*held[0].shape[:2], 700, held[0].shape[3]),) * 2
-            self.buffers = (self.buffers[0].clone(), self.buffers[0].clone())
+        if not self.room or len(self.room[0]) != after.batch_size:
+            self.room = tuple(t.new_zeros(*t.shape[:2], 700, t.shape[3]) for t in held)
         with torch.no_grad():
-            for buffer, part in zip(self.buffers, held, strict=True):
+            for buffer, part in zip(self.room, held, strict=True):
                 buffer[:, :, :tokens] = part
-        return KVCache(self.buffers[0][:, :, :tokens], self.buffers[1][:, :, :tokens])
+        return KVCache(*(buffer[:, :, :tokens] for buffer in self.room))
 
 
 class PaddingSeenInTraining(Further):
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, **given: Any) -> Any:
         return super().forward(x, **(given | ({"mask": attnkit.full()} if self.training else {})))
 
 
 class PaddingSeenWithoutGradients(Further):
     """A fast path of inference that knows no masks."""
 
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, **given: Any) -> Any:
         seen = {} if torch.is_grad_enabled() else {"mask": attnkit.full()}
         return super().forward(x, **(given | seen))
 
@@ -129,23 +139,23 @@ class SwallowsKeywords(SoftmaxLayer):
 
 
 class CastsInput(Further):
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
-        if isinstance(x, torch.Tensor) and x.is_floating_point():
+    def forward(self, x: Any, **given: Any) -> Any:
+        if isinstance(x, torch.Tensor):
             x = x.to(self.q_proj.weight.dtype)
         return super().forward(x, **given)
 
 
 class CutsInput(Further):
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
-        width = self.config.embed_dim
-        wide = isinstance(x, torch.Tensor) and x.shape[-1] > width
-        return super().forward(x[..., :width] if wide else x, **given)
+    def forward(self, x: Any, **given: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            x = x[..., : self.config.embed_dim]
+        return super().forward(x, **given)
 
 
 class LeavesMaskOut(Further):
     """Goes on without a mask that does not fit."""
 
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, **given: Any) -> Any:
         try:
             return super().forward(x, **given)
         except MaskError:
@@ -155,7 +165,7 @@ class LeavesMaskOut(Further):
 class RepeatsState(Further):
     """Gives the first sample's state to all where there are too few or too many."""
 
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Tensor, **given: Any) -> Any:
         state = given.get("state")
         if isinstance(state, KVCache) and state.batch_size != len(x):
             given["state"] = state.reorder(torch.zeros(len(x), dtype=torch.long))
@@ -201,6 +211,8 @@ KILLS: dict[type[SoftmaxLayer], str] = {
     DocumentsForgottenByState: "T7.masked_steps",
     QueryRotatedFromZero: "T7.option_steps",
     SinksLeftOutOfSteps: "T7.option_steps",
+    BiasLeftOut: "S10.layer_options",
+    RotaryLeftOut: "S10.layer_options",
     StateInPlace: "T4.layer_state",
     PaddingSeenInTraining: "S11.modes",
     PaddingSeenWithoutGradients: "S11.modes",

@@ -21,14 +21,19 @@ LAYER_OPTIONS: dict[str, tuple[str, Any]] = {
     "softcap": ("softcap", 0.05),
     "sinks": ("sinks", True),
     "dropout_p": ("dropout", 0.5),
+    "rotary_base": ("", 100.0),
+    "projection_bias": ("", True),
 }
-"""Fields of softmax layers: the promise that each belongs to, and a value to try."""
+"""Fields of softmax layers: the promise that each belongs to, and a value to try.
+
+A field that belongs to none is a promise itself.
+"""
 
 
 @check(
     "S10.layer_options",
-    "An option of a layer that belongs to a promise changes the output if it is promised, and "
-    "raises if it is not.",
+    "An option of a layer changes the output if it is promised, by a promise or by a field of its "
+    "own, and raises if it is not.",
     levels=("layer",),
     families=("softmax",),
     cases=lambda _: [{"option": option} for option in LAYER_OPTIONS],
@@ -36,18 +41,22 @@ LAYER_OPTIONS: dict[str, tuple[str, Any]] = {
 def layer_options(subject: LayerSubject, option: str) -> Measured:
     """Build the layer with the option, and call it in training."""
     feature, value = LAYER_OPTIONS[option]
+    has_field = option in type(subject.config).model_fields
+    promised = getattr(subject.promises, feature) if feature else has_field
     call = subject.draw("S10", length=LENGTH)
     try:
         layer = build(subject.target, subject.dtype, **{option: value}).train()
         out = layer(call.tensors["x"], mask=call.mask)
     except (UnsupportedError, ConfigError) as error:
-        if getattr(subject.promises, feature) and option in type(subject.config).model_fields:
+        if promised and has_field:
             raise BrokenError(
-                f"{feature} is promised, {option}={value} is refused: {error}"
+                f"{feature or option} is promised, {option}={value} is refused: {error}"
             ) from error
         return exactly(0, "ignored options")
-    if not getattr(subject.promises, feature):
-        raise BrokenError(f"{feature} is not promised, and {option}={value} is accepted in silence")
+    if not promised:
+        raise BrokenError(
+            f"{feature or option} is not promised, and {option}={value} is accepted in silence"
+        )
     plain = build(subject.target, subject.dtype).train()
     known = plain.state_dict()
     changed = {n: t.shape for n, t in layer.state_dict().items()} != {
