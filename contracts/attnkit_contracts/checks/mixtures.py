@@ -112,6 +112,8 @@ def _same_experts(routing: Any, wanted: Tensor) -> None:
     "alone (1 and log(E)^2 for a router of zeros), and so are their gradients to the router.",
     families=("feedforward",),
     levels=("layer",),
+    # a router computes in float32, whatever the layer does
+    dtypes=("float32", "bfloat16", "float16"),
     verdict="R",
 )
 def losses(subject: LayerSubject) -> Measured:
