@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,8 @@ import attnkit
 import attnkit_contracts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from attnkit.interface import Variant
     from attnkit_contracts import Record
     from attnkit_contracts.catalogue import Tier
@@ -31,7 +34,8 @@ class Outcome(NamedTuple):
     skipped: set[str]
 
 
-Matrix = dict[str, Outcome]
+BY_NAME: dict[str, Any] = {}
+"""The mutants, once a test has asked for one."""
 
 
 def _records(mutant: Any) -> list[Record]:
@@ -45,25 +49,30 @@ def _records(mutant: Any) -> list[Record]:
     return [*report.records, *(each.run(explain=False) for each in own)]
 
 
+@functools.cache
+def _outcome(name: str) -> Outcome:
+    """What became of one mutant: each worker asks for its own, the matrix for all."""
+    mutant = BY_NAME[name]
+    with attnkit.register(mutant.variant):
+        records = _records(mutant)
+    red = [record.check for record in records if record.status in ("failed", "error")]
+    skipped = {record.check for record in records if record.status == "skipped_env"}
+    return Outcome(Counter(red), skipped)
+
+
 @pytest.fixture(scope="module")
-def killed(mutants: tuple[Any, ...]) -> Matrix:
-    """What became of each mutant."""
-    found: Matrix = {}
-    for mutant in mutants:
-        with attnkit.register(mutant.variant):
-            records = _records(mutant)
-        red = [record.check for record in records if record.status in ("failed", "error")]
-        skipped = {record.check for record in records if record.status == "skipped_env"}
-        found[mutant.variant.name] = Outcome(Counter(red), skipped)
-    return found
+def killed(mutants: tuple[Any, ...]) -> Callable[[str], Outcome]:
+    """Says what became of a mutant, by name."""
+    BY_NAME.update((mutant.variant.name, mutant) for mutant in mutants)
+    return _outcome
 
 
 def test_there_are_enough_mutants(mutants: tuple[Any, ...]) -> None:
     assert len({mutant.variant.name for mutant in mutants}) == len(mutants) >= 100
 
 
-def test_a_mutant_is_caught_by_its_check(mutant: Any, killed: Matrix) -> None:
-    outcome = killed[mutant.variant.name]
+def test_a_mutant_is_caught_by_its_check(mutant: Any, killed: Callable[[str], Outcome]) -> None:
+    outcome = killed(mutant.variant.name)
 
     assert mutant.kills in (outcome.skipped if _needs_gpu(mutant.kills) else outcome.red)
 
@@ -90,10 +99,11 @@ def test_every_check_has_a_mutant(mutants: tuple[Any, ...]) -> None:
 
 
 def test_the_kill_matrix_has_no_empty_line(
-    killed: Matrix, capsys: pytest.CaptureFixture[str]
+    mutants: tuple[Any, ...], killed: Callable[[str], Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    found = {mutant.variant.name: killed(mutant.variant.name) for mutant in mutants}
     lines = {
-        each.id: [name.removeprefix("mutant_") for name, one in killed.items() if one.red[each.id]]
+        each.id: [name.removeprefix("mutant_") for name, one in found.items() if one.red[each.id]]
         for each in attnkit_contracts.all_checks()
     }
     with capsys.disabled():
