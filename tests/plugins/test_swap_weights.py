@@ -187,6 +187,55 @@ def test_one_failing_undo_keeps_no_other_from_being_undone() -> None:
     swapped.restore()
 
 
+def test_site_that_cannot_take_a_hook_is_left_as_it_was() -> None:
+    model = build()
+    before, layer = logits(model), model.model.layers[1].self_attn
+    config = layer.config
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("takes no hooks")
+
+    layer.register_forward_pre_hook = fail
+    with pytest.raises(RuntimeError, match="takes no hooks"):
+        attnkit.swap(model, "gated_linear", accept="different")
+    assert layer.config is config
+    assert all(not each.self_attn._forward_pre_hooks for each in model.model.layers)
+    assert torch.equal(logits(model), before)
+
+
+def test_restore_is_refused_where_what_the_swap_added_was_taken_out() -> None:
+    model = build()
+    before, layer = logits(model), model.model.layers[1].self_attn
+    swapped = attnkit.swap(model, "gated_linear", accept="different")
+    after, added = logits(model), layer.attnkit
+    del layer.attnkit
+    with pytest.raises(
+        SwapError, match=r"nothing was changed:\n  .*1\.self_attn\.attnkit was .*put"
+    ):
+        swapped.restore()
+    assert torch.equal(logits(model), after)
+    layer.attnkit = added
+    swapped.restore()
+    assert torch.equal(logits(model), before)
+
+
+def test_recurrence_with_one_failing_step_is_undone_by_the_others() -> None:
+    model = build()
+    before, layer = logits(model), model.model.layers[1].self_attn
+    swapped = attnkit.swap(model, "gated_linear", accept="different")
+    last: Any = swapped._attachments[1]
+
+    def fail() -> None:
+        raise KeyError("gone")
+
+    last.steps.callback(fail)
+    with pytest.raises(SwapError, match=r"1 of 2 sites could not be undone, .*\n  KeyError"):
+        swapped.restore()
+    assert "attnkit" not in layer._modules
+    assert not layer._forward_pre_hooks
+    assert torch.equal(logits(model), before)
+
+
 def test_sample_that_is_no_mapping_is_an_error() -> None:
     sample: Any = IDS
     with pytest.raises(ArgumentError, match=r"sample must be keyword arguments.*got Tensor"):

@@ -7,7 +7,8 @@ hands the new keys and values back instead of all, and follows reorderings of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from threading import local
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,8 @@ from attnkit_plugins.transformers_host.interface import MARK
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.utils.hooks import RemovableHandle
 
-    from attnkit.hosts import Attachment, Call, Mixer
+    from attnkit.hosts import Call, Mixer
     from attnkit.recurrent_sites import Memory
     from attnkit.state import RecurrentState
 
@@ -254,33 +254,48 @@ class Entering:
 
 @dataclass
 class Attached:
-    """See `attnkit.hosts.Attachment`."""
+    """See `attnkit.hosts.Attachment`.
 
-    attachment: Attachment
+    Attributes:
+        attachment: Of the mixer.
+        layer: The layer.
+        added: The module of the recurrence, if it has one.
+        steps: How to undo what was done, all of it even if one of them raises.
+    """
+
+    attachment: dispatch.Attached
     layer: nn.Module
-    hook: RemovableHandle
     added: nn.Module | None
-    below: nn.Module | None = field(default=None)
+    steps: ExitStack
 
     def blocked(self) -> str | None:
+        if self.added is not None and self.layer._modules.get(CHILD) is not self.added:
+            return self.attachment.blocked() or (
+                f"{self.attachment.path}.{CHILD} was replaced or taken out by other means after "
+                "the swap; put back the module that the swap had put there"
+            )
         return self.attachment.blocked()
 
     def undo(self) -> None:
-        if self.added is not None:
-            del self.layer._modules[CHILD]
-            if self.below is not None:
-                self.layer._modules[CHILD] = self.below
-        self.hook.remove()
-        self.attachment.undo()
+        self.steps.close()
 
 
 def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attached:
-    """Put a recurrence at a layer, with its parameters and its hook."""
-    layer = model.get_submodule(path)
+    """Put a recurrence at a layer, with its parameters and its hook, or leave it as it was."""
+    layer, added = model.get_submodule(path), getattr(mixer, "module", None)
     watch = Watch(replaces=bool(getattr(mixer, "replaces", None)))
-    attachment = dispatch.attach(model, path, Entering(mixer, watch), label)
-    hook = layer.register_forward_pre_hook(watch, with_kwargs=True)
-    added, below = getattr(mixer, "module", None), layer._modules.get(CHILD)
-    if added is not None:
-        layer._modules[CHILD] = added
-    return Attached(attachment, layer, hook, added, below)
+    with ExitStack() as steps:
+        attachment = dispatch.attach(model, path, Entering(mixer, watch), label)
+        steps.callback(attachment.undo)
+        steps.callback(layer.register_forward_pre_hook(watch, with_kwargs=True).remove)
+        if added is not None:
+            steps.callback(_hold, layer, layer._modules.get(CHILD))
+            _hold(layer, added)
+        return Attached(attachment, layer, added, steps.pop_all())
+
+
+def _hold(layer: nn.Module, module: nn.Module | None) -> None:
+    """Let a layer hold a module as its `CHILD`, or none."""
+    layer._modules.pop(CHILD, None)
+    if module is not None:
+        layer._modules[CHILD] = module

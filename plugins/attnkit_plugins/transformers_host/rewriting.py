@@ -54,8 +54,10 @@ class Rewritten:
         return self.attachment.blocked()
 
     def undo(self) -> None:
-        self.attachment.undo()
-        _give_back(self.layer, self.own, held=self.held)
+        try:
+            self.attachment.undo()
+        finally:
+            _give_back(self.layer, self.own, held=self.held)
 
 
 def rewritten(layer: type) -> type | None:
