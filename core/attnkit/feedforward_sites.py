@@ -6,8 +6,9 @@ model's modules. *Experts* are many of them, behind a router that stays: the var
 implementations run on the model's own weights, for the routing that the model decided.
 
 Both are exact at the start, and verified as such on what reaches them in a run of the model,
-against the model's own modules in float64. With p = W_gate x, r = W_up x and h = silu(p) * r, in
-units of what rounding may do,
+against the model's own modules in float64. A layer that has been trained since is
+verified against the sum that it stands for, over the experts that its router decides on. With
+p = W_gate x, r = W_up x and h = silu(p) * r, in units of what rounding may do,
 
     dp = u |p| + e |W_gate| |x|,    dr = u |r| + e |W_up| |x|,    e = 8 * 2^-24
     dh = 1.1 dp |r| + |silu(p)| dr + 3u |h|
@@ -20,18 +21,22 @@ W_down h are independent, so their squares add.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch.nn.functional import silu
 
 from attnkit.choice import AUTO, choose
+from attnkit.errors import UnsupportedError
 from attnkit.interface import load
 from attnkit.problem import Problem
 from attnkit.registry import get_variant
 from attnkit.validation import dtype_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from attnkit.interface import Variant
@@ -90,7 +95,16 @@ class Builder(Protocol):
     """`Placement.build` of a feed-forward variant."""
 
     def __call__(self, weights: Weights, options: Any, *, variant: Variant) -> nn.Module:
-        """Build a layer, (..., D) in and out, from the weights of one network."""
+        """Build a `Mixture`, a module (..., D) in and out, from the weights of one network."""
+        ...
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """A layer that says what it computes, so that it can be verified once it is trained."""
+
+    def decided(self, x: Tensor) -> tuple[Routing, Weights]:
+        """Return the experts of tokens (T, D), and the weights of all experts."""
         ...
 
 
@@ -124,6 +138,15 @@ class Layered:
         """Answer a call, shaped as its x."""
         out: Tensor = self.layer(request.x)
         return out
+
+    def decided(self, request: Passage) -> tuple[Routing, Weights]:
+        """Return what the layer computes in a call."""
+        if not isinstance(self.layer, Mixture):
+            raise UnsupportedError(
+                f"weights: {type(self.layer).__name__} has no method 'decided', so that what "
+                "training made of it cannot be verified; see attnkit.feedforward_sites.Mixture"
+            )
+        return self.layer.decided(request.x.flatten(0, -2))
 
     def chosen(self, request: Passage) -> str:
         """Return which implementation takes a call, as ``variant.implementation``."""
@@ -184,18 +207,41 @@ def unit(x: Tensor, weights: Weights, routing: Routing | None, dtype: torch.dtyp
         routing: Of the tokens; None where there is one network.
         dtype: Of the module's arithmetic.
     """
+    if routing is not None:
+        routing = Routing(routing.experts, routing.gates.abs())
+    total = _summed(x, weights, routing, partial(_network_unit, dtype=dtype))
+    return total + torch.finfo(dtype).smallest_normal
+
+
+def definition(x: Tensor, weights: Weights, routing: Routing | None) -> Tensor:
+    """Return what a site computes, (T, D), float64; arguments as of `unit`."""
+    return _summed(x, weights, routing, _network)
+
+
+def _summed(
+    x: Tensor,
+    weights: Weights,
+    routing: Routing | None,
+    network: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Sum what each token's networks give, times their gates, in float64."""
     x = x.double()
     total = torch.zeros_like(x)
     for expert, (gate_up, down) in enumerate(zip(weights.gate_up, weights.down, strict=True)):
         if routing is None:
-            total += _network_unit(x, gate_up.double(), down.double(), dtype)
+            total += network(x, gate_up.double(), down.double())
             continue
         chosen = routing.experts == expert  # (T, k)
         rows = chosen.any(-1)
         if bool(rows.any()):
-            share = (routing.gates.double() * chosen).sum(-1).abs()[rows, None]
-            total[rows] += share * _network_unit(x[rows], gate_up.double(), down.double(), dtype)
-    return total + torch.finfo(dtype).smallest_normal
+            share = (routing.gates.double() * chosen).sum(-1)[rows, None]
+            total[rows] += share * network(x[rows], gate_up.double(), down.double())
+    return total
+
+
+def _network(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = (x @ gate_up.T).chunk(2, -1)  # (T, F), (T, F)
+    return (silu(gate) * up) @ down.T
 
 
 def _network_unit(x: Tensor, gate_up: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:

@@ -39,10 +39,11 @@ from attnkit.sites import (
 from attnkit.table import table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
+    from attnkit.added import Added
     from attnkit.problem import Problem
     from attnkit.swapping import Swap
 
@@ -166,6 +167,26 @@ def swap(
         VerificationError: The swap ran and did not compute what it should; it was undone.
         SwapError: The model cannot be run for the verification.
     """
+    return swap_filled(model, plan, None, sample=sample, accept=accept)
+
+
+def swap_filled(
+    model: nn.Module,
+    plan: PlanSource,
+    fill: Callable[[Sequence[Added]], None] | None,
+    *,
+    sample: Mapping[str, object] | None,
+    accept: Relation,
+) -> Swap:
+    """Do what `swap` does, with weights for the modules that it brings.
+
+    Args:
+        model: See `swap`.
+        plan: See `swap`.
+        fill: Called with the new modules, before anything is tried, to put weights into them.
+        sample: See `swap`.
+        accept: See `swap`; of the new modules as the variants make them.
+    """
     from attnkit.swapping import carry_out
 
     if accept not in _DEGREES:
@@ -183,7 +204,8 @@ def swap(
     if refused:
         raise SwapRefusedError(refusal(refused))
     hosts = {host.name: host for host in default().hosts()}
-    return carry_out(model, written, assignments, hosts, sample, accept, _remarks(assignments))
+    remarks = _remarks(assignments)
+    return carry_out(model, written, assignments, hosts, sample, accept, remarks, fill)
 
 
 def refusal(refused: Sequence[tuple[str, tuple[str, ...]]]) -> str:

@@ -53,12 +53,18 @@ class WindowOptions(SiteOptions):
 
 @dataclass(frozen=True)
 class Assignment:
-    """A variant for a site."""
+    """A variant for a site.
+
+    Attributes:
+        trained: Whether it brings weights from an earlier swap, whose relation to the layer is not
+            known.
+    """
 
     site: Site
     variant: Variant
     options: SiteOptions
     pattern: str
+    trained: bool = False
 
     @property
     def window_size(self) -> int | None:
@@ -72,6 +78,8 @@ class Assignment:
         A variant that differs from full attention by its mask alone (it says so by the mask
         parts it needs) changes nothing where the site already has that mask.
         """
+        if self.trained:
+            return "different"
         if self.variant.placement is not None:
             return self.variant.placement.relation
         size, window = self.window_size, self.site.needs.window

@@ -8,14 +8,17 @@
 
 What is kept is the receipt: it is applied as a new swap, verified like any other, on the machine
 and with the versions of the day. A swap that added weights (`attnkit.added`) keeps them in a file
-beside the receipt, with those of the layers that it replaced. The latter are put back first, so
-that the swap starts from what it once did; the former are loaded into what it then added. As
-its class does not know them, ``load_state_dict`` of such a model needs ``strict=False``.
+beside the receipt, with those of the layers that it replaced. The latter are put back first, the
+former loaded into what the swap adds before it is tried: verified is what will run, against the
+variant's own definition, as nobody knows what training made of it. As its class does not know
+them, ``load_state_dict`` of such a model needs ``strict=False``.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from attnkit.added import Added
     from attnkit.plans import Assignment
     from attnkit.sites import Site
     from attnkit.swapping import Swap
@@ -44,6 +48,9 @@ def reapply(
     sample: Mapping[str, object] | None = None,
 ) -> Swap:
     """Make a saved swap again in a model that was loaded without it.
+
+    The weights that the swap added are put in place first, so that what is verified is what will
+    run. The model is as it was if anything is raised.
 
     Args:
         model: The loaded model, or another of the same architecture.
@@ -61,7 +68,7 @@ def reapply(
             whatever `attnkit.swap` raises.
         RegistryError: A variant of the receipt is not installed.
     """
-    from attnkit.hosts import survey, swap
+    from attnkit.hosts import survey, swap_filled
 
     path = None if isinstance(receipt, Receipt) else receipt_path(receipt)
     old = receipt if isinstance(receipt, Receipt) else _read(receipt_path(receipt))
@@ -71,16 +78,19 @@ def reapply(
     if differing:
         told = "\n  ".join(differing)
         raise SwapError(f"the receipt is not of this model, which is as it was:\n  {told}")
-    for each in old.added:
-        if any(name.startswith(f"replaced.{each}.") for name in kept):
-            added.put(kept, "replaced", each, submodule(model, each), file)
-    swapped = swap(model, old.plan, sample=sample, accept=old.accept)
-    try:
-        for brought in swapped.added:
-            added.put(kept, "added", brought.path, brought.module, file)
-    except BaseException:
-        swapped.restore()
-        raise
+
+    def fill(brought: Sequence[Added]) -> None:
+        for each in brought:
+            added.put(kept, "added", each.path, each.module, file)
+
+    with ExitStack() as undoing:
+        for each in old.added:
+            if any(name.startswith(f"replaced.{each}.") for name in kept):
+                layer = submodule(model, each)
+                undoing.callback(layer.load_state_dict, copy.deepcopy(layer.state_dict()))
+                added.put(kept, "replaced", each, layer, file)
+        swapped = swap_filled(model, old.plan, fill, sample=sample, accept=old.accept)
+        undoing.pop_all()
     changes = tuple(_changes(old, swapped.receipt))
     if changes:
         swapped.receipt = swapped.receipt.model_copy(update={"changes": changes})

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Self
 
@@ -34,7 +35,7 @@ from attnkit.undisturbed import cuda_devices, fresh, undisturbed
 from attnkit.verification import NOISE_RUNS, Counting, apart, compare_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -120,14 +121,20 @@ def carry_out(
     sample: Mapping[str, object] | None,
     accept: Relation,
     remarks: Sequence[str] = (),
+    fill: Callable[[Sequence[added.Added]], None] | None = None,
 ) -> Swap:
-    """Swap and verify, or raise and leave the model as it was; see `attnkit.swap`."""
+    """Swap and verify, or raise and leave the model as it was; see `attnkit.hosts.swap_filled`."""
     transaction = _Transaction(model, assignments, hosts)
     generated = sample is None
     sample = transaction.settle(sample)
     before = transaction.before(sample, generated=generated)
     mixers = transaction.mixers()
     brought = added.added_by(model, assignments, mixers)
+    if fill is not None:
+        fill(brought)
+        paths = {each.path for each in brought}
+        assignments = [replace(a, trained=a.site.path in paths) for a in assignments]
+        transaction.assignments = assignments
     trials, quiet = transaction.trial(sample, mixers)
     exact = all(assignment.relation == "exact" for assignment in assignments)
     noise = transaction.noise(sample, trials, quiet) if exact else []

@@ -15,7 +15,7 @@ import torch
 from attnkit.choice import choose
 from attnkit.drift import Drift
 from attnkit.errors import AttnkitError
-from attnkit.feedforward_sites import Expert, Layered, unit
+from attnkit.feedforward_sites import Expert, Layered, definition, unit
 from attnkit.receipts import SiteReceipt
 from attnkit.recurrent import layout_of, problem_of_recurrence
 from attnkit.verification import Noisy
@@ -23,7 +23,7 @@ from attnkit.verification import Noisy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.feedforward_sites import Passage
+    from attnkit.feedforward_sites import Passage, Routing, Weights
     from attnkit.plans import Assignment
     from attnkit.recurrent_sites import Carrying, Span, Step
 
@@ -155,12 +155,13 @@ class FeedforwardTrial(_Measured):
         try:
             self.implementations[self.mixer.chosen(request)] = None
             after = self.mixer(request)
+            meant = self._meant(request)
         except Exception as error:
             self.refuse(error)
             self.units.append(own.new_zeros(1))
         else:
             if self.fits(own, after):
-                self._measure(request, own, after)
+                self._measure(request, own, after, *meant)
             else:
                 self.units.append(own.new_zeros(1))
         return own
@@ -169,13 +170,26 @@ class FeedforwardTrial(_Measured):
         """Return a mixer that answers as the model would, with noise of up to one unit."""
         return _NoisyPassage(self.units, generator)
 
-    def _measure(self, request: Passage, own: Tensor, after: Tensor) -> None:
-        width = own.shape[-1]
-        truth = request.own(torch.float64)
-        kind = own.device.type
+    def _meant(self, request: Passage) -> tuple[Tensor, Routing | None, Weights]:
+        """Return what should come out, in float64, and what it is made of."""
+        mixer, x = self.mixer, request.x
+        if isinstance(mixer, Expert) or self.assignment.relation == "exact":
+            return request.own(torch.float64), request.routing, request.weights()
+        routing, weights = mixer.decided(request)
+        return definition(x.flatten(0, -2), weights, routing).view(x.shape), routing, weights
+
+    def _measure(
+        self,
+        request: Passage,
+        own: Tensor,
+        after: Tensor,
+        truth: Tensor,
+        routing: Routing | None,
+        weights: Weights,
+    ) -> None:
+        x, kind = request.x.flatten(0, -2), own.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else own.dtype
-        size = unit(request.x.reshape(-1, width), request.weights(), request.routing, dtype)
-        size = size.view(own.shape)
+        size = unit(x, weights, routing, dtype).view(own.shape)
         real = torch.ones_like(own[..., :1], dtype=torch.bool)
         self.error_before = max(self.error_before, _worst(own, truth, size, real))
         self.error_after = max(self.error_after, _worst(after, truth, size, real))

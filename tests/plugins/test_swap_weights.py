@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +11,15 @@ import torch
 import transformers
 
 import attnkit
-from attnkit.errors import ArgumentError, ConfigError, SwapError, SwapRefusedError
+from attnkit.errors import (
+    ArgumentError,
+    ConfigError,
+    SwapError,
+    SwapRefusedError,
+    VerificationError,
+)
+from attnkit_plugins.moe.layer import MoELayer
+from attnkit_plugins.moe.site import upcycle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +42,15 @@ PLANS: Any = [UPCYCLED, "gated_linear", "state_space"]
 def build() -> Any:
     torch.manual_seed(0)
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).eval()
+
+
+def shuffled() -> Any:
+    """Return the model as a checkpoint without its dense layers leaves it: they are random."""
+    model = build()
+    for layer in model.model.layers:
+        for parameter in layer.mlp.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -78,6 +97,64 @@ def test_file_of_torch_loads_as_the_trained_model(plan: Any, tmp_path: Path) -> 
     assert torch.equal(logits(loaded), logits(model))
 
 
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_reapplied_receipt_is_of_the_trained_weights(plan: Any, tmp_path: Path) -> None:
+    model, swapped = trained(plan)
+    swapped.save(tmp_path)
+    other = build()
+    moved = (logits(model).double() - logits(other).double()).abs().max()
+    receipt = attnkit.reapply(other, tmp_path, sample={"input_ids": IDS}).receipt
+    told = {out.name: out.largest for out in receipt.outputs}
+    assert told["logits"] == float(moved)
+    assert {site.relation for site in receipt.sites} == {"different"}
+    assert all((site.drift or 0.0) > 1e-3 for site in receipt.sites)
+
+
+def test_wrong_implementation_that_only_training_shows_is_caught(tmp_path: Path) -> None:
+    variant = attnkit.get_variant("moe")
+
+    def exchanged(x: Any, experts: Any, gates: Any, *, weights: Any) -> Any:
+        from attnkit_plugins.moe.loop import feedforward
+
+        return feedforward(x, experts, gates.roll(1, -1), weights=weights)
+
+    loop = next(each for each in variant.implementations if each.name == "loop")
+    own = dataclasses.replace(loop, name="own", function=exchanged, cost=lambda _: 0.0)
+    wrong = dataclasses.replace(
+        variant, name="exchanged", implementations=(*variant.implementations, own)
+    )
+    with attnkit.register(wrong):
+        _, swapped = trained({"*.mlp": {"variant": "exchanged", "num_experts": 2, "top_k": 2}})
+        swapped.save(tmp_path)
+        other = shuffled()
+        before = copy.deepcopy(other.state_dict())
+        told = r"layers\.1\.mlp \(LlamaMLP\): exchanged\.own is off by"
+        with pytest.raises(VerificationError, match=told):
+            attnkit.reapply(other, tmp_path)
+    assert all(torch.equal(each, before[name]) for name, each in other.state_dict().items())
+
+
+def test_layer_that_does_not_say_what_it_computes_is_not_put_back(tmp_path: Path) -> None:
+    variant = attnkit.get_variant("moe")
+
+    class Silent(MoELayer):
+        decided: Any = None
+
+    def make(weights: Any, options: Any, *, variant: Any) -> Any:
+        layer = upcycle(weights, options, variant=variant)
+        layer.__class__ = Silent
+        return layer
+
+    assert variant.placement is not None
+    placement = dataclasses.replace(variant.placement, build=make)
+    silent = dataclasses.replace(variant, name="silent", placement=placement)
+    with attnkit.register(silent):
+        _, swapped = trained({"*.mlp": {"variant": "silent", "num_experts": 2, "top_k": 1}})
+        swapped.save(tmp_path)
+        with pytest.raises(SwapRefusedError, match="Silent has no method 'decided'"):
+            attnkit.reapply(build(), tmp_path)
+
+
 def test_swap_without_weights_writes_the_receipt_alone(tmp_path: Path) -> None:
     attnkit.swap(build(), "flash").save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["attnkit.json"]
@@ -115,17 +192,21 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
         attnkit.reapply(build(), tmp_path)
 
 
-def test_weights_of_other_shapes_undo_the_swap(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("plan", "layer"), [("gated_linear", "self_attn"), (UPCYCLED, "mlp")])
+def test_weights_of_other_shapes_leave_the_model_as_it_was(
+    plan: Any, layer: str, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
-    _, swapped = trained("gated_linear")
+    _, swapped = trained(plan)
     swapped.save(tmp_path)
     file = tmp_path / "attnkit.safetensors"
     kept = load_file(file)
-    save_file({name: tensor[:1].clone() for name, tensor in kept.items()}, file)
-    other = build()
+    cut = {name: t[:1].clone() if name.startswith("added") else t for name, t in kept.items()}
+    save_file(cut, file)
+    other = shuffled()
     before = logits(other)
-    with pytest.raises(ConfigError, match=r"added\.model\.layers\.0\.self_attn\. holds"):
+    with pytest.raises(ConfigError, match=rf"added\.model\.layers\.0\.{layer}\. holds"):
         attnkit.reapply(other, tmp_path)
     assert torch.equal(logits(other), before)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 import torch
 from torch import nn
 
+from attnkit import feedforward_sites as sites
 from attnkit.choice import choose
 from attnkit.errors import ShapeError, UnsupportedError
 from attnkit.masks import Padding, Sizes, full
@@ -164,6 +165,14 @@ class MoELayer(nn.Module):
         if following is None:
             return (y, routing) if return_routing else y
         return (y, following, routing) if return_routing else (y, following)
+
+    def decided(self, x: Tensor) -> tuple[sites.Routing, sites.Weights]:
+        """Return the experts of tokens (T, D); see `attnkit.feedforward_sites.Mixture`."""
+        keep = torch.ones(1, len(x), dtype=torch.bool, device=x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            routing = self._route(x[None], keep)
+        weights = sites.Weights(self.gate_up_proj, self.down_proj)
+        return sites.Routing(routing.experts[0], routing.gates[0]), weights
 
     def _check(self, x: Tensor, mask: Mask, state: Stateless | None) -> None:
         width, dtype = self.config.embed_dim, self.down_proj.dtype
