@@ -254,14 +254,28 @@ def _obstacles(assignment: Assignment) -> Iterator[str]:
     if variant.family != "softmax":
         yield from obstacles(assignment)
         return
+    if site.needs.cross:
+        yield from _beyond_crossing(assignment)
     for part in sorted(set(variant.promises.needs) - {"window"}):
         yield f"mask: variant {variant.name!r} needs masks with {part}, no option of a plan has any"
-    needed = "window" in variant.promises.needs
+    needed = "window" in variant.promises.needs and not site.needs.cross
     if needed and assignment.window_size is None and site.needs.window is None:
         yield (
             f"window_size: variant {variant.name!r} needs one, the site has none; give "
             f"{{'variant': {variant.name!r}, 'window_size': ...}}"
         )
+
+
+def _beyond_crossing(assignment: Assignment) -> Iterator[str]:
+    """Say what a variant cannot do where keys come from elsewhere than queries."""
+    variant = assignment.variant
+    if not variant.promises.cross:
+        yield (
+            f"cross: the layer is cross-attention, variant {variant.name!r} does not promise query "
+            "and key lengths that differ; leave the layer out"
+        )
+    if assignment.window_size is not None or "window" in variant.promises.needs:
+        yield "window_size: in cross-attention no key is near a query; leave the layer out"
 
 
 def _unaccepted(assignment: Assignment, accept: Relation) -> str:
@@ -316,7 +330,7 @@ def _problem(assignment: Assignment, *, training: bool) -> Problem:
         heads=needs.heads or 1,
         kv_heads=needs.kv_heads or needs.heads or 1,
         query_length=LENGTH,
-        key_length=LENGTH,
+        key_length=2 * LENGTH if needs.cross else LENGTH,
         head_dim=width,
         value_head_dim=width,
         causal=bool(needs.causal),

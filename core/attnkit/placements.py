@@ -122,6 +122,8 @@ def _beyond_a_recurrence(assignment: Assignment) -> Iterator[str]:
         )
     if needs.causal is not True:
         yield f"causal: {name!r} sees no later key, the layer is not known to be causal"
+    if needs.cross:
+        yield f"cross: the layer is cross-attention, {name!r} takes keys of its own tokens"
     if needs.heads is None:
         yield "heads: their number is not known, the layer does not tell it"
     if needs.window is not None:

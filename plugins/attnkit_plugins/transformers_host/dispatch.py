@@ -8,7 +8,6 @@ keyword that it does not know is refused by name: dropping it could change the r
 from __future__ import annotations
 
 import copy
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +58,6 @@ INERT = frozenset(
 
 _KNOWN = TRANSLATED | INERT
 
-_CROSSING = re.compile(r"(^|\.)(cross_?att\w*|encoder_attn|EncDecAttention)(\.|$)")
-"""Paths of layers whose keys come from an encoder; the layers themselves seldom tell."""
-
 
 @dataclass
 class Binding:
@@ -72,14 +68,12 @@ class Binding:
         label: Name of what was swapped in.
         config: The module's config before any swap.
         below: The binding that this one stands on.
-        crosses: Whether its keys come from an encoder, as far as its path tells.
     """
 
     mixer: Mixer
     label: str
     config: Any
     below: Binding | None
-    crosses: bool
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Come out of a pickle, perhaps in a process where nothing was swapped yet."""
@@ -117,7 +111,7 @@ def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attached:
     """Put a mixer at a module, on top of one that may be there."""
     module = model.get_submodule(path)
     below = module.__dict__.get(MARK)
-    binding = Binding(mixer, label, own_config(module), below, bool(_CROSSING.search(path)))
+    binding = Binding(mixer, label, own_config(module), below)
     if below is None:
         own = copy.copy(binding.config)
         # the property would set the configs of sub-models too, which are shared
@@ -242,10 +236,7 @@ class Arrived:
 
     def _stands(self) -> bool:
         """Say whether queries stand among the keys at all: not if those come from elsewhere."""
-        if self._is_causal():
-            return True
-        same = self.query.shape[2] == self.key.shape[2]
-        return same and not self.module.__dict__[MARK].crosses
+        return self._is_causal() or self.query.shape[2] == self.key.shape[2]
 
     def _is_causal(self) -> bool:
         told = self.keywords.get("is_causal")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 KEY = "attnkit"
 
+_ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation")
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -58,7 +60,8 @@ def experts_obstacle(module: Any) -> str | None:
 
 def feedforward_needs(module: Any) -> dict[str, Any]:
     """Return what `Needs` says of a dense layer or of experts beside its widths."""
-    activation = getattr(module, "act_fn", None) or getattr(module, "activation_fn", None)
+    given = (getattr(module, name, None) for name in _ACTIVATIONS)
+    activation = next((each for each in given if isinstance(each, nn.Module)), None)
     found: dict[str, Any] = {"activation": type(activation).__name__ if activation else None}
     if is_experts(module):
         found |= {"num_experts": int(module.num_experts), "gated": bool(module.has_gate)}

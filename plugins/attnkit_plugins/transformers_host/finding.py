@@ -18,7 +18,7 @@ from attnkit_plugins.transformers_host.experts import (
     feedforward_needs,
     is_experts,
 )
-from attnkit_plugins.transformers_host.interface import Caller, caller, own_config
+from attnkit_plugins.transformers_host.interface import Caller, caller, crosses, own_config
 from attnkit_plugins.transformers_host.rewriting import rewritten, seen_as
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 READABLE = (None, "eager", "sdpa")
 """Implementations whose masks `masking` reads."""
 
-_FEEDFORWARD = re.compile(r"(MLP|Mlp|FeedForward|FFN)$")
+_FEEDFORWARD = re.compile(r"(MLP|Mlp|FeedForward|FFN|ActDense)(Block|Network)?$")
+
+_APART = (("fc1", "fc2"), ("intermediate", "output"), ("ffn", "ffn_output"))
+"""Children that are the feed-forward part of a layer between them, beside all else in it."""
 
 
 def find_sites(model: nn.Module) -> tuple[Site, ...]:
     """Return the attention and feed-forward sites of a model, in the order of its modules."""
-    found = {path: site for path, module in model.named_modules() for site in _site(path, module)}
+    sites = (site for path, module in model.named_modules() for site in _site(path, module))
+    found = {site.path: site for site in sites}
     # a wrapper around a layer that calls the interface is no site of its own
     inner = {path for path, site in found.items() if not site.obstacle}
     return tuple(
@@ -51,11 +55,12 @@ def _site(path: str, module: nn.Module) -> Iterator[Site]:
         layer, module = stand_in, seen_as(module, stand_in)
     found = caller(layer)
     if found is not None and hasattr(module, "config"):
-        yield _record(path, module, "attention", _attention(module, found), _obstacle(module))
+        needs = _attention(path, module, found)
+        yield _record(path, module, "attention", needs, _obstacle(module))
     elif not layer.__module__.startswith("transformers."):
         return
     elif calls_attention(layer):
-        needs, told = _calling(module), _obstacle_of_caller(module)
+        needs, told = _calling(path, module), _obstacle_of_caller(module)
         yield _record(path, module, "attention", needs, told)
     elif is_experts(module):
         told = experts_obstacle(module)
@@ -72,6 +77,20 @@ def _site(path: str, module: nn.Module) -> Iterator[Site]:
         path = site_path(path)
         told = dense_obstacle(path, module)
         yield _record(path, module, "feedforward", _feedforward(module), told)
+    elif layer.__name__.endswith("Layer"):
+        yield from _apart(path, module)
+
+
+def _apart(path: str, module: nn.Module) -> Iterator[Site]:
+    """Say of a layer whose feed-forward part is no module that there is none to replace."""
+    for first, second in _APART:
+        if hasattr(module, first) and hasattr(module, second):
+            told = (
+                f"{original(type(module)).__name__} computes its feed-forward part by its "
+                f"{first!r} and {second!r}, there is no one module to replace"
+            )
+            # the layer's own name would stand for all that is in it
+            yield _record(f"{path}.{first}".lstrip("."), module, "feedforward", Needs(), told)
 
 
 def _record(path: str, module: nn.Module, kind: Any, needs: Needs, obstacle: str | None) -> Site:
@@ -115,7 +134,7 @@ def _obstacle(module: nn.Module) -> str | None:
     return None
 
 
-def _attention(module: nn.Module, found: Caller) -> Needs:
+def _attention(path: str, module: nn.Module, found: Caller) -> Needs:
     config = own_config(module)
     heads = _number(int, module, "num_heads", "num_attention_heads", "n_heads") or _number(
         int, config, "num_attention_heads", "n_head", "num_heads"
@@ -130,6 +149,7 @@ def _attention(module: nn.Module, found: Caller) -> Needs:
         kv_heads=kv_heads,
         head_dim=width,
         causal=causal if isinstance(causal, bool) else None,
+        cross=crosses(path, module),
         window=_window(module, found),
         softcap=_number(float, module, "attn_logit_softcapping", "softcap"),
         scale=None if width and scale == width**-0.5 else scale,
@@ -147,7 +167,7 @@ def _keeps(layer: type, found: Caller) -> bool:
     return not names.isdisjoint(("past_key_values", "layer_past"))
 
 
-def _calling(module: nn.Module) -> Needs:
+def _calling(path: str, module: nn.Module) -> Needs:
     """Say what a layer needs that calls torch's attention function itself."""
     heads = _number(int, module, "num_heads", "num_attention_heads")
     causal = getattr(module, "is_causal", None)
@@ -156,6 +176,7 @@ def _calling(module: nn.Module) -> Needs:
         kv_heads=_number(int, module, "num_kv_heads") or heads,
         head_dim=_number(int, module, "head_dim", "attention_head_size"),
         causal=causal if isinstance(causal, bool) else None,
+        cross=crosses(path, module),
         dropout=_dropout(module),
         cache="layer_past" in inspect.signature(module.forward).parameters,
     )
@@ -192,10 +213,9 @@ def _dropout(module: nn.Module) -> float:
 
 def _feedforward(module: nn.Module) -> Needs:
     # the widths of all matrices are those of the model and of the hidden layer, in some order
-    first = _matrices(module)[0]
-    shape = tuple(first.shape)
-    is_linear = isinstance(next(iter(module.children())), torch.nn.Linear)
-    hidden, width = shape if is_linear else shape[::-1]
+    first = next(each for each in module.children() if _matrix(each) is not None)
+    shape = tuple(_matrices(module)[0].shape)
+    hidden, width = shape if isinstance(first, torch.nn.Linear) else shape[::-1]
     told = feedforward_needs(module)
     if isinstance(getattr(module, "gate_up_proj", None), torch.nn.Linear):
         hidden = hidden // 2
@@ -203,8 +223,12 @@ def _feedforward(module: nn.Module) -> Needs:
 
 
 def _matrices(module: nn.Module) -> list[torch.Tensor]:
-    weights = (getattr(child, "weight", None) for child in module.children())
-    return [w for w in weights if isinstance(w, torch.Tensor) and w.dim() == 2]
+    return [w for child in module.children() if (w := _matrix(child)) is not None]
+
+
+def _matrix(module: nn.Module) -> torch.Tensor | None:
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, torch.Tensor) and weight.dim() == 2 else None
 
 
 def _own(module: nn.Module) -> list[torch.Tensor]:

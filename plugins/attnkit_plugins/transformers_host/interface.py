@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 MARK = "_attnkit"
 """Attribute of a swapped module that holds its `dispatch.Binding`."""
+
+_CROSSING = re.compile(
+    r"(^|\.)(\w*cross_?att\w*|encoder_attn\w*|EncDecAttention|encoder_decoder_attention)(\.|$)"
+)
+"""Paths of layers whose keys come from elsewhere; the layers themselves seldom tell."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,12 @@ def caller(layer: type) -> Caller | None:
         if len(eager) == 1 and eager[0] in space:
             return Caller(function.__code__, space["ALL_ATTENTION_FUNCTIONS"], space[eager[0]])
     return None
+
+
+def crosses(path: str, module: nn.Module) -> bool:
+    """Say whether keys come from elsewhere than queries: from an encoder, or another stream."""
+    told = getattr(module, "is_cross_attention", None) is True
+    return told or "CrossAttention" in type(module).__name__ or bool(_CROSSING.search(path))
 
 
 def own_config(module: nn.Module) -> Any:
