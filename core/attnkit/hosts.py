@@ -4,24 +4,20 @@
     attnkit.explain(model, "flash")  # dry run: what would run there, or every reason why not
     attnkit.swap(model, "flash")     # all or nothing, verified on a probe, undone by restore()
 
-`attnkit.plans` reads plans, `attnkit.swapping` does the swap, `attnkit.verification` measures it,
-`attnkit.sites` has the protocol of the adapters.
+`attnkit.plans` reads plans, `attnkit.decisions` says what they mean, `attnkit.swapping` does the
+swap, `attnkit.verification` measures it, `attnkit.sites` has the protocol of the adapters.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from attnkit.decisions import Decision, Explanation, decide, decide_all
 from attnkit.errors import ArgumentError, SwapRefusedError
 from attnkit.hookspecs import EXTENSION_GROUP
 from attnkit.host_versions import untested
-from attnkit.placements import LENGTH, obstacles, supposed
 from attnkit.plan_sources import PlanSource, written_out
-from attnkit.plans import Assignment, assign
-from attnkit.promises import Relation
+from attnkit.plans import assign
 from attnkit.registry import default
 from attnkit.sites import (
     ROOT,
@@ -34,17 +30,16 @@ from attnkit.sites import (
     Request,
     Site,
     Survey,
-    with_remarks,
 )
-from attnkit.table import table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
     from attnkit.added import Added
-    from attnkit.problem import Problem
+    from attnkit.plans import Assignment
+    from attnkit.promises import Relation
     from attnkit.swapping import Swap
 
 __all__ = [
@@ -65,34 +60,6 @@ __all__ = [
 ]
 
 _DEGREES: tuple[Relation, ...] = ("exact", "approximate", "different")
-
-
-class Decision(BaseModel):
-    """What a plan means for one site."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    site: Site
-    variant: str
-    relation: Relation = Field(description="of the swap, at this site")
-    chosen: str | None = Field(description="variant.implementation, or None if nothing can")
-    reasons: tuple[str, ...] = Field(description="why not; empty if it can")
-
-
-class Explanation(tuple[Decision, ...]):
-    """A dry run: one decision per site; prints as a table."""
-
-    __slots__ = ()
-
-    @property
-    def possible(self) -> bool:
-        """Whether every site can take its variant."""
-        return not any(decision.reasons for decision in self)
-
-    def __str__(self) -> str:
-        head = ("site", "needs", "variant", "relation", "runs")
-        shown = table(head, (_cells(decision) for decision in self))
-        return with_remarks(shown, [decision.site for decision in self])
 
 
 def survey(model: nn.Module) -> Survey:
@@ -130,8 +97,7 @@ def explain(model: nn.Module, plan: PlanSource) -> Explanation:
     """
     sites = _sites(model)
     assignments = assign(written_out(plan, sites), sites)
-    modes = _modes(model)
-    return Explanation(decide(each, training=modes[each.site.path]) for each in assignments)
+    return Explanation(decide_all(model, assignments, sites))
 
 
 def swap(
@@ -194,9 +160,10 @@ def swap_filled(
     sites = _sites(model)
     written = written_out(plan, sites)
     assignments = assign(written, sites)
-    refused, modes = [], _modes(model)
-    for assignment in assignments:
-        reasons = decide(assignment, training=modes[assignment.site.path]).reasons
+    refused = []
+    decisions = decide_all(model, assignments, sites)
+    for assignment, decision in zip(assignments, decisions, strict=True):
+        reasons = decision.reasons
         if not reasons and _DEGREES.index(assignment.relation) > _DEGREES.index(accept):
             reasons = (_unaccepted(assignment, accept),)
         if reasons:
@@ -220,64 +187,6 @@ def refusal(refused: Sequence[tuple[str, tuple[str, ...]]]) -> str:
     return "\n".join(lines)
 
 
-def decide(assignment: Assignment, *, training: bool = False) -> Decision:
-    """Say what runs at a site, or every reason why nothing can.
-
-    Args:
-        assignment: What a plan puts there.
-        training: Whether the site drops probabilities, if it ever does.
-    """
-    reasons = tuple(_obstacles(assignment))
-    chosen = None
-    if not reasons:
-        from attnkit.choice import explain_choice
-
-        names = (assignment.options.implementation, *assignment.options.fallback)
-        problem = _problem(assignment, training=training)
-        choices = [explain_choice(assignment.variant, problem, name) for name in names]
-        chosen = next((choice.chosen for choice in choices if choice.chosen), None)
-        if chosen is None:
-            reasons = tuple(str(each) for choice in choices for each in choice.candidates)
-    return Decision(
-        site=assignment.site,
-        variant=assignment.variant.name,
-        relation=assignment.relation,
-        chosen=chosen,
-        reasons=reasons,
-    )
-
-
-def _obstacles(assignment: Assignment) -> Iterator[str]:
-    site, variant = assignment.site, assignment.variant
-    if site.obstacle:
-        yield site.obstacle
-    if variant.family != "softmax":
-        yield from obstacles(assignment)
-        return
-    if site.needs.cross:
-        yield from _beyond_crossing(assignment)
-    for part in sorted(set(variant.promises.needs) - {"window"}):
-        yield f"mask: variant {variant.name!r} needs masks with {part}, no option of a plan has any"
-    needed = "window" in variant.promises.needs and not site.needs.cross
-    if needed and assignment.window_size is None and site.needs.window is None:
-        yield (
-            f"window_size: variant {variant.name!r} needs one, the site has none; give "
-            f"{{'variant': {variant.name!r}, 'window_size': ...}}"
-        )
-
-
-def _beyond_crossing(assignment: Assignment) -> Iterator[str]:
-    """Say what a variant cannot do where keys come from elsewhere than queries."""
-    variant = assignment.variant
-    if not variant.promises.cross:
-        yield (
-            f"cross: the layer is cross-attention, variant {variant.name!r} does not promise query "
-            "and key lengths that differ; leave the layer out"
-        )
-    if assignment.window_size is not None or "window" in variant.promises.needs:
-        yield "window_size: in cross-attention no key is near a query; leave the layer out"
-
-
 def _unaccepted(assignment: Assignment, accept: Relation) -> str:
     name, size = assignment.variant.name, assignment.window_size
     narrows = size is not None and assignment.relation != assignment.variant.relation
@@ -292,13 +201,6 @@ def _unaccepted(assignment: Assignment, accept: Relation) -> str:
     )
 
 
-def _modes(model: nn.Module) -> dict[str, bool]:
-    """Return which sites are in training mode, by path; what is no module has its model's."""
-    modes: dict[str, bool] = defaultdict(lambda: bool(model.training))
-    modes.update((name, module.training) for name, module in model.named_modules() if name)
-    return modes
-
-
 def _remarks(assignments: Sequence[Assignment]) -> tuple[str, ...]:
     """Return what to know of the hosts, and of sites that cannot be trained with their variant."""
     told = dict.fromkeys(each.site.remark for each in assignments if each.site.remark)
@@ -311,37 +213,6 @@ def _remarks(assignments: Sequence[Assignment]) -> tuple[str, ...]:
                 "that promises dropout"
             ] = None
     return tuple(told)
-
-
-def _problem(assignment: Assignment, *, training: bool) -> Problem:
-    from attnkit.problem import Problem
-
-    if assignment.variant.family != "softmax":
-        return supposed(assignment)
-    site, needs = assignment.site, assignment.site.needs
-    width = needs.head_dim or 64
-    windows = [w for w in (needs.window, assignment.window_size) if w is not None]
-    return Problem(
-        family="softmax",
-        device=site.device,
-        dtype=site.dtype,
-        batch=1,
-        # as little as there can be: `swap` sees the rest
-        heads=needs.heads or 1,
-        kv_heads=needs.kv_heads or needs.heads or 1,
-        query_length=LENGTH,
-        key_length=2 * LENGTH if needs.cross else LENGTH,
-        head_dim=width,
-        value_head_dim=width,
-        causal=bool(needs.causal),
-        mask_parts=frozenset({"window"}) if windows else frozenset(),
-        window=min(windows, default=None),
-        bias=needs.bias,
-        scale=needs.scale is not None and needs.scale != width**-0.5,
-        softcap=needs.softcap is not None,
-        sinks=needs.sinks,
-        dropout=training and needs.dropout > 0,
-    )
 
 
 def _sites(model: nn.Module) -> Survey:
@@ -361,9 +232,3 @@ def _check_module(model: Any) -> None:
 
     if not isinstance(model, torch.nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-
-
-def _cells(decision: Decision) -> tuple[str, ...]:
-    site = decision.site
-    told = decision.chosen or "no: " + "\n".join(decision.reasons)
-    return (site.path, str(site.needs), decision.variant, decision.relation, told)

@@ -82,10 +82,10 @@ def declare(
 
     Without ``query``, ``key`` and ``value`` the site is every call of
     `torch.nn.functional.scaled_dot_product_attention` that the method makes, itself or through
-    others. With them the method is the attention: it takes the three and returns the mixed values,
-    and all else that decides its result is declared here. A parameter that is not declared must
-    keep its default, or be None or False, in every call of a swapped module; else the call is
-    refused.
+    others; a plan that leaves out a site inside the module is refused for it. With them the method
+    is the attention: it takes the three and returns the mixed values, and all else that decides
+    its result is declared here. A parameter that is not declared must keep its default, or be None
+    or False, in every call of a swapped module; else the call is refused.
 
     Args:
         layer: A class of `torch.nn.Module`.

@@ -92,6 +92,11 @@ class Site(BaseModel):
         description="D, where the host hands on the layer's input and keeps a state for it, as "
         "a recurrence needs",
     )
+    intercepts: bool = Field(
+        default=False,
+        description="what is swapped is every call of torch's attention function that the layer "
+        "makes, itself or through a module inside it",
+    )
 
 
 class Survey(tuple[Site, ...]):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 import attnkit
-from attnkit.errors import SwapError
+from attnkit.errors import SwapError, SwapRefusedError
 from attnkit.hosts import Needs
 
 if TYPE_CHECKING:
@@ -94,6 +94,55 @@ def spelt(**options: Any) -> Spelt:
 
 
 SAMPLE = {"x": normal(2, 9, 32)}
+
+
+class Around(Projected):
+    """Calls torch's function, and hands the result to another layer."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> Any:
+        mixed = functional.scaled_dot_product_attention(*self.heads(x))
+        return self.inner(self.out(mixed.transpose(1, 2).flatten(2)))
+
+
+def boxed() -> nn.Module:
+    return nn.Sequential(Calling())
+
+
+NARROW = {"variant": "sliding_window", "window_size": 2}
+
+
+@pytest.mark.parametrize("inner", [Calling, boxed])
+def test_layer_around_another_site_does_not_answer_for_it(inner: Callable[[], nn.Module]) -> None:
+    model = nn.Sequential(Around(inner()))
+    told = r"0\n    inside: Around holds 0\.inner\S*, .*answered here too; leave 0 out .*swap both"
+    with pytest.raises(SwapRefusedError, match=told):
+        attnkit.swap(model, {"0": NARROW}, sample={"input": SAMPLE["x"]}, accept="different")
+    assert not attnkit.explain(model, {"0": NARROW}).possible
+
+
+def test_layer_around_another_hosts_site_is_refused_in_every_plan() -> None:
+    inner = nn.MultiheadAttention(32, 4, dtype=DOUBLE)
+    for plan in ({"0": "flash"}, "flash"):
+        told = attnkit.explain(nn.Sequential(Around(inner)), plan)[0].reasons
+        assert [each.endswith("leave 0 out of the plan") for each in told] == [True]
+
+
+def test_layers_in_each_other_run_what_the_plan_says_of_each() -> None:
+    inner = Calling()
+    model = nn.Sequential(Around(inner))
+    plan = {"0.inner": "multi_head", "0": NARROW}
+    with torch.no_grad():
+        wanted = inner(SAMPLE["x"])
+        swapped = attnkit.swap(model, plan, sample={"input": SAMPLE["x"]}, accept="different")
+        assert furthest(inner(SAMPLE["x"]), wanted) < CLOSE
+    assert [(site.variant, site.calls) for site in swapped.receipt.sites] == [
+        ("sliding_window", 1),
+        ("multi_head", 1),
+    ]
 
 
 @pytest.mark.parametrize("make", [Calling, spelt], ids=["calling", "declared"])

@@ -12,6 +12,7 @@ import transformers
 from transformers.masking_utils import create_causal_mask
 
 import attnkit
+from attnkit.decisions import decide
 from attnkit.errors import (
     ArgumentError,
     ConfigError,
@@ -19,7 +20,6 @@ from attnkit.errors import (
     UnknownVariantError,
     UnsupportedError,
 )
-from attnkit.hosts import decide
 from attnkit.plans import assign
 from attnkit.receipts import Receipt
 

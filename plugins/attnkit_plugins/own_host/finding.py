@@ -24,9 +24,10 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     for name, module in model.named_modules():
         declared = declaration(type(module))
         if declared is not None:
-            found.append(_record(site_path(name), module, declared.needs_of(module)))
+            needs, intercepts = declared.needs_of(module), not declared.parameters
+            found.append(_record(site_path(name), module, needs, intercepts=intercepts))
         elif calls_attention(type(module)) and _library(module) not in known:
-            found.append(_record(site_path(name), module, Needs()))
+            found.append(_record(site_path(name), module, Needs(), intercepts=True))
     return tuple(found)
 
 
@@ -45,7 +46,7 @@ def _library(module: nn.Module) -> str:
     return found.partition(".")[0]
 
 
-def _record(path: str, module: nn.Module, needs: Needs) -> Site:
+def _record(path: str, module: nn.Module, needs: Needs, *, intercepts: bool) -> Site:
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
     return Site(
         path=path,
@@ -55,4 +56,5 @@ def _record(path: str, module: nn.Module, needs: Needs) -> Site:
         needs=needs,
         dtype="float32" if first is None else str(first.dtype).removeprefix("torch."),
         device="cpu" if first is None else first.device.type,
+        intercepts=intercepts,
     )

@@ -92,6 +92,7 @@ def _record(path: str, module: nn.Module, kind: Kind, needs: Needs, obstacle: st
         dtype=str(first.dtype).removeprefix("torch."),
         device=first.device.type,
         obstacle=obstacle,
+        intercepts=kind == "attention" and obstacle is None,
     )
 
 

@@ -61,7 +61,8 @@ def _site(path: str, module: nn.Module) -> Iterator[Site]:
         return
     elif calls_attention(layer):
         needs, told = _calling(path, module), _obstacle_of_caller(module)
-        yield _record(path, module, "attention", needs, told)
+        found_here = _record(path, module, "attention", needs, told)
+        yield found_here.model_copy(update={"intercepts": True})
     elif is_experts(module):
         told = experts_obstacle(module)
         needs = Needs(**feedforward_needs(module))
