@@ -31,7 +31,6 @@ from attnkit.choice import AUTO, choose
 from attnkit.errors import UnsupportedError
 from attnkit.interface import load
 from attnkit.problem import Problem
-from attnkit.registry import get_variant
 from attnkit.validation import dtype_name
 
 if TYPE_CHECKING:
@@ -169,10 +168,6 @@ class Expert:
         options = assignment.options
         return cls(assignment.variant, options.implementation, options.fallback)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Copy and pickle by the variant's name: what it stands for lives in the registry."""
-        return _named, (self.variant.name, self.implementation, self.fallback)
-
     def __call__(self, request: Passage) -> Tensor:
         """Answer a call, (T, D)."""
         x, routing, weights = request.x, request.routing, request.weights()
@@ -273,7 +268,3 @@ def _problem(x: Tensor, experts: int, weights: tuple[Tensor, ...]) -> Problem:
         gradients=torch.is_grad_enabled() and tracked,
         compiling=torch.compiler.is_compiling(),
     )
-
-
-def _named(name: str, implementation: str, fallback: tuple[str, ...]) -> Expert:
-    return Expert(get_variant(name), implementation, fallback)

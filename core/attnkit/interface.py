@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attnkit.errors import ArgumentError
+from attnkit.errors import ArgumentError, UnknownVariantError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,7 +138,7 @@ class Variant:
         object.__setattr__(self, "default_options", made)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Variant:
-        """Return itself: a copied layer runs the variant that is registered, not a copy of it."""
+        """Return itself: a copied layer runs the same variant, registered or not."""
         return self
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -149,7 +149,13 @@ class Variant:
 def _registered(name: str) -> Variant:
     from attnkit.registry import get_variant
 
-    return get_variant(name)
+    try:
+        return get_variant(name)
+    except UnknownVariantError as error:
+        raise UnknownVariantError(
+            f"{error} What is loaded here was saved with that variant: install its plugin, or "
+            "attnkit.register it, and load again"
+        ) from error
 
 
 class SoftmaxFunction(Protocol):

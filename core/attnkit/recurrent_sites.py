@@ -28,7 +28,6 @@ from attnkit.errors import ShapeError
 from attnkit.interface import load
 from attnkit.recurrent import layout_of, recurrence
 from attnkit.reference import recurrence as reference
-from attnkit.registry import get_variant
 from attnkit.sites import Request
 from attnkit.state import RecurrentState
 
@@ -158,11 +157,6 @@ class Carrying:
         module = build(assignment.site, options, device=like.device, dtype=like.dtype)
         return cls(variant, module, options.implementation, options.fallback)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Copy and pickle by the variant's name: what it stands for lives in the registry."""
-        given = (self.variant.name, self.module, self.implementation, self.fallback)
-        return _named, (*given, self.replaces)
-
     def __call__(self, request: Span) -> Tensor:
         """Answer a layer's call, (B, H, L, Ev), and keep the state."""
         step = self.step(request)
@@ -269,9 +263,3 @@ def _inputs(module: nn.Module, request: Span, dtype: torch.dtype | None = None) 
         tensors = tuple(tensor.to(dtype) for tensor in tensors)
     inputs: Inputs = module(*tensors, scale=request.scale)
     return inputs
-
-
-def _named(
-    name: str, module: nn.Module, implementation: str, fallback: tuple[str, ...], replaces: bool
-) -> Carrying:
-    return Carrying(get_variant(name), module, implementation, fallback, replaces)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from attnkit.choice import choose
 from attnkit.errors import UnsupportedError
 from attnkit.masks import sliding_window
-from attnkit.registry import get_variant
 from attnkit.sites import Call
 from attnkit.softmax import answer, attention, problem_of
 
@@ -37,10 +36,6 @@ class Running:
         return cls(
             assignment.variant, options.implementation, options.fallback, assignment.window_size
         )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Copy and pickle by the variant's name: what it stands for lives in the registry."""
-        return _named, (self.variant.name, self.implementation, self.fallback, self.window_size)
 
     def __call__(self, request: Request) -> Tensor:
         """Answer a site's call."""
@@ -83,7 +78,3 @@ def _windowed(mask: Mask, size: int) -> Mask:
     if found is None:
         found = mask.memory[size] = (mask & sliding_window(size)).remembering()
     return found
-
-
-def _named(name: str, implementation: str, fallback: tuple[str, ...], size: int | None) -> Running:
-    return Running(get_variant(name), implementation, fallback, size)

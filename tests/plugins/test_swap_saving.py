@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +150,36 @@ def test_variant_that_is_not_installed_is_an_error(swapped: Any) -> None:
     plan = {"layers.*": {"variant": "acme_window"}}
     with pytest.raises(UnknownVariantError, match="acme_window"):
         attnkit.reapply(build(), swapped.receipt.model_copy(update={"plan": plan}))
+
+
+@pytest.fixture(params=["multi_head", "gated_linear", "moe"])
+def given(request: Any, model: Any) -> tuple[Any, attnkit.Variant]:
+    """Return a model with a variant that was given as an object, and is not registered."""
+    variant = dataclasses.replace(attnkit.get_variant(request.param), name="acme_own")
+    plan: Any = variant
+    if variant.family == "feedforward":
+        plan = {"*.mlp": {"variant": variant, "num_experts": 2}}
+    attnkit.swap(model, plan, accept="different")
+    return model, variant
+
+
+def test_copy_runs_the_variant_that_was_given_as_an_object(given: Any) -> None:
+    model, _ = given
+    assert torch.equal(logits(copy.deepcopy(model)), logits(model))
+
+
+def test_model_with_a_variant_that_is_not_known_says_so_when_it_is_loaded(given: Any) -> None:
+    model, variant = given
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    told = r"no attention variant 'acme_own'.*was saved with that variant: .*attnkit\.register it"
+    with pytest.raises(UnknownVariantError, match=told):
+        torch.load(stream, weights_only=False)
+    stream.seek(0)
+    with attnkit.register(variant):
+        loaded = torch.load(stream, weights_only=False)
+        assert torch.equal(logits(loaded), logits(model))
 
 
 def test_checkpoint_without_a_receipt_says_how_to_write_one(model: Any, tmp_path: Path) -> None:
