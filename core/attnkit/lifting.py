@@ -7,6 +7,8 @@ takes a guess only if it equals the tensor everywhere, so nothing depends on the
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,17 +45,48 @@ def lift(seen: Tensor, sizes: Sizes, window: int | None = None) -> Mask:
     """
     if 0 in seen.shape or seen.shape[1] != 1:
         return dense(seen)
+    if sizes.queries == 1:
+        return _of_one_query(seen, sizes, window)
     whole = seen.expand(-1, 1, sizes.queries, sizes.keys)
     return next((g for g in _guesses(whole, sizes, window) if _equal(g, whole, sizes)), dense(seen))
+
+
+def _of_one_query(seen: Tensor, sizes: Sizes, window: int | None) -> Mask:
+    """Take apart what one query of each sample sees, at every step of a generation.
+
+    That is a run of keys, or nothing that has a name. It sees all keys whether one calls that
+    causal or not; full asks for less.
+    """
+    keys = sizes.keys
+    rows = seen.reshape(len(seen), -1).expand(sizes.batch, keys)  # (B, S)
+    starts = rows.view(torch.uint8).argmax(-1)  # (B,)
+    counts = rows.sum(-1)  # (B,)
+    first = starts.tolist()
+    last = [start + count for start, count in zip(first, counts.tolist(), strict=True)]
+    # a row whose keys end with the last key of all is a run by their number alone
+    if any(end < keys for end in last):
+        places = torch.arange(keys, device=seen.device)
+        runs = (places >= starts[:, None]) & (places < (starts + counts)[:, None])
+        if not torch.equal(runs, rows):
+            return dense(seen)
+    parts: list[Mask] = []
+    hidden = 0 if window is None else max(0, keys - window)
+    if window is not None and all(a >= hidden or a == b for a, b in zip(first, last, strict=True)):
+        parts.append(sliding_window(window))
+    else:
+        hidden = 0
+    if any(start > hidden for start in first):
+        parts.append(left_padding(starts))
+    if any(end < keys for end in last):
+        parts.append(padding(starts + counts))
+    return functools.reduce(operator.and_, parts) if parts else full()
 
 
 def _guesses(seen: Tensor, sizes: Sizes, window: int | None) -> Iterator[Mask]:
     offset = sizes.keys - sizes.queries
     rows = torch.arange(sizes.queries, device=seen.device)[:, None] + offset
     distance = rows - torch.arange(sizes.keys, device=seen.device)  # (L, S), query minus key
-    # one query sees all keys whether one calls it causal or not; full asks for less
-    forward = sizes.queries == 1 or bool((seen & (distance < 0)).any())
-    base = full() if forward else causal()
+    base = full() if bool((seen & (distance < 0)).any()) else causal()
     paddings = list(_paddings(seen.any(dim=2)[:, 0], sizes))
     windows = [base] if window is None else [base & sliding_window(window), base]
     yield from (base & pad for base in windows for pad in paddings)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attnkit.errors import MaskError
@@ -96,33 +95,47 @@ class Mask:
         """Return the whole mask as a bool tensor, (B or 1, H or 1, L, S)."""
         if self.memory is None:
             return self.tile((0, sizes.queries), (0, sizes.keys), sizes, device)
-        heads = sizes.heads if self.per_head else 1
-        key = (sizes.batch, heads, sizes.queries, sizes.keys, device)
+        key = self._place(sizes, device)
         found: Tensor | None = self.memory.get(key)
         if found is None:
             found = self.tile((0, sizes.queries), (0, sizes.keys), sizes, device)
             self.memory[key] = found
         return found
 
-    def remembering(self) -> Mask:
+    def remembering(self, *known: tuple[Sizes, Tensor]) -> Mask:
         """Return an equal mask that evaluates itself once for sizes it meets again.
 
         For one that goes through the layers of a model, whose tensors nobody writes to. It keeps
-        a bool tensor (B or 1, H or 1, L, S) for every sizes it was asked for.
+        a tensor (B or 1, H or 1, L, S) for every sizes and form it was asked for.
+
+        Args:
+            known: What it says for some sizes: bool, broadcastable to (B or 1, H or 1, L, S).
         """
         if not self.parts and not self.is_causal:
             return self
-        equal = copy.copy(self)
-        equal.memory = {}
+        # a shallow copy; by `copy` it takes longer than most of what a mask is read by
+        equal: Mask = object.__new__(type(self))
+        equal.__dict__.update(self.__dict__)
+        equal.memory = {
+            self._place(sizes, seen.device): seen.expand(-1, -1, sizes.queries, sizes.keys)
+            for sizes, seen in known
+        }
         return equal
+
+    def _place(self, sizes: Sizes, device: torch.device) -> Hashable:
+        """Return where the memory has this mask for some sizes."""
+        heads = sizes.heads if self.per_head else 1
+        return (sizes.batch, heads, sizes.queries, sizes.keys, device)
 
     def to_additive(self, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return 0 where a key is visible and -inf where not, (B or 1, H or 1, L, S)."""
-        import torch
-
-        seen = self.to_bool(sizes, device)
-        hidden = torch.full((), float("-inf"), dtype=dtype, device=device)
-        return torch.where(seen, torch.zeros((), dtype=dtype, device=device), hidden)
+        if self.memory is None:
+            return _additive(self.to_bool(sizes, device), dtype)
+        key = (self._place(sizes, device), dtype)
+        found: Tensor | None = self.memory.get(key)
+        if found is None:
+            found = self.memory[key] = _additive(self.to_bool(sizes, device), dtype)
+        return found
 
     def to_mask_mod(self, sizes: Sizes) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """Return the function FlexAttention's ``create_block_mask`` takes."""
@@ -268,6 +281,11 @@ class Or(Mask):
 
 FULL = Full()
 CAUSAL = Causal()
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    # of 1 and of 0: exactly 0 and -inf
+    return seen.to(dtype).log_()
 
 
 def _merge(masks: tuple[Mask, ...]) -> tuple[Mask, ...]:

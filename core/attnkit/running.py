@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from attnkit.choice import choose
 from attnkit.errors import UnsupportedError
 from attnkit.masks import sliding_window
-from attnkit.sites import Call
 from attnkit.softmax import answer, attention, problem_of
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from attnkit.interface import Variant
     from attnkit.masks import Mask
     from attnkit.plans import Assignment
-    from attnkit.sites import Request
+    from attnkit.sites import Call, Request
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class Running:
                 "call does not tell (cross-attention, or a static cache while compiling); leave "
                 "the layer out, or use a dynamic cache"
             )
-        mask = _windowed(call.mask, self.window_size)
-        return Call(**{**vars(call), "mask": mask})
+        return replace(call, mask=_windowed(call.mask, self.window_size))
 
     def attend(self, call: Call, implementation: str, fallback: tuple[str, ...] = ()) -> Tensor:
         """Run the variant, (B, H, L, Ev)."""

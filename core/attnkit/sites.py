@@ -8,7 +8,7 @@ call, `attnkit.swapping` what is done with a site.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,7 +110,7 @@ class Survey(tuple[Site, ...]):
 
 
 # not frozen: that alone would cost a microsecond in every layer, at every token
-@dataclass
+@dataclass(slots=True)
 class Call:
     """The arguments of `attnkit.attention` that one call of a site amounts to; never changed.
 
@@ -132,7 +132,8 @@ class Call:
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of `attnkit.attention`."""
-        return {name: value for name, value in vars(self).items() if name != "aligned"}
+        names = (each.name for each in fields(self) if each.name != "aligned")
+        return {name: getattr(self, name) for name in names}
 
 
 class Request(Protocol):

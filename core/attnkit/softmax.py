@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit import validation
-from attnkit.choice import AUTO, Chosen, choose
+from attnkit.choice import AUTO, choose
 from attnkit.masks import Mask, Sizes, full, hide_padding
 from attnkit.problem import Problem
 from attnkit.registry import default
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from attnkit.interface import Variant
+    from attnkit.interface import SoftmaxFunction, Variant
     from attnkit.sites import Call
 
 
@@ -84,15 +84,12 @@ def attention(
     call = _Call(query, key, value, mask, bias, scale, softcap, sinks, dropout_p)
     if torch.compiler.is_compiling():
         _check(call)
-        chosen = choose(variant, _problem(call), implementation, fallback)
+        function = _function(call, variant, implementation, fallback)
     else:
-        chosen = _remembered(call, variant, implementation, fallback)
-    if _is_empty(call):
-        return _nothing(call)
+        function = _remembered(call, variant, implementation, fallback)
     if mask.parts:
         mask.check(_sizes(call))
         key, value = hide_padding(mask, key, value)
-    function = chosen.function
     if torch.is_autocast_enabled(query.device.type):
         with torch.autocast(query.device.type, enabled=False):
             return _run(function, call, key, value)
@@ -111,15 +108,13 @@ def answer(
         return attention(
             **call.arguments(), variant=variant, implementation=implementation, fallback=fallback
         )
-    chosen = _remembered(call, variant, implementation, fallback)
-    if _is_empty(call):
-        return _nothing(call)
+    function = _remembered(call, variant, implementation, fallback)
     # `device.type` would cost more than all the rest of this
     kind = "cpu" if call.query.is_cpu else call.query.device.type
     if torch.is_autocast_enabled(kind):
         with torch.autocast(kind, enabled=False):
-            return _run(chosen.function, call, call.key, call.value)
-    return _run(chosen.function, call, call.key, call.value)
+            return _run(function, call, call.key, call.value)
+    return _run(function, call, call.key, call.value)
 
 
 def problem_of(
@@ -176,16 +171,16 @@ def _run(function: Any, call: _Call | Call, key: Tensor, value: Tensor) -> Tenso
 
 
 _MOST = 4096
-_chosen: dict[object, Chosen] = {}
+_functions: dict[object, SoftmaxFunction] = {}
 
 
 def _remembered(
     call: _Call | Call, variant: Variant | str, implementation: str, fallback: Sequence[str]
-) -> Chosen:
+) -> SoftmaxFunction:
     """Check the call and choose for it, once per signature."""
     try:
         signature = _signature(call, variant, implementation, fallback)
-        found = _chosen.get(signature)
+        found = _functions.get(signature)
     except (AttributeError, TypeError):
         # something is no tensor, no mask or not hashable: the check says what
         _check(call)
@@ -193,11 +188,20 @@ def _remembered(
     if found is not None:
         return found
     _check(call)
+    function = _function(call, variant, implementation, fallback)
+    if len(_functions) >= _MOST:
+        _functions.clear()
+    _functions[signature] = function
+    return function
+
+
+def _function(
+    call: _Call | Call, variant: Variant | str, implementation: str, fallback: Sequence[str]
+) -> SoftmaxFunction:
+    """Choose for a call; what has no numbers is chosen for too, since it may be refused."""
     chosen = choose(variant, _problem(call), implementation, fallback)
-    if len(_chosen) >= _MOST:
-        _chosen.clear()
-    _chosen[signature] = chosen
-    return chosen
+    is_empty = 0 in call.query.shape or 0 in call.value.shape
+    return _nothing if is_empty else chosen.function
 
 
 def _signature(
@@ -261,15 +265,18 @@ def _sizes(call: _Call | Call) -> Sizes:
     return Sizes(batch, heads, length, call.key.shape[2])
 
 
-def _is_empty(call: _Call | Call) -> bool:
-    return 0 in call.query.shape or 0 in call.value.shape
-
-
-def _nothing(call: _Call | Call) -> Tensor:
+def _nothing(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    **_: object,
+) -> Tensor:
     """Return zeros (B, H, L, Ev) that give every input a zero gradient."""
-    query, value = call.query, call.value
-    zero = query[..., :0].sum() + call.key[..., :0].sum() + value[..., :0].sum()
-    for extra in (call.bias, call.sinks):
+    zero = query[..., :0].sum() + key[..., :0].sum() + value[..., :0].sum()
+    for extra in (bias, sinks):
         if extra is not None:
             zero = zero + extra[..., :0].sum().to(query.dtype)
     return query.new_zeros(*query.shape[:3], value.shape[3]) + zero

@@ -28,7 +28,7 @@ A mistake in the mathematics is thousands of units at its site in float32, and i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,7 +139,7 @@ class Trial:
             query, key, value = (tensor[part].double() for tensor in tensors)
             return request.own(query, key, value, part), request.own(query, key, value.abs(), part)
         running, wide = Running.of(self.assignment), _cut(call, part)
-        positive = Call(**{**vars(wide), "value": wide.value.abs()})
+        positive = replace(wide, value=wide.value.abs())
         return running.attend(wide, "reference"), running.attend(positive, "reference")
 
 

@@ -1,7 +1,9 @@
 """What a swap adds to a Llama layer at one token, over the model's own route through sdpa.
 
-Run with ``pytest tests/bench/test_swap_overhead.py --benchmark-enable --benchmark-only``. A layer
-is called the way the model calls it; what differs between the two is the attention function alone.
+Run with ``pytest tests/bench/test_swap_overhead.py --benchmark-enable --benchmark-only``. Layers
+are called the way the model calls them, one after the other with one mask, which a pass makes anew;
+what differs between the two is the attention function alone. A pass takes `LAYERS` times as long
+as a layer.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from attnkit_plugins.transformers_host.dispatch import attend
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
-LAYERS = 8
+LAYERS = 32
 CONFIG = transformers.LlamaConfig(
     vocab_size=97,
     hidden_size=512,
@@ -50,13 +52,19 @@ def route(request: pytest.FixtureRequest) -> Any:
     return model, attend
 
 
-@pytest.mark.benchmark(group="one layer, one token")
+@pytest.mark.benchmark(group=f"attention of {LAYERS} layers, one token")
 @pytest.mark.parametrize("mask", [None, HIDDEN], ids=["no mask", "padded"])
-def test_attention_of_a_layer(benchmark: BenchmarkFixture, route: Any, mask: Any) -> None:
+def test_attention_of_the_layers(benchmark: BenchmarkFixture, route: Any, mask: Any) -> None:
     model, function = route
-    layer = model.model.layers[0].self_attn
+    layers = [layer.self_attn for layer in model.model.layers]
+
+    def attend_once() -> None:
+        made = None if mask is None else mask.clone()
+        for layer in layers:
+            function(layer, **HEADS, attention_mask=made, dropout=0.0, scaling=0.125)
+
     with torch.no_grad():
-        benchmark(function, layer, **HEADS, attention_mask=mask, dropout=0.0, scaling=0.125)
+        benchmark(attend_once)
 
 
 @pytest.mark.benchmark(group=f"{LAYERS} layers, one token")

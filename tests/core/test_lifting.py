@@ -87,3 +87,19 @@ def test_mask_without_structure_stays_what_it_is(seed: int) -> None:
 def test_mask_that_differs_by_head_stays_dense() -> None:
     sizes = Sizes(1, 2, 3, 3)
     assert lift(torch.ones(1, 2, 3, 3, dtype=torch.bool), sizes).parts == {"dense"}
+
+
+@pytest.mark.parametrize(("base", "window", "pad"), COMPOSED)
+@pytest.mark.parametrize("sizes", SIZES[:3], ids=str)
+def test_mask_that_remembers_has_the_forms_of_the_mask_itself(
+    base: str, window: str, pad: str, sizes: Sizes
+) -> None:
+    seen = drawn(BASES[base] & WINDOWS[window] & PADDINGS[pad](sizes), sizes)
+    mask, device = lift(seen, sizes), torch.device("cpu")
+    known = mask.remembering((sizes, seen))
+    for _ in range(2):
+        assert torch.equal(drawn(known, sizes), seen)
+        for dtype in (torch.float64, torch.float16):
+            terms = known.to_additive(sizes, device, dtype)
+            hidden = torch.zeros(terms.shape, dtype=dtype).masked_fill(~seen[:, :1], -torch.inf)
+            assert torch.equal(*torch.broadcast_tensors(terms, hidden))

@@ -41,7 +41,10 @@ def attend(
     assert sinks is None
     batch, heads, queries, width = query.shape
     # fused kernels read rows of adjacent numbers; torch would leave them for the slow one
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
+        query, key, value = (
+            x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)
+        )
     # one query stands at the last key: causal hides nothing
     is_causal = mask.is_causal and queries > 1
     if is_causal:
@@ -54,7 +57,12 @@ def attend(
     seen = None
     if mask.parts:
         # the same keys for every query: (B, 1, 1, S)
-        seen = mask.to_bool(Sizes(batch, 1, 1, key.shape[2]), query.device)
+        sizes = Sizes(batch, 1, 1, key.shape[2])
+        if mask.memory is None:
+            seen = mask.to_bool(sizes, query.device)
+        else:
+            # what torch makes of a bool tensor, made once for many layers
+            seen = mask.to_additive(sizes, query.device, query.dtype)
     # all queries see the same keys, so heads that share keys can stand in line as further
     # queries: in bfloat16 8 times faster than enable_gqa for one query
     folded = query.reshape(batch, key.shape[1], -1, width)  # (B, Hkv, G L, E)

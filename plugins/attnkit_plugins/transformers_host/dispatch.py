@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from attnkit.errors import ShapeError, SwapError, UnsupportedError
 from attnkit.hosts import Call
-from attnkit.masks import Sizes, causal, full, sliding_window
+from attnkit.masks import causal, full, sliding_window
 from attnkit_plugins.transformers_host.interface import MARK, own_config, own_function
 from attnkit_plugins.transformers_host.masking import Reading, read
 
@@ -151,12 +151,18 @@ def attend(
         )
     query, key, value = _autocast(query, key, value)
     out = binding.mixer(Arrived(module, query, key, value, attention_mask, keywords))
-    if out.shape != (*query.shape[:3], value.shape[3]):
-        wanted = (*query.shape[:3], value.shape[3])
+    batch, heads, length, _ = query.shape
+    wanted = (batch, heads, length, value.shape[3])
+    if out.shape != wanted:
         raise ShapeError(
             f"{binding.label!r} must return (B, H, L, Ev) = {wanted}, got {tuple(out.shape)}"
         )
+    if length == 1:
+        return out.reshape(batch, 1, heads, wanted[3]), None
     return out.transpose(1, 2).contiguous(), None
+
+
+_NOTHING_HIDDEN = Reading(full(), None, None, aligned=True)
 
 
 @dataclass(slots=True)
@@ -176,7 +182,7 @@ class Arrived:
         key, value = self.key, self.value
         bias = given.get("position_bias")
         mask, additive, keys, aligned = self._reading()
-        if keys != key.shape[2]:
+        if keys is not None:
             key, value = key[:, :, :keys], value[:, :, :keys]
             bias = None if bias is None else bias[..., :keys]
         if additive is not None:
@@ -212,20 +218,19 @@ class Arrived:
 
     def _reading(self) -> Reading:
         """Say what the mask, or its absence, means to the model's own implementation."""
-        batch, heads, length, _ = self.query.shape
-        keys = self.key.shape[2]
+        query, module = self.query, self.module
         window = self.keywords.get("sliding_window")
         if self.attention_mask is not None:
-            sizes, module = Sizes(batch, heads, length, keys), self.module
-            return read(self.attention_mask, sizes, window, module, own_config(module))
+            config = own_config(module)
+            return read(self.attention_mask, query.shape, self.key.shape, window, module, config)
         if not self._is_causal_without_mask():
-            return Reading(full(), None, keys, aligned=True)
+            return _NOTHING_HIDDEN
         # upper-left alignment, as in torch: keys past the queries are the empty end of a cache
-        keys = min(keys, length)
+        length, keys = query.shape[2], self.key.shape[2]
         mask = causal()
-        if window is not None and keys <= window:
+        if window is not None and min(keys, length) <= window:
             mask = mask & sliding_window(window)
-        return Reading(mask, None, keys, aligned=True)
+        return Reading(mask, None, length if length < keys else None, aligned=True)
 
     def _is_causal_without_mask(self) -> bool:
         """Say what no mask means: causal for sdpa, unless the layer is not; full for eager."""

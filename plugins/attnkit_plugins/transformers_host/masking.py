@@ -18,7 +18,7 @@ from attnkit.lifting import lift
 from attnkit.masks import Mask, Sizes, dense, full, sliding_window
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import MutableMapping, Sequence
 
     from torch import Tensor
 
@@ -29,14 +29,15 @@ class Reading(NamedTuple):
     Attributes:
         mask: Who may look at what, among the first ``keys`` keys.
         bias: The additive terms that came with it.
-        keys: How many keys to look at. The unwritten end of a cache is left out, where there are
-            more keys than queries: the last query stands at the last key only without it.
+        keys: How many keys to look at; None for all. The unwritten end of a cache is left out,
+            where there are more keys than queries: the last query stands at the last key only
+            without it.
         aligned: Whether the last query is known to stand at the last of these keys.
     """
 
     mask: Mask
     bias: Tensor | None
-    keys: int
+    keys: int | None
     aligned: bool
 
 
@@ -45,14 +46,14 @@ class _Known(NamedTuple):
 
     Attributes:
         tensor: The mask.
-        key: What it was read for.
+        asked: What it was read for.
         config: Of the model.
         layers: Which layers have asked, by id. A layer that asks again is in another pass, before
             which the contents may have changed: through numpy or ``.data`` no version tells.
     """
 
     tensor: ref[Tensor]
-    key: object
+    asked: object
     config: object
     layers: set[int]
     reading: Reading
@@ -66,12 +67,20 @@ _read: dict[int, _Known] = {}
 _inferred: MutableMapping[Tensor, tuple[object, Tensor, Reading]] = WeakTensorKeyDictionary()
 
 
-def read(given: Tensor, sizes: Sizes, window: int | None, layer: object, config: object) -> Reading:
+def read(
+    given: Tensor,
+    query: Sequence[int],
+    key: Sequence[int],
+    window: int | None,
+    layer: object,
+    config: object,
+) -> Reading:
     """Translate a mask tensor, once per forward pass, version and sizes.
 
     Args:
         given: (B or 1, H or 1, L or 1, S), bool or floating.
-        sizes: B, H, L, S of the call.
+        query: (B, H, L, E), the query's shape.
+        key: (B, Hkv, S, E), the key's.
         window: A window that the layer has, if it says so.
         layer: Who asks.
         config: What all layers of its model share.
@@ -82,28 +91,33 @@ def read(given: Tensor, sizes: Sizes, window: int | None, layer: object, config:
             "own implementation must be 'sdpa' or 'eager'"
         )
     if torch.compiler.is_compiling():
-        return _untouched(given, sizes, window)
+        return _untouched(given, _sizes(query, key), window)
     if given.requires_grad:
         # a graph must not be kept
-        return _translate(given, sizes, window)
+        return _translate(given, _sizes(query, key), window)
     if given.is_inference():
-        return _read_inferred(given, sizes, window)
+        return _read_inferred(given, _sizes(query, key), window)
     # what is made in inference mode must not meet a backward pass
-    key = (given._version, sizes, window, torch.is_inference_mode_enabled())
+    asked = (given._version, query, key, window, torch.is_inference_mode_enabled())
     number, asks = id(given), id(layer)
     known = _read.get(number)
     if (
         known is None
         or known.tensor() is not given
-        or known.key != key
+        or known.asked != asked
         or known.config is not config
         or asks in known.layers
     ):
         alive = ref(given, lambda _: _read.pop(number, None))
-        known = _Known(alive, key, config, set(), _translate(given, sizes, window))
+        reading = _translate(given, _sizes(query, key), window)
+        known = _Known(alive, asked, config, set(), reading)
         _read[number] = known
     known.layers.add(asks)
     return known.reading
+
+
+def _sizes(query: Sequence[int], key: Sequence[int]) -> Sizes:
+    return Sizes(query[0], query[1], query[2], key[2])
 
 
 def _untouched(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
@@ -114,7 +128,7 @@ def _untouched(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
     # the tensor has the window already; it can be named where it hides nothing more
     if window is not None and (aligned or sizes.keys <= window):
         mask = mask & sliding_window(window)
-    return Reading(mask, None if is_bool else given, sizes.keys, aligned)
+    return Reading(mask, None if is_bool else given, None, aligned)
 
 
 def _read_inferred(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
@@ -137,25 +151,28 @@ def _translate(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
         seen, rest = ~hidden, given.masked_fill(hidden, 0.0)
         # a learned mask may be 0 and still wants a gradient
         bias = rest if rest.requires_grad or bool(rest.any()) else None
-    keys = sizes.keys
-    if seen.shape[3] == keys > sizes.queries:
-        keys = _written(seen, sizes)
-        seen = seen[..., :keys]
-        bias = None if bias is None else bias[..., :keys]
-    sizes = sizes._replace(keys=keys)
-    mask = lift(seen, sizes, window).remembering()
-    return Reading(mask, bias, keys, aligned=keys >= sizes.queries)
+    written = None
+    if seen.shape[3] == sizes.keys > sizes.queries:
+        written = _written(seen, sizes)
+    if written is not None:
+        seen, sizes = seen[..., :written], sizes._replace(keys=written)
+        bias = None if bias is None else bias[..., :written]
+    mask = lift(seen, sizes, window).remembering((sizes, seen))
+    return Reading(mask, bias, written, aligned=sizes.keys >= sizes.queries)
 
 
-def _written(seen: Tensor, sizes: Sizes) -> int:
-    """Return how many keys there are up to the last query's own.
+def _written(seen: Tensor, sizes: Sizes) -> int | None:
+    """Return how many keys there are up to the last query's own; None for all.
 
     The others are the unwritten end of a cache. No query sees past its own key, and some sees it:
     padding at the end, hidden from all, is no end of a cache.
     """
     length = seen.shape[3]
+    if bool(seen.select(3, -1).any()):
+        return None
     last = length - 1 - seen.flip(3).int().argmax(dim=3)  # (B or 1, H or 1, L or 1), key
     first = last - torch.arange(seen.shape[2], device=seen.device)  # where the first query stands
     first = first.masked_fill(~seen.any(dim=3), -sizes.queries)
     # one key at least: a cut to none would be another kind of call
-    return min(max(1, int(first.amax()) + sizes.queries), length)
+    found = max(1, int(first.amax()) + sizes.queries)
+    return found if found < length else None
