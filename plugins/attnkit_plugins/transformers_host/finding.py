@@ -161,9 +161,9 @@ def _attention(path: str, module: nn.Module, found: Caller) -> Needs:
     )
 
 
-def _keeps(layer: type, found: Caller) -> bool:
+def _keeps(layer: type[nn.Module], found: Caller) -> bool:
     """Say whether a layer takes a cache, in the method that calls the interface or before it."""
-    forward: Any = inspect.unwrap(vars(layer).get("forward", found.default))
+    forward: Any = inspect.unwrap(layer.forward)
     names = {*found.code.co_varnames, *forward.__code__.co_varnames}
     return not names.isdisjoint(("past_key_values", "layer_past"))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _REWRITTEN = {
     "bloom.modeling_bloom.BloomAttention": "bloom",
-    "codegen.modeling_codegen.CodeGenAttention": "codegen",
+    "codegen.modeling_codegen.CodeGenAttention": "gptj",
     "deberta_v2.modeling_deberta_v2.DisentangledSelfAttention": "deberta_v2",
     "gpt_neo.modeling_gpt_neo.GPTNeoSelfAttention": "gpt_neo",
     "gptj.modeling_gptj.GPTJAttention": "gptj",

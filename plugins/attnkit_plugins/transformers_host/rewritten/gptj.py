@@ -1,25 +1,31 @@
-"""GPT-J: rotated queries and keys; the arithmetic is in a method of its own."""
+"""GPT-J and CodeGen: rotated queries and keys; the arithmetic is in a method of its own."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.codegen import modeling_codegen
 from transformers.models.gptj import modeling_gptj
 
 from attnkit_plugins.transformers_host.dispatch import check_keywords
-from attnkit_plugins.transformers_host.rewritten.eager import wide_eager_attention_forward
+from attnkit_plugins.transformers_host.rewritten.eager import EAGER, wide_eager_attention_forward
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class GPTJAttention(modeling_gptj.GPTJAttention):  # type: ignore[misc]  # transformers is untyped
-    """See `transformers.models.gptj.modeling_gptj.GPTJAttention`."""
+class _Rotated(nn.Module):
+    """What the two have in common, in front of their own classes."""
+
+    config: Any
+    scale_attn: Tensor
+    attn_dropout: nn.Dropout
 
     def forward(
         self,
-        hidden_states: Tensor,
+        hidden_states: Tensor | None,
         layer_past: Any = None,
         attention_mask: Tensor | None = None,
         position_ids: Any = None,
@@ -47,3 +53,14 @@ class GPTJAttention(modeling_gptj.GPTJAttention):  # type: ignore[misc]  # trans
             dropout=self.attn_dropout.p if self.training else 0.0,
         )
         return mixed.transpose(1, 2), weights
+
+
+class GPTJAttention(_Rotated, modeling_gptj.GPTJAttention):  # type: ignore[misc]  # transformers is untyped
+    """See `transformers.models.gptj.modeling_gptj.GPTJAttention`."""
+
+
+class CodeGenAttention(_Rotated, modeling_codegen.CodeGenAttention):  # type: ignore[misc]  # transformers is untyped
+    """See `transformers.models.codegen.modeling_codegen.CodeGenAttention`."""
+
+    config = EAGER
+    is_causal = True
