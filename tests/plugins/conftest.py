@@ -1,8 +1,8 @@
-"""What the tests of softmax variants share: inputs, and errors in units that know rounding."""
+"""What tests share: inputs of softmax variants, errors in units that know rounding, a mesh."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ import attnkit
 from attnkit_contracts import oracle, units
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from attnkit import Mask, Variant
@@ -126,3 +128,14 @@ def softmax_error() -> SoftmaxError:
         return max(errors)
 
     return measure
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """Make a mesh of one process, to shard models on."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()

@@ -8,80 +8,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers
-from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 import attnkit
 from attnkit.masks import Sizes
 from attnkit_plugins.transformers_host.dispatch import attend
 
+# test modules import no neighbours by themselves, see --import-mode
+sys.path.insert(0, str(Path(__file__).parent))
+from small_llama import CLOSE, INPUTS, REAL, build, furthest, furthest_of, gradients, logits
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
-CLOSE = 1e-9
 WINDOW: Any = {"variant": "sliding_window", "window_size": 4}
-
-
-def build(dtype: torch.dtype = torch.float64) -> Any:
-    torch.manual_seed(0)
-    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).eval().to(dtype)
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.25)
-    return model
-
-
-def prompt() -> dict[str, torch.Tensor]:
-    """Return two prompts of 17 tokens, the first with 4 of padding before it."""
-    ids = torch.randint(3, 97, (2, 17), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    ids[0, :4], mask[0, :4] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-INPUTS = prompt()
-REAL = INPUTS["attention_mask"].bool()
-
-
-def logits(model: Any) -> torch.Tensor:
-    """Return the logits of the real tokens."""
-    with torch.no_grad():
-        out: torch.Tensor = model(**INPUTS, use_cache=False).logits[REAL]
-    return out
-
-
-def gradients(model: Any) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    model(**INPUTS, use_cache=False).logits[REAL].square().mean().backward()
-    whole = {name: p.grad for name, p in model.named_parameters()}
-    return {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in whole.items()}
-
-
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
-
-
-def furthest_of(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Return the largest difference, relative to the largest number."""
-    largest = max(float(each.abs().max()) for each in one.values())
-    return max(furthest(one[name], other[name]) for name in one) / largest
 
 
 @pytest.fixture
@@ -264,13 +211,6 @@ def test_state_dict_goes_between_a_swapped_model_and_one_that_is_not(swapped: st
 
 
 # FSDP2 on one process
-
-
-@pytest.fixture
-def mesh() -> Iterator[Any]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    distributed.destroy_process_group()
 
 
 def shard(model: Any, mesh: Any) -> None:
