@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -25,7 +23,7 @@ from attnkit_plugins.transformers_host.rewriting import _REWRITTEN
 from attnkit_plugins.transformers_host.rewritten import bloom
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 ENDS: Any = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": 97}
 GPT: Any = {"n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
@@ -341,13 +339,6 @@ def test_state_dict_has_the_names_and_tensors_of_the_model() -> None:
     after = model.state_dict(keep_vars=True)
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)
-
-
-@pytest.fixture
-def mesh() -> Iterator[Any]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    distributed.destroy_process_group()
 
 
 # GPT-J returns a view, and nobody writes to it
