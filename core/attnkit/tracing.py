@@ -7,6 +7,7 @@ is a plain key into the table of `attnkit.choice`.
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ def key_while_compiling(
         else:
             queries = max(queries, keys + 1)
     parts = ",".join(sorted(problem.mask_parts))
+    # with ``dynamic=True`` sizes and numbers of a graph are symbols: index() and any() settle what
+    # they are, int() and bool() do not
+    heads, kv_heads = index(problem.heads), index(problem.kv_heads)
+    widths = (index(problem.head_dim), index(problem.value_head_dim))
+    window = None if problem.window is None else index(problem.window)
     key: str = _constant_key(
         name,
         implementation,
@@ -36,19 +42,19 @@ def key_while_compiling(
         problem.device,
         problem.dtype,
         1 if problem.batch == 1 else 2,
-        (problem.heads, problem.kv_heads),
+        (heads, kv_heads),
         (queries, keys),
-        (problem.head_dim, problem.value_head_dim),
+        widths,
         parts,
-        problem.window,
+        window,
         problem.decay,
         (
             problem.causal,
             problem.bias,
-            problem.scale,
+            any((problem.scale,)),
             problem.softcap,
             problem.sinks,
-            problem.dropout,
+            any((problem.dropout,)),
             problem.beta,
             problem.state,
             problem.gradients,

@@ -6,6 +6,7 @@ where L = S; every other mask goes in as a tensor. A row that sees nothing is ze
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +41,8 @@ def attend(
     assert sinks is None
     dtype = query.dtype
     batch, heads, length, _ = query.shape
+    # in a graph with symbols for sizes, torch takes no symbol for this
+    shared = index(heads) != index(key.shape[1])
     sizes = Sizes(batch, heads, length, key.shape[2])
     if bias is not None:
         # torch would round the bias to a half dtype before adding it
@@ -57,7 +60,7 @@ def attend(
         dropout_p=dropout_p,
         is_causal=square_causal,
         scale=scale,
-        enable_gqa=heads != key.shape[1],
+        enable_gqa=shared,
     )
     return out if bias is None else out.to(dtype)
 
