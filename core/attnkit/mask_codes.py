@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attnkit.errors import MaskError
 from attnkit.mask_algebra import CAUSAL, FULL, And, Causal, Full, Mask, Or, SlidingWindow
-from attnkit.mask_kinds import Blocks, Dense, Documents, Padding, PrefixLM
+from attnkit.mask_kinds import Blocks, Dense, Documents, Padding, PrefixLM, Unread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,7 +94,7 @@ def _take_apart(mask: Mask, words: list[str], numbers: list[int], tensors: list[
         words.append("prefix")
         tensors.append(mask.prefix)
     elif isinstance(mask, Dense):
-        words.append("dense")
+        words.append("unread" if isinstance(mask, Unread) else "dense")
         tensors.append(mask.tensor)
     elif isinstance(mask, Blocks):
         words.append("blocks")
@@ -127,6 +127,8 @@ def _made(word: str, numbers: Iterator[int], tensors: Iterator[Tensor]) -> Mask:
             return PrefixLM(next(tensors))
         case "dense":
             return Dense(next(tensors))
+        case "unread":
+            return Unread(next(tensors))
         case "blocks":
             return Blocks(next(tensors), next(numbers))
         case _:
