@@ -1,7 +1,8 @@
-"""What several folders of tests need: the wheel of this very tree."""
+"""What several folders of tests need: the wheel of this very tree, and one thread for torch."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+# Tests run in as many processes as there are cores. With more than one thread in each, torch's
+# threads wait for each other and tests of tiny tensors take ten times as long. Read when torch
+# is imported, and by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,7 +159,8 @@ class Arrived:
             dropout_p=self.dropout_p,
             is_causal=self.is_causal,
             scale=self.scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+            # in a graph with symbols for sizes, torch takes no symbol for this
+            enable_gqa=index(query.shape[1]) != index(key.shape[1]),
         )
 
 

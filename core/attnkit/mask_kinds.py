@@ -141,6 +141,12 @@ class Dense(Mask):
         return whole[:, :, slice(*rows), slice(*columns)]
 
 
+class Unread(Dense):
+    """A host's mask in a graph, where its contents are not known: read when the call runs."""
+
+    parts = frozenset()
+
+
 class Blocks(Mask):
     """Key j is visible iff the map is true for the blocks of query and key."""
 

@@ -16,6 +16,7 @@ from attnkit.errors import (
     ShapeError,
     UnsupportedError,
 )
+from attnkit.mask_codes import encode
 from attnkit.masks import Causal, Documents, Mask, Padding, Sizes, full
 from attnkit.problem import Problem
 
@@ -93,15 +94,27 @@ def recurrence(
         )
     _check(query, key, value, log_decay, beta, scale, mask)
     batch, heads, length, value_width = value.shape
-    layout = layout_of(mask, batch, seen, length)
     wide = torch.promote_types(value.dtype, torch.float32)
     shape = (batch, heads, *options.state_shape(query.shape[3], value_width))
     if initial_state is None:
         initial_state = value.new_zeros(shape, dtype=wide)
     _check_state(initial_state, shape, wide, value)
+    compiling = torch.compiler.is_compiling()
+    # what a mask holds is not known in a graph
+    layout = Layout(None, None) if compiling else layout_of(mask, batch, seen, length)
     problem = problem_of_recurrence(query, key, value, log_decay, beta, scale, mask, initial_state)
-    function = choose(found, problem, implementation, fallback).function
-    call = _Call(function, 1.0 if scale is None else float(scale), options, layout)
+    chosen = choose(found, problem, implementation, fallback)
+    if compiling:
+        # not on top: it registers operators, and loads what traces
+        from attnkit.recurrent_operator import operator
+        from attnkit.tracing import settings_while_compiling, settled
+
+        told = tuple((field, settled(given)) for field, given in options.__dict__.items())
+        settings = settings_while_compiling(found.name, told, chosen.name)
+        tensors = (query, key, value, log_decay, beta, initial_state)
+        made: tuple[Tensor, Tensor] = operator(settings, *tensors, scale, seen, *encode(mask))
+        return made
+    call = _Call(chosen.function, 1.0 if scale is None else float(scale), options, layout)
     if torch.is_autocast_enabled(value.device.type):
         with torch.autocast(value.device.type, enabled=False):
             return _run(call, query, key, value, log_decay, beta, initial_state)
@@ -136,11 +149,6 @@ def layout_of(mask: Mask, batch: int, seen: int, length: int) -> Layout:
             real = part.keep(sizes)[:, seen:]
             keep = real if keep is None else keep & real
         elif isinstance(part, Documents):
-            if torch.compiler.is_compiling():
-                raise UnsupportedError(
-                    "documents: a recurrence cuts where they begin, which a graph cannot know; "
-                    "leave this call out of torch.compile"
-                )
             following = part.ids[:, 1:] != part.ids[:, :-1]
             first = torch.zeros_like(part.ids[:, :1], dtype=torch.bool)
             begins = torch.cat((first, following), 1)[:, seen:]  # (B, L)
@@ -218,11 +226,14 @@ def _segments(starts: Tensor | None, length: int) -> list[tuple[int, int, Tensor
 
 
 def _resolve(variant: Variant | str) -> Variant:
-    if torch.compiler.is_compiling() and not isinstance(variant, str):
-        return variant
     if variant == AUTO:
         raise ArgumentError("variant must be named, 'auto' chooses among softmax variants only")
-    (found,) = resolve(variant)
+    if torch.compiler.is_compiling():
+        from attnkit.tracing import variant_while_compiling
+
+        found = variant_while_compiling(variant) if isinstance(variant, str) else variant
+    else:
+        (found,) = resolve(variant)
     if found.family != "recurrence":
         raise ArgumentError(
             f"variant must be of family 'recurrence', {found.name!r} is of {found.family!r}"

@@ -7,12 +7,21 @@ is a plain key into the table of `attnkit.choice`.
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from attnkit.choice import choose_now
+from attnkit.choice import choose_now, resolve
 from attnkit.problem import LENGTH_CLASSES, Problem
+
+if TYPE_CHECKING:
+    from attnkit.interface import Variant
+
+T = TypeVar("T")
+
+VARIANTS: dict[str, Variant] = {}
+"""What `variant_while_compiling` has found."""
 
 
 def key_while_compiling(
@@ -28,6 +37,8 @@ def key_while_compiling(
         else:
             queries = max(queries, keys + 1)
     parts = ",".join(sorted(problem.mask_parts))
+    heads, kv_heads = settled(problem.heads), settled(problem.kv_heads)
+    widths = (settled(problem.head_dim), settled(problem.value_head_dim))
     key: str = _constant_key(
         name,
         implementation,
@@ -36,25 +47,60 @@ def key_while_compiling(
         problem.device,
         problem.dtype,
         1 if problem.batch == 1 else 2,
-        (problem.heads, problem.kv_heads),
+        (heads, kv_heads),
         (queries, keys),
-        (problem.head_dim, problem.value_head_dim),
+        widths,
         parts,
-        problem.window,
+        settled(problem.window),
         problem.decay,
         (
             problem.causal,
             problem.bias,
-            problem.scale,
+            settled(problem.scale),
             problem.softcap,
             problem.sinks,
-            problem.dropout,
+            settled(problem.dropout),
             problem.beta,
             problem.state,
             problem.gradients,
         ),
     )
     return key
+
+
+def settled(number: T) -> T:
+    """Return what a number of a graph is, and tie the graph to that.
+
+    With ``dynamic=True`` numbers are symbols, which ``int()`` and ``bool()`` leave as they are.
+    """
+    (same,) = {number}
+    return same
+
+
+def variant_while_compiling(name: str) -> Variant:
+    """Find a variant by its name."""
+    return VARIANTS[_constant_name(name)]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+def _constant_name(name: str) -> str:
+    (VARIANTS[name],) = resolve(name)
+    return name
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+def settings_while_compiling(
+    name: str, options: tuple[tuple[str, Any], ...], implementation: str
+) -> str:
+    """Write as JSON what says how a recurrence runs; a constant of the graph.
+
+    Args:
+        name: The variant's.
+        options: Each field and what it is set to.
+        implementation: Its name.
+    """
+    told = {"variant": name, "options": dict(options), "implementation": implementation}
+    return json.dumps(told)
 
 
 def _class_of(length: int) -> int:

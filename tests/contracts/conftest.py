@@ -71,6 +71,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("right", RIGHT, ids=[each.name for each in RIGHT])
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the kill matrix, whichever process made it."""
+    for report in terminalreporter.getreports(""):
+        for name, lines in getattr(report, "user_properties", ()):
+            if name == "kill matrix":
+                terminalreporter.section("kill matrix: each check, and the mutants that it catches")
+                for check, names in lines.items():
+                    terminalreporter.line(f"{check:26} {' '.join(names)}")
+
+
 @pytest.fixture(scope="session")
 def mutants() -> tuple[Mutant, ...]:
     """All of them."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import json
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ import attnkit_contracts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from attnkit.interface import Variant
     from attnkit_contracts import Record
@@ -34,10 +36,6 @@ class Outcome(NamedTuple):
     skipped: set[str]
 
 
-BY_NAME: dict[str, Any] = {}
-"""The mutants, once a test has asked for one."""
-
-
 def _records(mutant: Any) -> list[Record]:
     """All fast checks, and the one that must catch it, whatever its tier."""
     device = GPU if mutant.kills.startswith("I9.") else "cpu"
@@ -49,30 +47,39 @@ def _records(mutant: Any) -> list[Record]:
     return [*report.records, *(each.run(explain=False) for each in own)]
 
 
-@functools.cache
-def _outcome(name: str) -> Outcome:
-    """What became of one mutant: each worker asks for its own, the matrix for all."""
-    mutant = BY_NAME[name]
+def _outcome(mutant: Any, kept: Path) -> Outcome:
+    """What became of one mutant; ``kept`` is where whoever asks first leaves the answer."""
+    if kept.exists():
+        red, skipped = json.loads(kept.read_text())
+        return Outcome(Counter(red), set(skipped))
     with attnkit.register(mutant.variant):
         records = _records(mutant)
-    red = [record.check for record in records if record.status in ("failed", "error")]
+    red = Counter(record.check for record in records if record.status in ("failed", "error"))
     skipped = {record.check for record in records if record.status == "skipped_env"}
-    return Outcome(Counter(red), skipped)
+    # whole at once: another process may look for it now
+    draft = kept.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps([red, sorted(skipped)]))
+    draft.rename(kept)
+    return Outcome(red, skipped)
 
 
 @pytest.fixture(scope="module")
-def killed(mutants: tuple[Any, ...]) -> Callable[[str], Outcome]:
-    """Says what became of a mutant, by name."""
-    BY_NAME.update((mutant.variant.name, mutant) for mutant in mutants)
-    return _outcome
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Outcome]:
+    """Says what became of a mutant: each is judged once, by one of the processes of a run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= "outcomes"
+    folder.mkdir(exist_ok=True)
+    return lambda mutant: _outcome(mutant, folder / mutant.variant.name)
 
 
 def test_there_are_enough_mutants(mutants: tuple[Any, ...]) -> None:
     assert len({mutant.variant.name for mutant in mutants}) == len(mutants) >= 100
 
 
-def test_a_mutant_is_caught_by_its_check(mutant: Any, killed: Callable[[str], Outcome]) -> None:
-    outcome = killed(mutant.variant.name)
+def test_a_mutant_is_caught_by_its_check(mutant: Any, killed: Callable[[Any], Outcome]) -> None:
+    outcome = killed(mutant)
 
     assert mutant.kills in (outcome.skipped if _needs_gpu(mutant.kills) else outcome.red)
 
@@ -99,15 +106,16 @@ def test_every_check_has_a_mutant(mutants: tuple[Any, ...]) -> None:
 
 
 def test_the_kill_matrix_has_no_empty_line(
-    mutants: tuple[Any, ...], killed: Callable[[str], Outcome], capsys: pytest.CaptureFixture[str]
+    mutants: tuple[Any, ...],
+    killed: Callable[[Any], Outcome],
+    record_property: Callable[[str, object], None],
 ) -> None:
-    found = {mutant.variant.name: killed(mutant.variant.name) for mutant in mutants}
+    found = {mutant.variant.name: killed(mutant) for mutant in mutants}
     lines = {
         each.id: [name.removeprefix("mutant_") for name, one in found.items() if one.red[each.id]]
         for each in attnkit_contracts.all_checks()
     }
-    with capsys.disabled():
-        text = "\n".join(f"{check:26} {' '.join(names)}" for check, names in lines.items())
-        print(f"\n{text}")  # noqa: T201  # the matrix is read in the log of a run
+    # shown at the end of a run, see conftest.py
+    record_property("kill matrix", lines)
 
     assert [check for check, names in lines.items() if not names and not _needs_gpu(check)] == []

@@ -165,13 +165,23 @@ def test_auto_chooses_among_built_ins_alone() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 5, 17, 200])
-def test_a_compiled_call_equals_the_eager_one(length: int) -> None:
+@pytest.mark.parametrize(
+    ("implementation", "dynamic"),
+    # with symbols for all sizes, heads and widths too
+    [("eager", None), ("eager", True), ("sdpa", True)],
+)
+def test_a_compiled_call_equals_the_eager_one(
+    length: int, implementation: str, dynamic: bool | None
+) -> None:
     mask = attnkit.causal()
 
-    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return attnkit.attention(q, k, v, mask=mask, variant="multi_head", implementation="eager")
+    def call(*given: torch.Tensor) -> torch.Tensor:
+        return attnkit.attention(
+            *given, mask=mask, variant="multi_head", implementation=implementation
+        )
 
-    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="eager")
     inputs = tensors(length=length, keys=length)
     assert torch.equal(compiled(*inputs), call(*inputs))
 

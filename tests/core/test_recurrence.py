@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import attnkit
 from attnkit.errors import (
@@ -18,6 +19,7 @@ from attnkit.errors import (
     ShapeError,
     UnsupportedError,
 )
+from attnkit.reference import recurrence as definition
 
 # float32 sums of at most 9 terms of order 1, in a few steps each
 CLOSE = {"rtol": 0.0, "atol": 64 * 2.0**-24}
@@ -145,16 +147,93 @@ def test_half_inputs_keep_a_float32_state() -> None:
     assert (out.dtype, state.dtype) == (torch.bfloat16, torch.float32)
 
 
-def test_a_recurrence_compiles_without_a_graph_break() -> None:
-    query, key, value = torch.randn(3, 1, 2, 12, 8)
-    linear = attnkit.get_variant("linear")
-    promises = linear.promises.model_copy(update={"compile": True})
-    reference = replace(linear.implementations[0], promises=promises)
-    variant = replace(linear, name="acme_linear", implementations=(reference,))
+DOCUMENTS = attnkit.documents(torch.arange(21)[None].repeat(2, 1) // 9)
+MASKS = {
+    "none": (attnkit.full(), 0),
+    "padding after three tokens": (attnkit.padding([24, 17]), 3),
+    "left padding": (attnkit.left_padding([0, 6]), 0),
+    "documents": (DOCUMENTS, 0),
+    "documents and padding": (DOCUMENTS & attnkit.padding([21, 11]), 0),
+}
 
-    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return attnkit.recurrence(variant, q, k, v, mask=attnkit.causal())[0]
+
+@pytest.mark.parametrize(("mask", "seen"), MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_recurrence_is_one_operator_of_a_graph(
+    mask: attnkit.Mask, seen: int, dynamic: bool | None
+) -> None:
+    def run(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        *tensors, decay, state = given
+        return attnkit.recurrence(
+            "gated_linear",
+            *tensors,
+            log_decay=decay,
+            scale=0.5,
+            mask=mask,
+            seen=seen,
+            initial_state=state,
+        )
+
+    torch.manual_seed(0)
+    leaves = [*torch.randn(2, 2, 2, 21, 8), torch.randn(2, 4, 21, 8)]
+    leaves += [-torch.rand(2, 4, 21), torch.randn(2, 4, 8, 8)]
+    leaves = [each.requires_grad_() for each in leaves]
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend=graphs)
+    outs, wanted = compiled(*leaves), run(*leaves)
+    grads, wanted_grads = (
+        torch.autograd.grad(out.sin().sum() + state.cos().sum(), leaves)
+        for out, state in (outs, wanted)
+    )
+    pairs = zip((*outs, *grads), (*wanted, *wanted_grads), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    asked = [node.target for node in graphs.graphs[-1].graph.nodes]
+    assert asked.count(torch.ops.attnkit.recurrence.default) == 1
+
+
+def test_a_compiled_recurrence_runs_what_cannot_be_traced() -> None:
+    linear = attnkit.get_variant("linear")
+
+    def recur(*given: Any, **keywords: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        assert "nothing" not in str(given[0].sum().item())
+        return definition(*given, **keywords)
+
+    own = replace(linear.implementations[0], function=recur)
+    variant = replace(linear, name="acme_linear", implementations=(own,))
+    tensors = torch.randn(3, 1, 2, 12, 8)
+
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        return attnkit.recurrence(variant, *given)[0]
 
     with attnkit.register(variant):
         compiled = torch.compile(run, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(query, key, value), run(query, key, value), **CLOSE)
+        assert torch.equal(compiled(*tensors), run(*tensors))
+
+
+def test_a_recurrence_that_does_not_promise_to_compile_is_refused_in_a_graph() -> None:
+    linear = attnkit.get_variant("linear")
+    promises = linear.promises.model_copy(update={"compile": False})
+    own = replace(linear.implementations[0], promises=promises)
+    variant = replace(linear, name="acme_linear", implementations=(own,), promises=promises)
+    tensors = torch.randn(3, 1, 2, 12, 8)
+    with (
+        attnkit.register(variant),
+        pytest.raises(Exception, match="compile: asked for, not promised"),
+    ):
+        torch.compile(
+            lambda *given: attnkit.recurrence(variant, *given)[0], fullgraph=True, backend="eager"
+        )(*tensors)
+
+
+def test_options_of_a_compiled_recurrence_are_those_that_were_given() -> None:
+    tensors = torch.randn(3, 1, 2, 12, 8)
+    options = attnkit.get_variant("linear").options(feature_map="relu", eps=0.25, chunk_size=5)
+
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        return attnkit.recurrence("linear", *given, options=options)[0]
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
+    assert torch.equal(compiled(*tensors), run(*tensors))
+    assert not torch.equal(compiled(*tensors), attnkit.recurrence("linear", *tensors)[0])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnkit
@@ -16,7 +17,7 @@ from attnkit.products import stays_exact
 from attnkit.softmax import problem_of
 from attnkit_contracts.units import ANALYTIC_GATE
 from attnkit_plugins.flash import VARIANT
-from attnkit_plugins.flash.tiled import TILE_ELEMENTS
+from attnkit_plugins.flash.tiles import TILE_ELEMENTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -379,3 +380,40 @@ def test_compiles_to_one_graph(draw_inputs: DrawInputs) -> None:
     grads = torch.autograd.grad(out.sin().sum(), leaves)
     for got, wanted in zip(grads, torch.autograd.grad(expected.sin().sum(), leaves), strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+def test_tiles_are_one_operator_of_a_graph_that_serves_every_length(
+    draw_inputs: DrawInputs,
+) -> None:
+    def attend(*given: Tensor) -> Tensor:
+        query, key, value, bias, sinks, lengths = given
+        return attnkit.attention(
+            query,
+            key,
+            value,
+            mask=attnkit.causal() & attnkit.sliding_window(9) & attnkit.padding(lengths),
+            bias=bias,
+            sinks=sinks,
+            softcap=2.0,
+            variant=VARIANT,
+            implementation="tiled",
+        )
+
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(attend, backend=graphs, fullgraph=True, dynamic=True)
+    for length in (150, 190):
+        drawn = draw_inputs(queries=length, keys=length).values()
+        heads = next(iter(drawn)).shape[1]
+        bias = torch.linspace(-1, 1, length).expand(heads, length, length)
+        leaves = [each.requires_grad_() for each in (*drawn, bias.clone(), torch.ones(heads))]
+        lengths = torch.full((len(leaves[0]),), length - 3)
+        out, expected = compiled(*leaves, lengths), attend(*leaves, lengths)
+        grads = torch.autograd.grad(out.sin().sum(), leaves)
+        wanted = torch.autograd.grad(expected.sin().sum(), leaves)
+        assert torch.equal(out, expected)
+        assert all(torch.equal(*pair) for pair in zip(grads, wanted, strict=True))
+    operator = torch.ops.attnkit.flash_tiled.default
+    asked = [[node.target for node in each.graph.nodes] for each in graphs.graphs]
+    # a trace that comes to nothing leaves a graph without nodes
+    assert [each.count(operator) for each in asked if each] == [1]

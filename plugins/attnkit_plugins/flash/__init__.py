@@ -4,8 +4,7 @@
 
 The mathematics is that of multi-head attention; what differs is the way. `tiled` is the paper's
 algorithm in plain torch and takes everything but dropout; `sdpa` is torch's fused kernel, for
-the calls that it computes exactly and without an L x S tensor. Under ``torch.compile`` all other
-calls go to the reference, L x S tensors and all.
+the calls that it computes exactly and without an L x S tensor.
 
 Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 (forward) and 4 (backward).
 """
@@ -210,8 +209,7 @@ VARIANT = attnkit.Variant(
             name="tiled",
             function="attnkit_plugins.flash.tiled:attend",
             summary="the paper's tiles in plain torch; any mask, bias, softcap, sinks",
-            # as many turns of a loop as there are tiles: another graph for every length
-            promises=_EXACT.model_copy(update={"memory": "L", "compile": False}),
+            promises=_EXACT.model_copy(update={"memory": "L"}),
             cost=_tiled_cost,
         ),
     ),

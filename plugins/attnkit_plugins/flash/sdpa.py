@@ -7,6 +7,7 @@ naming one (``sdpa_kernel``) costs more than a small call.
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING
 
 from torch.nn.functional import scaled_dot_product_attention
@@ -51,8 +52,10 @@ def attend(
         if scale < 0:
             # torch scales what it has hidden already: -inf times -1 would be seen, and be NaN
             query, scale = -query, -scale
+        # in a graph with symbols for sizes, torch takes no symbol for this
+        shared = index(heads) != index(key.shape[1])
         return scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale, enable_gqa=heads != key.shape[1]
+            query, key, value, is_causal=True, scale=scale, enable_gqa=shared
         )
     seen = None
     if mask.parts:

@@ -143,6 +143,7 @@ PROMISES = Promises(
     dtypes=ALL_DTYPES,
     devices=("cpu",),
     deterministic=True,
+    compile=True,
     memory="L",
     time="L",
 )

@@ -6,6 +6,7 @@ where L = S; every other mask goes in as a tensor. A row that sees nothing is ze
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,10 +53,11 @@ def attend(
     given = bias if bias is None else bias.to(query.dtype)
     if mask.parts or (mask.is_causal and length > 1 and not square_causal):
         given = _as_tensor(mask, bias, Sizes(batch, heads, length, keys), query)
-    grouped = heads != kv_heads
+    # in a graph with symbols for sizes, torch takes no symbol for this
+    shared = index(heads) != index(kv_heads)
     # heads that share keys can stand in line as further queries, where all see the same: in
     # bfloat16 and at many keys 10 times faster than enable_gqa
-    folded = grouped and length == 1 and (given is None or given.shape[1] == 1)
+    folded = shared and length == 1 and (given is None or given.shape[1] == 1)
     if folded:
         query = query.reshape(batch, kv_heads, -1, query.shape[3])  # (B, Hkv, H / Hkv, E)
     out = scaled_dot_product_attention(
@@ -66,7 +68,7 @@ def attend(
         dropout_p=dropout_p,
         is_causal=square_causal and not folded,
         scale=scale,
-        enable_gqa=grouped and not folded,
+        enable_gqa=shared and not folded,
     )
     if folded:
         out = out.reshape(batch, heads, 1, value.shape[3])

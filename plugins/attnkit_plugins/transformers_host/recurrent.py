@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from attnkit.errors import StateError, UnsupportedError
 from attnkit.lifting import lift
+from attnkit.mask_kinds import Unread
 from attnkit.masks import Mask, Sizes, causal
 from attnkit_plugins.transformers_host import dispatch
 from attnkit_plugins.transformers_host.interface import MARK
@@ -216,13 +217,20 @@ class Arrived:
                 f"attention_mask must have 4 dimensions here, got {tuple(given.shape)}; the "
                 "model's own implementation must be 'sdpa' or 'eager'"
             )
+        compiling = torch.compiler.is_compiling()
         if given.dtype != torch.bool:
             hidden = given <= torch.finfo(given.dtype).min / 2
-            if bool(given.masked_fill(hidden, 0.0).any()):
-                raise UnsupportedError("attention_mask: adds to logits, a recurrence has none")
+            adds, told = given.masked_fill(hidden, 0.0).any(), "attention_mask: adds to logits"
+            if compiling:
+                torch._assert_async(~adds, f"{told}, a recurrence has none")  # pyright: ignore[reportPrivateImportUsage]  # torch has no public one
+            elif bool(adds):
+                raise UnsupportedError(f"{told}, a recurrence has none")
             given = ~hidden
         # a static cache's mask has a column for every token that it has room for
-        return lift(given[..., : seen + length], Sizes(batch, heads, length, seen + length))
+        given = given[..., : seen + length]
+        if compiling:
+            return Unread(given)
+        return lift(given, Sizes(batch, heads, length, seen + length))
 
     def _check(self) -> None:
         """Refuse arguments that a recurrence cannot honour."""
