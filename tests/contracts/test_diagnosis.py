@@ -15,13 +15,13 @@ import torch
 import attnkit
 import attnkit_contracts
 from attnkit_contracts import (
-    experiments,
     mistakes_mixture,
     mistakes_recurrence,
     mistakes_softmax,
     oracle,
 )
 from attnkit_contracts.diagnosis import further_calls, suspected
+from attnkit_contracts.faults import fault_of
 from attnkit_contracts.inputs import Call
 from attnkit_contracts.layers import LayerSubject
 from attnkit_contracts.subjects import Target
@@ -44,7 +44,7 @@ MIXTURE = {each.name: each for each in mistakes_mixture.MISTAKES}
 def named(subject: Subject, calls: Iterable[Call]) -> tuple[str, ...]:
     """Return the mistakes that explain the first wrong one of some calls."""
     for call in calls:
-        if experiments.fault_of(subject, call) is not None:
+        if fault_of(subject, call) is not None:
             return tuple(each.name for each in suspected(subject, call).mistakes)
     raise AssertionError("no call is wrong")
 
@@ -241,9 +241,7 @@ def test_no_mistake_is_claimed_for_an_unrelated_error(
     promises = softmax.promises.model_copy(update={"state": False})
     subject = open_wrong(softmax, functools.partial(unrelated, mistake), promises, dtype)
 
-    faulty = (
-        call for call in further_calls(subject) if experiments.fault_of(subject, call) is not None
-    )
+    faulty = (call for call in further_calls(subject) if fault_of(subject, call) is not None)
     found = [suspected(subject, call).mistakes for call in itertools.islice(faulty, 4)]
     assert found == [(), (), (), ()]
 
@@ -272,7 +270,7 @@ def test_the_mixture_beside_the_mistakes_is_the_oracle() -> None:
     subject = open_mixture(mistakes_mixture.RIGHT)
     call = subject.draw("mixture", length=20)
 
-    assert experiments.fault_of(subject, call) is None
+    assert fault_of(subject, call) is None
 
 
 def test_names_are_unique_and_there_are_many() -> None:
