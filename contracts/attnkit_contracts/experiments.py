@@ -165,7 +165,7 @@ def is_finite(call: Call) -> bool:
 
 def _both(subject: Subject, call: Call) -> dict[str, Tensor]:
     if isinstance(subject, RecurrenceOperation):
-        got = dict(zip(("out", "state"), subject.both(call), strict=True))
+        got: dict[str, Any] = dict(zip(("out", "state"), subject.both(call), strict=True))
     else:
         got = {"out": subject(call)}
     # one that is written to, and returned, must outlive that this is undone

@@ -7,7 +7,7 @@ as a function, and as Python.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,20 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
-
-
-class Layout(Protocol):
-    """A way to lay out the tensors of a call."""
-
-    @property
-    def name(self) -> str:
-        """What it is, in words."""
-
-    def of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return tensors laid out."""
-
-    def lines(self, tensors: Mapping[str, Tensor], /) -> list[str]:
-        """Return Python that lays out variables of these names."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +64,9 @@ class Packed:
             "packed = torch.stack([x.transpose(1, 2) for x in (query, key, value)], 2)",
             "query, key, value = packed.permute(2, 0, 3, 1, 4)",
         ]
+
+
+Layout = Each | Packed
 
 
 def _swapped(tensor: Tensor) -> Tensor:
