@@ -225,6 +225,8 @@ def _softmax_calls(subject: SoftmaxOperation) -> Iterator[Call]:
     if promises.value_width:
         yield subject.draw("tell apart", length=length, value_width=24)
     yield from _softmax_options(subject, length)
+    # some mistakes begin where there are several blocks of keys
+    yield subject.draw("tell apart", length=90)
 
 
 def _softmax_options(subject: SoftmaxOperation, length: int) -> Iterator[Call]:

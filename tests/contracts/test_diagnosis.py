@@ -301,6 +301,31 @@ def test_a_record_names_the_mistake_and_a_green_one_nothing(wrong: dict[str, Var
     assert told["A4.row_sums"] == ""
 
 
+LOST = (
+    ("mutant_newest_key_dropped", "T5.needle"),
+    ("mutant_tail_dropped", "S8.lengths"),
+)
+
+
+@pytest.mark.parametrize(("name", "check"), LOST)
+def test_a_lost_newest_key_is_told_from_a_lost_block(
+    name: str, check: str, wrong: dict[str, Variant]
+) -> None:
+    planned = attnkit_contracts.plan(wrong[name], dtypes=["float32"], implementations=["wrong"])
+    records = [each.run() for each in planned if each.check.id == check]
+    told = [each.diagnosis for each in records if each.status == "failed"]
+
+    assert told[0] == "equals the definition with the newest key dropped (newest_key_dropped)"
+
+
+def test_a_write_to_an_input_is_told(wrong: dict[str, Variant]) -> None:
+    variant = wrong["mutant_in_place_scaling"]
+    planned = attnkit_contracts.plan(variant, dtypes=["float32"], implementations=["wrong"])
+    (record,) = [each.run() for each in planned if each.check.id == "S2.inputs_unchanged"]
+
+    assert record.diagnosis == "the output is right, but query is written to"
+
+
 def test_a_gradient_that_is_wrong_alone_is_said(wrong: dict[str, Variant]) -> None:
     (instance,) = [
         each
