@@ -119,15 +119,14 @@ def _first_fault(subject: Subject, calls: tuple[Call, ...]) -> tuple[Call, Fault
 
 def _explain_gradient(subject: Subject, calls: tuple[Call, ...]) -> Explanation:
     wanted = [each for each in calls if any(t.requires_grad for t in each.tensors.values())]
-    if isinstance(subject, SoftmaxOperation | RecurrenceOperation):
-        for call in wanted[:GRADIENT_CALLS]:
-            plain = with_grad_out(subject, call.map(lambda _, tensor: tensor.detach()))
-            for tried in (plain, plain.laid(layouts.alone("grad_out"))):
-                fault = fault_of(subject, tried)
-                if fault is not None:
-                    smallest, shown, script = _shrunk(subject, tried, fault)
-                    told = _gradient_diagnosis(fault)
-                    return Explanation(told, smallest.describe(), elements(shown), script)
+    for call in wanted[:GRADIENT_CALLS]:
+        plain = with_grad_out(subject, call.map(lambda _, tensor: tensor.detach()))
+        for tried in (plain, plain.laid(layouts.alone("grad_out"))):
+            fault = fault_of(subject, tried)
+            if fault is not None:
+                smallest, shown, script = _shrunk(subject, tried, fault)
+                told = _gradient_diagnosis(fault)
+                return Explanation(told, smallest.describe(), elements(shown), script)
     return Explanation(NO_DEFINITION if is_foreign(subject.target.variant) else NO_FAULT)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from attnkit.promises import MaskPart
     from attnkit_contracts.layouts import Layout
 
-TIME_AXIS = {"x": 1, "query": 2, "key": 2, "value": 2, "log_decay": 2, "beta": 2, "grad_out": 2}
+TIME_AXIS = {"x": 1, "query": 2, "key": 2, "value": 2, "log_decay": 2, "beta": 2, "grad_out": -2}
 """Which tensors of a call hold something for every token, and along which axis."""
 
 WITHOUT_BATCH = ("sinks",)
