@@ -50,6 +50,7 @@ GROUPS = {
 MODULES = (
     "contract",
     "memory",
+    "surroundings",
     "refusal",
     "options",
     "calling",

@@ -14,14 +14,15 @@ import torch
 
 import attnkit
 from attnkit.masks import Sizes
-from attnkit_contracts import experiments, scripts, shrinking
+from attnkit_contracts import experiments, layouts, scripts, shrinking
 from attnkit_contracts.explanation import NAMED, Explanation
+from attnkit_contracts.faults import fault_of, with_grad_out
 from attnkit_contracts.foreign_layers import is_foreign
 from attnkit_contracts.inputs import normal
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from attnkit_contracts.experiments import Fault
     from attnkit_contracts.inputs import Call
@@ -72,21 +73,36 @@ def _explain(subject: Subject, calls: tuple[Call, ...], hint: str) -> Explanatio
     found_as = suspected(subject, call, hint) if fault.kind in ("values", "not finite") else NOBODY
     suspects, dtype = found_as.mistakes, found_as.dtype
 
-    def persists(other: Call) -> bool:
-        again = experiments.fault_of(subject, other)
-        if again is None or (again.kind, again.name) != (fault.kind, fault.name):
-            return False
+    def explained(other: Call) -> bool:
         return not suspects or experiments.explains(suspects[0], subject, other, dtype)
 
-    smallest = shrinking.shrink(subject, call, persists)
-    shown = experiments.fault_of(subject, smallest) or fault
+    smallest, shown, script = _shrunk(subject, call, fault, explained)
     return Explanation(
         diagnosis=_diagnosis(subject, shown, found_as, factor),
         smallest=smallest.describe(),
         elements=elements(shown),
-        script=scripts.script(subject, smallest, persists),
+        script=script,
         named=tuple(each.name for each in suspects),
     )
+
+
+def _shrunk(
+    subject: Subject,
+    call: Call,
+    fault: Fault,
+    explained: Callable[[Call], bool] = lambda _: True,
+) -> tuple[Call, Fault, str]:
+    """Return the smallest call with the same fault and explanation, its fault, and its script."""
+
+    def persists(other: Call) -> bool:
+        again = fault_of(subject, other)
+        if again is None or (again.kind, again.name) != (fault.kind, fault.name):
+            return False
+        return explained(other)
+
+    smallest = shrinking.shrink(subject, call, persists)
+    shown = fault_of(subject, smallest) or fault
+    return smallest, shown, scripts.script(subject, smallest, persists)
 
 
 def _first_fault(subject: Subject, calls: tuple[Call, ...]) -> tuple[Call, Fault] | None:
@@ -94,7 +110,7 @@ def _first_fault(subject: Subject, calls: tuple[Call, ...]) -> tuple[Call, Fault
     ordered = sorted(calls, key=lambda call: sum(t.numel() for t in call.tensors.values()))
     foreign = is_foreign(subject.target.variant)
     for call in [*ordered[:CALLS], *calls[-1:]]:
-        fault = experiments.fault_of(subject, call)
+        fault = fault_of(subject, call)
         # a foreign layer's own float64 is not the truth
         if fault is not None and not (foreign and fault.kind == "values"):
             return call, fault
@@ -103,28 +119,24 @@ def _first_fault(subject: Subject, calls: tuple[Call, ...]) -> tuple[Call, Fault
 
 def _explain_gradient(subject: Subject, calls: tuple[Call, ...]) -> Explanation:
     wanted = [each for each in calls if any(t.requires_grad for t in each.tensors.values())]
-    if isinstance(subject, SoftmaxOperation | RecurrenceOperation):
-        for call in wanted[:GRADIENT_CALLS]:
-            fault = experiments.gradient_fault(subject, call)
+    for call in wanted[:GRADIENT_CALLS]:
+        plain = with_grad_out(subject, call.map(lambda _, tensor: tensor.detach()))
+        for tried in (plain, plain.laid(layouts.alone("grad_out"))):
+            fault = fault_of(subject, tried)
             if fault is not None:
-                told = (
-                    f"the output is right, the {fault.name} is not ({fault.error:.3g} times the "
-                    "gate); no named mistake is about gradients alone"
-                )
-                if fault.limit is None:
-                    told = f"the output is right, its gradient {fault.kind}: {fault.told}"
-                smallest = _shrunk_gradient(subject, call, fault)
-                shown = experiments.gradient_fault(subject, smallest) or fault
-                return Explanation(told, smallest.describe(), elements(shown))
+                smallest, shown, script = _shrunk(subject, tried, fault)
+                told = _gradient_diagnosis(fault)
+                return Explanation(told, smallest.describe(), elements(shown), script)
     return Explanation(NO_DEFINITION if is_foreign(subject.target.variant) else NO_FAULT)
 
 
-def _shrunk_gradient(subject: Subject, call: Call, fault: Fault) -> Call:
-    def persists(other: Call) -> bool:
-        again = experiments.gradient_fault(subject, other)
-        return again is not None and (again.kind, again.name) == (fault.kind, fault.name)
-
-    return shrinking.shrink(subject, call, persists)
+def _gradient_diagnosis(fault: Fault) -> str:
+    if fault.limit is None:
+        return f"the output is right, its gradient: {fault.kind}: {fault.told}"
+    return (
+        f"the output is right, the {fault.name} is not ({fault.error:.3g} times the gate); "
+        "no named mistake is about gradients alone"
+    )
 
 
 class Suspects(NamedTuple):
@@ -212,6 +224,8 @@ def _softmax_calls(subject: SoftmaxOperation) -> Iterator[Call]:
     if promises.value_width:
         yield subject.draw("tell apart", length=length, value_width=24)
     yield from _softmax_options(subject, length)
+    # some mistakes begin where there are several blocks of keys
+    yield subject.draw("tell apart", length=90)
 
 
 def _softmax_options(subject: SoftmaxOperation, length: int) -> Iterator[Call]:
@@ -260,6 +274,11 @@ def _part(part: str, device: str) -> attnkit.Mask:
 
 
 def _diagnosis(subject: Subject, fault: Fault, found: Suspects, factor: float | None) -> str:
+    also = f"; {' and '.join(fault.written)} is written to, besides" if fault.written else ""
+    return f"{_wrong(subject, fault, found, factor)}{also}"
+
+
+def _wrong(subject: Subject, fault: Fault, found: Suspects, factor: float | None) -> str:
     suspects = found.mistakes
     if suspects:
         told = ", or with ".join(f"{each.statement} ({each.name})" for each in suspects)
@@ -273,6 +292,8 @@ def _diagnosis(subject: Subject, fault: Fault, found: Suspects, factor: float | 
         what = "values" if fault.kind == "values" else "NaN or inf"
         times = f"; the output is {factor:.5g} times the right one" if factor is not None else ""
         return f"wrong {what} that none of {count} named mistakes explains{times}"
+    if fault.kind == "write":
+        return f"the output is right, but {fault.name} is written to"
     told = f": {fault.told}" if fault.told else ""
     return f"a call {'has the wrong ' if fault.limit is not None else ''}{fault.kind}{told}"
 

@@ -1,6 +1,6 @@
 """One call of a subject, beside what the right definition and mistaken ones make of it.
 
-`diagnosis` and `shrinking` are built on `fault_of` and `explains`.
+`faults` and `diagnosis` are built on `observe`, `expected` and `explains`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.errors import AttnkitError, UnsupportedError
 from attnkit.masks import Sizes, hide_padding
 from attnkit_contracts import (
     judging,
@@ -20,8 +19,6 @@ from attnkit_contracts import (
     oracle,
     units,
 )
-from attnkit_contracts.catalogue import BrokenError, InconclusiveError
-from attnkit_contracts.inputs import normal
 from attnkit_contracts.judging import Bound
 from attnkit_contracts.layers import LayerSubject
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
@@ -50,11 +47,13 @@ class Fault:
     """What is wrong with one call.
 
     Attributes:
-        kind: ``values``, ``not finite``, ``shape``, ``dtype`` or ``raises`` and an error's name.
-        name: ``out``, ``state`` or ``gradient of`` an input.
+        kind: ``values``, ``not finite``, ``shape``, ``dtype``, ``write``, ``no gradient`` or
+            ``raises`` and an error's name.
+        name: ``out``, ``state``, ``gradient of`` an input; of a write, the input.
         got: What came; None where the call raised.
         limit: What should have come; None where the call raised.
         told: What an error said, or which shape or dtype came.
+        written: The inputs that were written to.
     """
 
     kind: str
@@ -62,6 +61,7 @@ class Fault:
     got: Tensor | None = None
     limit: Bound | None = None
     told: str = ""
+    written: tuple[str, ...] = ()
 
     @property
     def error(self) -> float:
@@ -87,6 +87,7 @@ class Observation:
         got: ``out``, and ``state`` of a recurrence.
         kept: (B, H, L, S), which probabilities dropout kept; None without dropout.
         error: What was raised instead.
+        written: The inputs that are not what they were before.
     """
 
     call: Call
@@ -94,6 +95,7 @@ class Observation:
     got: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Tensor | None = None
     error: Exception | None = None
+    written: tuple[str, ...] = ()
 
 
 def mistakes(subject: Subject) -> tuple[Mistake[Any], ...]:
@@ -123,7 +125,9 @@ def observe(subject: Subject, call: Call) -> Observation:
     """Call a subject; what it raises is an observation too."""
     call = _showing_weights(subject, call)
     before = call.map(lambda _, tensor: tensor.detach().clone())
-    plain = _without_padding(subject, before)
+    plain = without_padding(subject, before)
+    # tensors that cannot lie so are no fault of the subject
+    call.arguments()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -131,22 +135,41 @@ def observe(subject: Subject, call: Call) -> Observation:
     # whatever a stranger's code raises is what we look for
     except Exception as error:
         return Observation(before, plain, error=error)
+    finally:
+        written = _restored(call, before)
     kept = got["out"] != 0 if call.extras.get("dropout_p") else None
     if isinstance(subject, RecurrenceOperation):
         real = _real(before, got["out"])
         got["out"] = torch.where(real, got["out"], 0.0) if real.shape[2] else got["out"]
     # a mistake may read the padding, the right definition does not
-    return Observation(before if _is_finite(before) else plain, plain, got, kept)
+    seen = before if is_finite(before) else plain
+    return Observation(seen, plain, got, kept, written=written)
 
 
-def _is_finite(call: Call) -> bool:
+@torch.no_grad()
+def _restored(call: Call, before: Call) -> tuple[str, ...]:
+    """Undo what was written to a call's tensors; return which of them were."""
+    written = []
+    for name, tensor in call.tensors.items():
+        was = before.tensors[name]
+        if not ((tensor == was) | (tensor.isnan() & was.isnan())).all():
+            written.append(name)
+            tensor.copy_(was)
+    return tuple(written)
+
+
+def is_finite(call: Call) -> bool:
+    """Return whether all that a call is given is finite."""
     return all(bool(tensor.isfinite().all()) for tensor in call.tensors.values())
 
 
 def _both(subject: Subject, call: Call) -> dict[str, Tensor]:
     if isinstance(subject, RecurrenceOperation):
-        return dict(zip(("out", "state"), subject.both(call), strict=True))
-    return {"out": subject(call)}
+        got: dict[str, Any] = dict(zip(("out", "state"), subject.both(call), strict=True))
+    else:
+        got = {"out": subject(call)}
+    # one that is written to, and returned, must outlive that this is undone
+    return {n: t.clone() if isinstance(t, torch.Tensor) else t for n, t in got.items()}
 
 
 def _showing_weights(subject: Subject, call: Call) -> Call:
@@ -158,7 +181,8 @@ def _showing_weights(subject: Subject, call: Call) -> Call:
     return call.given(value=ones.expand(*value.shape[:2], -1, -1).contiguous())
 
 
-def _without_padding(subject: Subject, call: Call) -> Call:
+def without_padding(subject: Subject, call: Call) -> Call:
+    """Return a call whose padding holds 0."""
     if is_mixture(subject):
         x = call.tensors["x"]
         real = oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
@@ -223,7 +247,10 @@ def _expected_recurrence(
     limits = {name: Bound(*each, gate, "probe units") for name, each in found.items()}
     out = limits["out"]
     real = _real(call, out.exact)
-    limits["out"] = out._replace(exact=torch.where(real, out.exact, 0.0))
+    # a padded token's output may be anything
+    limits["out"] = out._replace(
+        exact=torch.where(real, out.exact, 0.0), unit=torch.where(real, out.unit, torch.inf)
+    )
     return limits
 
 
@@ -247,80 +274,6 @@ def _expected_mixture(
         )
     gate = units.mixture_gate(unit[1])
     return {"out": Bound(*found["out"], gate, "probe units")}
-
-
-def fault_of(subject: Subject, call: Call) -> Fault | None:
-    """Return what is wrong with a call's output; None for nothing, or for no way to tell."""
-    if not _tellable(subject, call):
-        return None
-    seen = observe(subject, call)
-    if not _is_finite(seen.plain):
-        return None
-    if seen.error is not None:
-        return _raised(seen.error)
-    try:
-        limits = expected(subject, seen)
-    except (InconclusiveError, AttnkitError):
-        return None
-    dtype = next(iter(call.tensors.values())).dtype
-    found = [_fault(name, seen.got[name], limit, dtype) for name, limit in limits.items()]
-    return next((each for each in found if each is not None), None)
-
-
-def _tellable(subject: Subject, call: Call) -> bool:
-    """Return whether a call has an answer: dropout shows only where values may be any width."""
-    if not call.extras.get("dropout_p"):
-        return True
-    query, value = call.tensors["query"], call.tensors["value"]
-    return subject.promises.value_width or query.shape[3] == value.shape[2]
-
-
-def _raised(error: Exception) -> Fault | None:
-    # a refusal is an answer
-    if isinstance(error, UnsupportedError):
-        return None
-    return Fault(f"raises {type(error).__name__}", told=str(error))
-
-
-def _fault(name: str, got: Tensor, limit: Bound, dtype: torch.dtype) -> Fault | None:
-    if got.shape != limit.exact.shape:
-        return Fault("shape", name, got, limit, f"{tuple(got.shape)}")
-    if name == "out" and got.dtype != dtype:
-        return Fault("dtype", name, got, limit, str(got.dtype))
-    if not got.isfinite().all() and limit.exact.isfinite().all():
-        return Fault("not finite", name, got, limit)
-    fault = Fault("values", name, got, limit)
-    return fault if fault.error > 1 else None
-
-
-def gradient_fault(subject: Subject, call: Call) -> Fault | None:
-    """Return what is wrong with the gradients of a call; None for nothing, or no way to tell."""
-    # imported here: it is about checks, which import more than the rest of this module
-    from attnkit_contracts.backward import gradient_bounds
-
-    call = _without_padding(subject, call.map(lambda _, tensor: tensor.detach()))
-    try:
-        with torch.no_grad():
-            shape = subject(call.map(lambda _, tensor: tensor.clone())).shape
-        grad_out = subject.cast(normal(subject.random("gradient"), *shape))
-        found = judging.gradients(subject, call, grad_out)
-    except (UnsupportedError, BrokenError):
-        return None
-    # whatever a stranger's code raises is what we look for
-    except Exception as error:
-        return Fault(f"raises {type(error).__name__}", "gradient", told=str(error))
-    try:
-        limits = gradient_bounds(subject, call, grad_out)
-    except (AttnkitError, InconclusiveError, RuntimeError):
-        return None
-    for name, limit in limits.items():
-        got = found.get(name)
-        if got is None:
-            continue
-        fault = Fault("values", f"gradient of {name}", got, limit)
-        if fault.error > 1:
-            return fault
-    return None
 
 
 def gain(fault: Fault) -> float | None:

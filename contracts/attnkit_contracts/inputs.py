@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from attnkit.masks import Mask, Sizes
     from attnkit.promises import MaskPart
+    from attnkit_contracts.layouts import Layout
 
-TIME_AXIS = {"x": 1, "query": 2, "key": 2, "value": 2, "log_decay": 2, "beta": 2}
+TIME_AXIS = {"x": 1, "query": 2, "key": 2, "value": 2, "log_decay": 2, "beta": 2, "grad_out": -2}
 """Which tensors of a call hold something for every token, and along which axis."""
 
 WITHOUT_BATCH = ("sinks",)
@@ -36,14 +37,17 @@ class Call:
     Attributes:
         tensors: ``query``, ``key``, ``value``, ``bias``, ``sinks``, ``log_decay``, ``beta``,
             ``initial_state``, as the family has them; ``x`` for a layer,
-            and its ``context``, if it has one.
+            and its ``context``, if it has one. To look into gradients, ``grad_out`` as well.
         mask: Who may look at what.
         extras: ``scale``, ``softcap``, ``dropout_p``.
+        layout: How the tensors, contiguous here, lie in memory when the call is made; None for
+            as they are. It changes no value.
     """
 
     tensors: Mapping[str, Tensor]
     mask: Mask = field(default_factory=attnkit.full)
     extras: Mapping[str, Any] = field(default_factory=dict)
+    layout: Layout | None = None
 
     def given(self, **tensors: Tensor) -> Call:
         """Return the call with some tensors replaced or added."""
@@ -61,6 +65,10 @@ class Call:
         """Return the call with further extras."""
         return replace(self, extras={**self.extras, **extras})
 
+    def laid(self, layout: Layout | None) -> Call:
+        """Return the call with tensors that lie in memory in this way."""
+        return replace(self, layout=layout)
+
     def map(self, function: Callable[[str, Tensor], Tensor]) -> Call:
         """Return the call with every tensor mapped."""
         return replace(self, tensors={n: function(n, t) for n, t in self.tensors.items()})
@@ -76,7 +84,8 @@ class Call:
 
     def arguments(self) -> dict[str, Any]:
         """Return tensors and extras as keyword arguments."""
-        return {**self.tensors, **self.extras}
+        tensors = self.tensors if self.layout is None else self.layout.of(self.tensors)
+        return {**tensors, **self.extras}
 
     def leaves(self) -> Call:
         """Return the call with detached tensors that collect gradients."""
@@ -86,7 +95,8 @@ class Call:
         """Say it as Python would, with shapes for tensors."""
         said = [f"{n}={tuple(t.shape)}" for n, t in self.tensors.items()]
         said += [f"{n}={value!r}" for n, value in self.extras.items()]
-        return ", ".join([*said, f"mask={self.mask!r}"])
+        laid = [] if self.layout is None else [f"laid out as {self.layout.name}"]
+        return ", ".join([*said, f"mask={self.mask!r}", *laid])
 
 
 def generator(seed: int, label: str) -> torch.Generator:

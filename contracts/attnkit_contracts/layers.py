@@ -135,8 +135,9 @@ class LayerSubject(Subject):
     def __call__(self, call: Call) -> Tensor:
         self.calls.append(call)
         self.last = f"layer({call.describe()}) with {self.config!r}"
-        further = {n: t for n, t in call.tensors.items() if n == "context"}
-        y: Tensor = self.layer(call.tensors["x"], mask=call.mask, **further)
+        given = call.arguments()
+        further = {n: t for n, t in given.items() if n == "context"}
+        y: Tensor = self.layer(given["x"], mask=call.mask, **further)
         return y
 
     def begin(self, batch: int) -> State:

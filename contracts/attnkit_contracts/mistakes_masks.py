@@ -151,6 +151,19 @@ def without_tail(block: int) -> Callable[[Mask, Sizes, torch.device], Tensor]:
     return read
 
 
+def without_newest(
+    *, least: int = 0, stepping: bool = False
+) -> Callable[[Mask, Sizes, torch.device], Tensor]:
+    """Return a reader that overlooks the last key, of many keys alone or of one query alone."""
+
+    def read(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+        lost = sizes.keys > least and (sizes.queries == 1 or not stepping)
+        kept = torch.arange(sizes.keys, device=device) < sizes.keys - lost
+        return visible(mask, sizes, device) & kept
+
+    return read
+
+
 def strict(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
     """Hide a query's own key."""
     return at.j < at.p
@@ -197,6 +210,9 @@ READERS = (
     ("parts_or", "the parts of the mask joined by or instead of and", (any_part,)),
     ("union_and", "the two sides of a union joined by and instead of or",
      (misread(Or, seen=both_sides),)),
+    ("newest_key_dropped", "the newest key dropped",
+     (*(without_newest(least=least) for least in (0, 16, 32, 64, 128)),
+      without_newest(stepping=True))),
     ("tail_dropped", "the keys behind the last whole block dropped",
      tuple(without_tail(block) for block in (16, 32, 64, 128))),
 )  # fmt: skip

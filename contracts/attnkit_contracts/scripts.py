@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,7 @@ from attnkit.discovery import SESSION
 from attnkit.errors import AttnkitError
 from attnkit.masks import Blocks, Dense, Documents, Or, Padding, PrefixLM
 from attnkit_contracts import experiments
-from attnkit_contracts.catalogue import InconclusiveError
-from attnkit_contracts.foreign_layers import is_foreign
+from attnkit_contracts.faults import fault_of
 from attnkit_contracts.layers import LayerSubject, sample_options
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 from attnkit_contracts.shrinking import is_small
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     from attnkit.interface import Variant
     from attnkit.masks import Mask
+    from attnkit_contracts.experiments import Fault
     from attnkit_contracts.inputs import Call
+    from attnkit_contracts.judging import Bound
     from attnkit_contracts.subjects import Subject
 
 SEEDS = 4
@@ -43,7 +45,9 @@ DEFAULT = "torch.randn({shape}, dtype={dtype})"
 
 
 def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> str:
-    """Return the script; empty where a call, or the variant, cannot be written down.
+    """Return the script, which ends in an error as long as the call is wrong.
+
+    It is empty where a call, or the variant, cannot be written down.
 
     Args:
         subject: Whose call it is.
@@ -57,52 +61,80 @@ def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> st
     if written is None:
         return ""
     call, lines = written
+    fault = fault_of(subject, call)
     imports, variant = where
-    header = ["import torch", "", "import attnkit", *imports, ""]
-    if is_foreign(subject.target.variant):
-        return "\n".join([*header, *lines, *_foreign_lines(subject, call, variant)])
-    seen = experiments.observe(subject, call)
-    try:
-        limits = experiments.expected(subject, seen)
-    except (AttnkitError, InconclusiveError):
-        return ""
-    name = next(iter(limits))
-    if seen.error is None:
-        name = max(limits, key=lambda each: _error(seen.got[each], limits[each]))
-    exact = limits[name].exact
-    if exact.numel() > EXPECTED_NUMBERS:
-        return ""
-    body = _call_lines(subject, call, variant, name)
+    body = [] if fault is None else _shown(subject, call, variant, fault)
     if not body:
         return ""
-    digits = 17 if subject.target.dtype == "float64" else 8
-    expected = _tensor(exact, "torch.float64", digits)
-    shown = ['print("expected", expected)', *body, 'print("got     ", got)']
-    return "\n".join(
-        [*header, *lines, "", "# the float64 definition's answer", f"expected = {expected}", *shown]
-    )
+    return "\n".join(["import torch", "", "import attnkit", *imports, "", *lines, "", *body])
 
 
-def _error(got: Tensor, limit: Any) -> float:
-    return experiments.Fault("", "", got, limit).error
+def _shown(subject: Subject, call: Call, variant: str, fault: Fault) -> list[str]:
+    """Return lines that make a call and end in an error if it is wrong; none if too many."""
+    undefined = isinstance(subject, LayerSubject) and not experiments.is_mixture(subject)
+    if undefined and fault.kind == "values":
+        return []
+    if "grad_out" in call.tensors:
+        made = _gradient_lines(subject, call, variant, fault)
+    else:
+        made = _call_lines(subject, call, variant, "got", of_state=fault.name == "state")
+    if fault.got is None or fault.limit is None:
+        return _around_a_write(made, fault.name) if fault.kind == "write" else made
+    shown = [*made, 'print("got     ", got)']
+    if fault.kind == "shape":
+        return [*shown, f"assert got.shape == {tuple(fault.limit.exact.shape)}, got.shape"]
+    if fault.kind == "dtype":
+        return [*shown, f"assert got.dtype == torch.{subject.target.dtype}, got.dtype"]
+    if undefined:
+        return [*shown, "assert got.isfinite().all()"]
+    return _compared(fault.limit, subject.target.dtype, _placed(fault.got), shown)
+
+
+def _compared(limit: Bound, dtype: str, placed: str, shown: list[str]) -> list[str]:
+    """Return lines that compare what a call gives with the definition's answer."""
+    exact, allowed = limit.exact, (limit.unit * limit.gate).expand_as(limit.exact)
+    if exact.numel() > EXPECTED_NUMBERS:
+        return []
+    digits = 17 if dtype == "float64" else 8
+    return [
+        "# the float64 definition's answer, and how far off another may be",
+        f"expected = {_tensor(exact, 'torch.float64', digits)}{placed}",
+        f"allowed = {_tensor(allowed, 'torch.float64', 3)}{placed}",
+        'print("expected", expected)',
+        *shown,
+        "off = (got.double() - expected).abs()",
+        'assert (off <= allowed).all(), f"off by up to {off.max():.3g}"',
+    ]
+
+
+def _around_a_write(made: list[str], name: str) -> list[str]:
+    return [
+        f"before = {name}.clone()",
+        *made,
+        'print("before", before)',
+        f'print("after ", {name})',
+        f'assert torch.equal({name}, before), "{name} is written to"',
+    ]
 
 
 def _inputs(call: Call, persists: Callable[[Call], bool]) -> tuple[Call, list[str]] | None:
     """Return lines that make the tensors of a call: drawn anew if that shows the fault as well."""
+    laid = [] if call.layout is None else call.layout.lines(call.tensors)
     for seed in range(SEEDS):
         drawn, lines = _drawn(call, seed)
         try:
             if persists(drawn):
-                return drawn, lines
+                return drawn, [*lines, *laid]
         # the same calls are legal, but a stranger's code may raise what it likes
         except (AttnkitError, RuntimeError, ValueError):
             continue
     if not is_small(call):
         return None
-    return call, [
+    written = [
         f"{name} = {_tensor(tensor, str(tensor.dtype))}{_placed(tensor)}"
         for name, tensor in call.tensors.items()
     ]
+    return call, [*written, *laid]
 
 
 def _drawn(call: Call, seed: int) -> tuple[Call, list[str]]:
@@ -118,7 +150,9 @@ def _drawn(call: Call, seed: int) -> tuple[Call, list[str]]:
                 *tensor.shape, dtype=tensor.dtype
             )
             tensors[name] = (-numbers if recipe.startswith("-") else numbers).to(tensor.device)
-    return call.given(**tensors), lines
+    drawn = call.given(**tensors)
+    # a layout may repeat the first sample, or head
+    return drawn.map(lambda name, _: drawn.arguments()[name].contiguous()), lines
 
 
 def _placed(tensor: Tensor) -> str:
@@ -134,22 +168,26 @@ def _tensor(tensor: Tensor, dtype: str, digits: int = 17) -> str:
 def _numbers(numbers: Any, digits: int) -> str:
     if isinstance(numbers, list):
         return f"[{', '.join(_numbers(each, digits) for each in numbers)}]"
+    if not math.isfinite(numbers):
+        return f"{'-' if numbers < 0 else ''}torch.{'nan' if numbers != numbers else 'inf'}"
     return repr(float(f"{numbers:.{digits}g}"))
 
 
-def _call_lines(subject: Subject, call: Call, variant: str, name: str) -> list[str]:
-    """Return lines that make the call; ``got`` is what is compared."""
+def _call_lines(
+    subject: Subject, call: Call, variant: str, name: str, *, of_state: bool = False
+) -> list[str]:
+    """Return lines that make the call, and call its output, or its state, by a name."""
     given = [f"mask={mask_source(call.mask)}"] if call.mask.conjuncts() else []
     target = subject.target
     if isinstance(subject, LayerSubject):
-        return _layer_lines(subject, given, variant)
+        return [*_made(subject, variant), f"{name} = layer({', '.join(['x', *given])})"]
     given += [f"{key}={value!r}" for key, value in call.extras.items() if value is not None]
-    options = [each for each in call.tensors if each not in ("query", "key", "value")]
+    options = [each for each in call.tensors if each not in ("query", "key", "value", "grad_out")]
     given += [f"{each}={each}" for each in options]
     given.append(f'implementation="{target.implementation}"')
     if isinstance(subject, SoftmaxOperation):
         given.insert(-1, f"variant={variant}")
-        return _called("got = attnkit.attention", ["query", "key", "value", *given])
+        return _called(f"{name} = attnkit.attention", ["query", "key", "value", *given])
     assert isinstance(subject, RecurrenceOperation)
     chosen = subject.options()
     if chosen != target.variant.options():
@@ -157,21 +195,21 @@ def _call_lines(subject: Subject, call: Call, variant: str, name: str) -> list[s
         given.insert(-1, f"options=attnkit.get_variant({variant}).options({said})")
         if not variant.startswith("'"):
             given[-2] = f"options={variant}.options({said})"
-    got = "got, _" if name == "out" else "_, got"
+    pair = f"_, {name}" if of_state else f"{name}, _"
     arguments = [variant, "query", "key", "value", *given]
-    return _called(f"{got} = attnkit.recurrence", arguments)
+    return _called(f"{pair} = attnkit.recurrence", arguments)
 
 
-def _foreign_lines(subject: Subject, call: Call, variant: str) -> list[str]:
-    """Return lines that call a layer of which nobody has a definition."""
-    given = [f"mask={mask_source(call.mask)}"] if call.mask.conjuncts() else []
-    return [*_made(subject, variant), f'print("got", layer({", ".join(["x", *given])}))']
-
-
-def _layer_lines(subject: LayerSubject, given: list[str], variant: str) -> list[str]:
-    if not experiments.is_mixture(subject):
-        return []
-    return [*_made(subject, variant), f"got = layer({', '.join(['x', *given])})"]
+def _gradient_lines(subject: Subject, call: Call, variant: str, fault: Fault) -> list[str]:
+    """Return lines that ask for the gradient that is wrong; for all if none comes."""
+    inputs = [name for name in call.tensors if name != "grad_out"]
+    name = fault.name.removeprefix("gradient of ")
+    asked = name if fault.limit is not None else f"[{', '.join(inputs)}]"
+    return [
+        *(f"{each}.requires_grad_()" for each in inputs),
+        *_call_lines(subject, call, variant, "out"),
+        f"got = torch.autograd.grad(out, {asked}, grad_out)[0]",
+    ]
 
 
 def _made(subject: Subject, variant: str) -> list[str]:

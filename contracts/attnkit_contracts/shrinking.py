@@ -33,6 +33,7 @@ from attnkit.masks import (
     sliding_window,
 )
 from attnkit_contracts import experiments
+from attnkit_contracts.faults import fault_of
 from attnkit_contracts.inputs import TIME_AXIS, WITHOUT_BATCH
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
@@ -50,7 +51,7 @@ SECONDS = 1.0
 """Whichever comes first ends the search; a fast machine never meets the second."""
 
 OPTIONAL = ("bias", "sinks", "initial_state", "beta", "log_decay")
-BY_HEAD = ("query", "key", "value", "bias", "log_decay", "beta", "initial_state")
+BY_HEAD = ("query", "key", "value", "bias", "log_decay", "beta", "initial_state", "grad_out")
 
 
 def one_sample(subject: Subject, call: Call, fault: Fault) -> Call:
@@ -61,7 +62,7 @@ def one_sample(subject: Subject, call: Call, fault: Fault) -> Call:
     first = _sample_of(fault)
     for sample in dict.fromkeys([first, 0, batch - 1]):
         alone = samples(call, [sample])
-        again = experiments.fault_of(subject, alone)
+        again = fault_of(subject, alone)
         if again is not None and (again.kind, again.name) == (fault.kind, fault.name):
             return alone
     return call
@@ -149,6 +150,8 @@ def _below(size: int) -> Iterator[int]:
 
 def _plainer(call: Call) -> Iterator[Call]:
     """Yield calls without one of the options or parts of the mask, or with a smaller window."""
+    if call.layout is not None:
+        yield call.laid(None)
     yield from (call.without(name) for name in OPTIONAL if name in call.tensors)
     for name in call.extras:
         rest_of = {key: value for key, value in call.extras.items() if key != name}
@@ -205,7 +208,7 @@ def _narrower(subject: Subject, call: Call) -> Iterator[Call]:
     def of(name: str, tensor: Tensor, keys: int, values: int) -> Tensor:
         if name in ("query", "key") or (name == "log_decay" and tensor.dim() == 4):
             return tensor[..., :keys].contiguous()
-        if name == "value":
+        if name in ("value", "grad_out"):
             return tensor[..., :values].contiguous()
         return tensor[..., :keys, :values].contiguous() if name == "initial_state" else tensor
 
@@ -244,7 +247,7 @@ def cut(call: Call, queries: int, keys: int) -> Call:
     """Return the call of the first queries and keys, with the mask of those."""
 
     def of(name: str, tensor: Tensor) -> Tensor:
-        if name == "query":
+        if name in ("query", "grad_out"):
             return tensor[:, :, :queries].contiguous()
         if name in ("key", "value"):
             return tensor[:, :, :keys].contiguous()

@@ -45,6 +45,7 @@ FAMILIES = (
     "softmax",
     "attention",
     "masks",
+    "surroundings",
     "layers",
     "stepping",
     "dropout",

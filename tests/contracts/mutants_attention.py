@@ -275,6 +275,22 @@ def bias_without_gradient(
     return attend(query, key, value, bias=kept, **given)
 
 
+def infinite_bias_unguarded(
+    query: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None, **given: Any
+) -> Tensor:
+    """0 / 0 for rows that a bias hides, where a mask that hides them is taken care of."""
+    out = attend(query, key, value, bias=bias, **given)
+    empty = None if bias is None else (bias == float("-inf")).all(-1, keepdim=True)
+    return out if empty is None else out.masked_fill(empty, float("nan"))
+
+
+def infinite_bias_clamped(
+    query: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None, **given: Any
+) -> Tensor:
+    bias = None if bias is None else bias.clamp(min=-6e4)
+    return attend(query, key, value, bias=bias, **given)
+
+
 def _is(
     function: Callable[..., Tensor],
     kills: str,
@@ -295,6 +311,8 @@ MUTANTS = (
     _is(gradient_from_the_future, "M2.gradient_causality"),
     _is(dense_added, "M6.mask_forms"),
     _is(first_bias_for_all, "M7.broadcast"),
+    _is(infinite_bias_unguarded, "M8.infinite_bias"),
+    _is(infinite_bias_clamped, "M8.infinite_bias"),
     _is(packed_is_cooler, "M11.packed"),
     _is(later_keys_favoured, "A6.key_permutation"),
     _is(logits_cut_off, "A7.score_shift"),

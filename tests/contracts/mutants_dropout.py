@@ -61,6 +61,63 @@ def other_backward(
     return forward.detach() + backward - backward.detach()
 
 
+def _dropped(
+    query: Tensor, key: Tensor, value: Tensor, dropout_p: float, axis: int, **given: Any
+) -> Tensor:
+    """Attend with one mask of dropout for all along an axis of (B, H, L, S)."""
+    if not dropout_p:
+        return attend(query, key, value, dropout_p=0.0, **given)
+    ones = torch.eye(key.shape[2]).expand(*key.shape[:3], -1).to(value)
+    weights = attend(query, key, ones, dropout_p=0.0, **given)
+    shape = list(weights.shape)
+    shape[axis] = 1
+    kept = torch.rand(shape) >= dropout_p
+    shared = query.shape[1] // value.shape[1]
+    return weights * kept / (1 - dropout_p) @ value.repeat_interleave(shared, 1)
+
+
+def same_for_all_heads(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    return _dropped(query, key, value, dropout_p, 1, **given)
+
+
+def same_for_all_queries(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    return _dropped(query, key, value, dropout_p, 2, **given)
+
+
+def same_for_all_samples(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    return _dropped(query, key, value, dropout_p, 0, **given)
+
+
+def _two_ways(
+    query: Tensor, key: Tensor, value: Tensor, p: float, again: float, **given: Any
+) -> Tensor:
+    """Drop in the output and in the gradient of values; drop again in those of the logits."""
+    if not p:
+        return attend(query, key, value, dropout_p=p, **given)
+    out = attend(query.detach(), key.detach(), value, dropout_p=p, **given)
+    for_logits = attend(query, key, value.detach(), dropout_p=again, **given)
+    return out + for_logits - for_logits.detach()
+
+
+def backward_drops_nothing(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    """The gradient of the logits does not know of dropout, that of the values does."""
+    return _two_ways(query, key, value, dropout_p, again=0.0, **given)
+
+
+def backward_redraws(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    return _two_ways(query, key, value, dropout_p, again=dropout_p, **given)
+
+
 def _dropping(
     name: str, function: Callable[..., Tensor], layer: type[SoftmaxLayer] = SoftmaxLayer
 ) -> Variant:
@@ -95,4 +152,9 @@ MUTANTS = (
     _first("not_rescaled", not_rescaled, "N6.mean", "wrong"),
     _first("of_outputs", of_outputs, "N6.mean", "wrong"),
     _first("other_backward", other_backward, "N6.backward", "wrong"),
+    _first("same_for_all_heads", same_for_all_heads, "N6.independence", "wrong"),
+    _first("same_for_all_queries", same_for_all_queries, "N6.independence", "wrong"),
+    _first("same_for_all_samples", same_for_all_samples, "N6.independence", "wrong"),
+    _first("backward_drops_nothing", backward_drops_nothing, "N6.gradients", "wrong"),
+    _first("backward_redraws", backward_redraws, "N6.gradients", "wrong"),
 )

@@ -67,6 +67,28 @@ def state_in_half_precision(*inputs: Tensor, **given: Any) -> Pair:
     return out, state.bfloat16()
 
 
+def state_rounded_to_inputs(query: Tensor, *inputs: Tensor, **given: Any) -> Pair:
+    """The state is float32, and holds what bfloat16 holds."""
+    out, state = recur(query, *inputs, **given)
+    return out, state.to(query.dtype).to(state.dtype) if query.shape[2] else state
+
+
+def decay_by_differences(
+    *inputs: Tensor, log_decay: Tensor | None, options: Any, **given: Any
+) -> Pair:
+    """Sums of decays are taken from one another, which -inf does not survive."""
+    if log_decay is not None:
+        total = log_decay.double().cumsum(2)
+        log_decay = total.diff(dim=2, prepend=torch.zeros_like(total[:, :, :1]))
+    return recur(*inputs, log_decay=log_decay, options=options, **given)
+
+
+def decay_of_at_least(*inputs: Tensor, log_decay: Tensor | None, **given: Any) -> Pair:
+    """Nothing decays by more than e^-30, so nothing is wholly forgotten."""
+    log_decay = None if log_decay is None else log_decay.clamp(min=-30.0)
+    return recur(*inputs, log_decay=log_decay, **given)
+
+
 def output_before_update(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Pair:
     """A token does not see itself."""
     out, state = recur(query, key, value, **given)
@@ -156,6 +178,9 @@ MUTANTS = (
     _wrong(initial_state_transposed, "T4.recurrent_state"),
     _wrong(final_state_early, "T3.chunks"),
     _wrong(state_in_half_precision, "T4.recurrent_state"),
+    (*_wrong(state_rounded_to_inputs, "T4.state_kept"), "bfloat16"),
+    _wrong(decay_by_differences, "A9.infinite_decay"),
+    _wrong(decay_of_at_least, "A9.infinite_decay"),
     _wrong(output_before_update, "N1.recurrence"),
     _wrong(normalised_over_heads, "N1.recurrence"),
     _wrong(normalised_over_time, "T1.prefix"),

@@ -15,13 +15,13 @@ import torch
 import attnkit
 import attnkit_contracts
 from attnkit_contracts import (
-    experiments,
     mistakes_mixture,
     mistakes_recurrence,
     mistakes_softmax,
     oracle,
 )
 from attnkit_contracts.diagnosis import further_calls, suspected
+from attnkit_contracts.faults import fault_of
 from attnkit_contracts.inputs import Call
 from attnkit_contracts.layers import LayerSubject
 from attnkit_contracts.subjects import Target
@@ -44,7 +44,7 @@ MIXTURE = {each.name: each for each in mistakes_mixture.MISTAKES}
 def named(subject: Subject, calls: Iterable[Call]) -> tuple[str, ...]:
     """Return the mistakes that explain the first wrong one of some calls."""
     for call in calls:
-        if experiments.fault_of(subject, call) is not None:
+        if fault_of(subject, call) is not None:
             return tuple(each.name for each in suspected(subject, call).mistakes)
     raise AssertionError("no call is wrong")
 
@@ -241,9 +241,7 @@ def test_no_mistake_is_claimed_for_an_unrelated_error(
     promises = softmax.promises.model_copy(update={"state": False})
     subject = open_wrong(softmax, functools.partial(unrelated, mistake), promises, dtype)
 
-    faulty = (
-        call for call in further_calls(subject) if experiments.fault_of(subject, call) is not None
-    )
+    faulty = (call for call in further_calls(subject) if fault_of(subject, call) is not None)
     found = [suspected(subject, call).mistakes for call in itertools.islice(faulty, 4)]
     assert found == [(), (), (), ()]
 
@@ -272,7 +270,7 @@ def test_the_mixture_beside_the_mistakes_is_the_oracle() -> None:
     subject = open_mixture(mistakes_mixture.RIGHT)
     call = subject.draw("mixture", length=20)
 
-    assert experiments.fault_of(subject, call) is None
+    assert fault_of(subject, call) is None
 
 
 def test_names_are_unique_and_there_are_many() -> None:
@@ -301,6 +299,31 @@ def test_a_record_names_the_mistake_and_a_green_one_nothing(wrong: dict[str, Var
 
     assert "interleaved (heads_tiled)" in told["A2.head_map"]
     assert told["A4.row_sums"] == ""
+
+
+LOST = (
+    ("mutant_newest_key_dropped", "T5.needle"),
+    ("mutant_tail_dropped", "S8.lengths"),
+)
+
+
+@pytest.mark.parametrize(("name", "check"), LOST)
+def test_a_lost_newest_key_is_told_from_a_lost_block(
+    name: str, check: str, wrong: dict[str, Variant]
+) -> None:
+    planned = attnkit_contracts.plan(wrong[name], dtypes=["float32"], implementations=["wrong"])
+    records = [each.run() for each in planned if each.check.id == check]
+    told = [each.diagnosis for each in records if each.status == "failed"]
+
+    assert told[0] == "equals the definition with the newest key dropped (newest_key_dropped)"
+
+
+def test_a_write_to_an_input_is_told(wrong: dict[str, Variant]) -> None:
+    variant = wrong["mutant_in_place_scaling"]
+    planned = attnkit_contracts.plan(variant, dtypes=["float32"], implementations=["wrong"])
+    (record,) = [each.run() for each in planned if each.check.id == "S2.inputs_unchanged"]
+
+    assert record.diagnosis == "the output is right, but query is written to"
 
 
 def test_a_gradient_that_is_wrong_alone_is_said(wrong: dict[str, Variant]) -> None:

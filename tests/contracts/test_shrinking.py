@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 import attnkit
 import attnkit_contracts
 from attnkit.masks import Sizes
-from attnkit_contracts import experiments, scripts, shrinking
+from attnkit_contracts import experiments, layouts, scripts, shrinking
 from attnkit_contracts.inputs import Call, mask_part
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 PARTS = ("window", "padding", "documents", "prefix", "dense", "blocks", "union")
 EVERY = Sizes(3, 2, 20, 20)
+LAYOUTS = [
+    each for each in vars(layouts).values() if isinstance(each, layouts.Each | layouts.Packed)
+]
 
 
 def record_of(variant: Variant, check: str) -> Record:
@@ -146,6 +150,7 @@ def _call(mask: attnkit.Mask) -> Call:
 
 PLUGIN = """
 from dataclasses import replace
+import torch
 from attnkit_plugins.gated_linear import VARIANT as GATED
 from attnkit_plugins.moe import VARIANT as MOE
 from attnkit_plugins.self_attention import VARIANT as SELF
@@ -167,15 +172,66 @@ def forgetful(run, *tensors, **given):
 def even(mix, x, experts, gates, **given):
     return mix(x, experts, gates * 0 + 1 / gates.shape[1], **given)
 
+def steep(attend, *tensors, **given):
+    out = attend(*tensors, **given)
+    return out + 0.01 * (out - out.detach())
+
+def cut_off(attend, *tensors, **given):
+    return attend(*tensors, **given).detach()
+
+def strides_of(tensor):
+    return torch.empty(tensor.shape).stride()
+
+def blind(attend, query, *tensors, **given):
+    return attend(query.as_strided(query.shape, strides_of(query)), *tensors, **given)
+
+class Blind(torch.autograd.Function):
+    @staticmethod
+    def forward(_, out):
+        return out.clone()
+
+    @staticmethod
+    def backward(_, grad):
+        return grad.as_strided(grad.shape, strides_of(grad)).clone()
+
+def blind_backward(attend, *tensors, **given):
+    return Blind.apply(attend(*tensors, **given))
+
+def scaling(attend, query, *tensors, **given):
+    query.detach().mul_(given["scale"])
+    return attend(query, *tensors, **{**given, "scale": 1.0})
+
+def widened(attend, *tensors, **given):
+    return attend(*tensors, **given).double()
+
+def crashing(attend, query, *tensors, **given):
+    if query.shape[2] == 17:
+        raise IndexError("17 is odd")
+    return attend(query, *tensors, **given)
+
 ATTENTION = changed(SELF, "scaled_twice", twice)
 RECURRENCE = changed(GATED, "forgetful", forgetful)
 MIXTURE = changed(MOE, "even_gates", even)
+GRADIENT = changed(SELF, "steep", steep)
+CUT_OFF = changed(SELF, "cut_off", cut_off)
+STRIDES = changed(SELF, "blind", blind)
+BACKWARD = changed(SELF, "blind_backward", blind_backward)
+WRITE = changed(SELF, "scaling", scaling)
+DTYPE = changed(SELF, "widened", widened)
+CRASH = changed(SELF, "crashing", crashing)
 """
 
 SHOWN = (
     ("ATTENTION", "A3.temperature"),
     ("RECURRENCE", "T4.recurrent_state"),
     ("MIXTURE", "N1.mixture"),
+    ("GRADIENT", "N2.backward"),
+    ("CUT_OFF", "N2.backward"),
+    ("STRIDES", "S5.strides"),
+    ("BACKWARD", "S6.grad_out_strides"),
+    ("WRITE", "S2.inputs_unchanged"),
+    ("DTYPE", "S1.output"),
+    ("CRASH", "S1.output"),
 )
 
 
@@ -188,22 +244,54 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("plugin")
 @pytest.mark.parametrize(("name", "check"), SHOWN)
-def test_a_script_shows_a_failure_without_the_suite(name: str, check: str, plugin: Path) -> None:
+def test_a_script_fails_as_long_as_the_variant_is_wrong(
+    name: str, check: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import acme_wrong
 
-    script = record_of(getattr(acme_wrong, name), check).reproduction
+    made = getattr(acme_wrong, name)
+    script = record_of(made, check).reproduction
+
+    assert f"from acme_wrong import {name}" in script
+    assert "attnkit_contracts" not in script
+    assert len(script.splitlines()) <= 30
+    with pytest.raises((AssertionError, IndexError, RuntimeError)):
+        exec(script, {})
+    right = made.implementations[0]
+    mended = replace(made, implementations=(right, replace(right, name="wrong")))
+    monkeypatch.setattr(acme_wrong, name, mended)
+    exec(script, {})
+
+
+def test_the_exit_code_of_a_script_is_that_of_a_failure(plugin: Path) -> None:
+    import acme_wrong
+
+    script = record_of(acme_wrong.ATTENTION, "A3.temperature").reproduction
     done = subprocess.run(
         [sys.executable, "-c", script], check=False, cwd=plugin, capture_output=True, text=True
     )
     expected, _, got = done.stdout.partition("got     ")
 
-    assert done.returncode == 0, done.stderr
-    assert f"from acme_wrong import {name}" in script
-    assert "attnkit_contracts" not in script
-    assert len(script.splitlines()) <= 24
+    assert done.returncode == 1
+    assert "AssertionError: off by up to" in done.stderr
     assert expected.startswith("expected tensor(")
     assert _first(expected) != pytest.approx(_first(got), rel=1e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_layout_is_written_down_as_python(layout: layouts.Layout) -> None:
+    names = ("query", "key", "value")
+    draw = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(2, 3, 5, 4, generator=draw) for name in names}
+    read: dict[str, Any] = {"torch": torch, **tensors}
+    exec("\n".join(layout.lines(tensors)), read)
+
+    for name, laid in layout.of(tensors).items():
+        assert torch.equal(read[name], laid)
+        assert read[name].stride() == laid.stride()
+        assert read[name].storage_offset() == laid.storage_offset()
 
 
 def _first(text: str) -> float:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attnkit_contracts import layouts
 from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.inputs import normal
 from attnkit_contracts.judging import (
@@ -21,9 +22,7 @@ from attnkit_contracts.judging import (
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from torch import Tensor
+    from collections.abc import Iterator, Mapping
 
     from attnkit.promises import Promises
     from attnkit_contracts.catalogue import Level
@@ -99,20 +98,6 @@ def determinism(subject: Subject) -> Measured:
     return exactly(0, "different elements")
 
 
-def _offset(tensor: Tensor) -> Tensor:
-    """Return the same values behind others in memory."""
-    padded = torch.zeros(tensor.numel() + 3, dtype=tensor.dtype, device=tensor.device)
-    return padded[3:].view(tensor.shape).copy_(tensor)
-
-
-STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
-    "transposed": lambda tensor: tensor.transpose(1, -1).contiguous().transpose(1, -1),
-    "every second element": lambda tensor: tensor.repeat_interleave(2, -1)[..., ::2],
-    "behind an offset": _offset,
-}
-"""The same values in other places of memory."""
-
-
 @check(
     "S5.strides",
     "F(a strided view of x) = F(x.contiguous()), whatever the strides and the storage offset.",
@@ -122,16 +107,13 @@ STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
 def strides(subject: Subject) -> Measured:
     """Compare views with contiguous copies of equal values."""
     call = subject.draw("S5", length=17)
-    names = [name for name, tensor in call.tensors.items() if tensor.dim() >= 3]
     limit, wanted, found = bound(subject, call), subject(call), []
-    for kind, view in STRIDED.items():
-        viewed = call.given(**{name: view(call.tensors[name]) for name in names})
-        found.append(agree(limit, wanted, subject(viewed), kind))
-    # all samples are the first: other values
-    expanded = {name: call.tensors[name][:1].expand_as(call.tensors[name]) for name in names}
-    compact = call.given(**{name: view.contiguous() for name, view in expanded.items()})
-    limit, wanted = bound(subject, compact), subject(compact)
-    return worst([*found, agree(limit, wanted, subject(call.given(**expanded)), "expanded")])
+    for layout in (layouts.TRANSPOSED, layouts.EVERY_SECOND, layouts.OFFSET):
+        found.append(agree(limit, wanted, subject(call.laid(layout)), layout.name))
+    alike = call.map(lambda _, t: t[:1].expand_as(t).contiguous() if t.dim() >= 3 else t)
+    limit, wanted = bound(subject, alike), subject(alike)
+    expanded = subject(alike.laid(layouts.ONE_SAMPLE))
+    return worst([*found, agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name)])
 
 
 def _lengths(promises: Promises) -> Iterator[Mapping[str, int]]:

@@ -10,7 +10,14 @@ from attnkit.masks import Sizes
 from attnkit_contracts import units
 from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.inputs import normal
-from attnkit_contracts.judging import exactly, same_bits
+from attnkit_contracts.judging import (
+    Bound,
+    exactly,
+    named_gradients,
+    near,
+    same_bits,
+    worst,
+)
 from attnkit_contracts.layers import build
 
 if TYPE_CHECKING:
@@ -112,3 +119,82 @@ def backward(subject: SoftmaxOperation) -> Measured:
     terms = float((grad_out.double().abs() * sizes.double()).sum())
     unit = 4 * units.roundoff(subject.dtype) + 64 * units.accumulation(subject.dtype)
     return Measured(abs(one - other) / (unit * terms), 1.0, f"of {unit:.3g} relative")
+
+
+def _showing(subject: SoftmaxOperation, batch: int) -> Call:
+    """Return a call whose output is the probabilities themselves, (B, H, L, S)."""
+    keys = 24
+    mask = subject.mask(Sizes(batch, subject.heads, keys, keys), causal=False, wide=True)
+    call = subject.draw("N6", batch=batch, length=keys, width=keys, mask=mask)
+    value = call.tensors["value"]
+    ones = torch.eye(keys, dtype=value.dtype, device=value.device)
+    return call.given(value=ones.expand_as(value).contiguous())
+
+
+@check(
+    "N6.independence",
+    "Whether a probability is dropped says nothing about that of the next sample, head, query or "
+    "key: their correlation is 0 within five standard errors.",
+    families=("softmax",),
+    applies=lambda promises: promises.dropout,
+    relations=("exact",),
+    verdict="S",
+)
+def independence(subject: SoftmaxOperation) -> Measured:
+    """Let the values be unit vectors: what is 0 of the output was dropped."""
+    call = _showing(subject, batch=8)
+    seen = subject.exact(call).weights > 0  # (B, H, L, S)
+    out = seeded(subject, call.saying(dropout_p=SHARE), 11)
+    kept = (out != 0).double() - (1 - SHARE)
+    found = []
+    for axis, what in enumerate(("samples", "heads", "queries", "keys")):
+        pairs = kept.shape[axis] - 1
+        if not pairs:
+            continue
+        here, there = kept.narrow(axis, 0, pairs), kept.narrow(axis, 1, pairs)
+        both = seen.narrow(axis, 0, pairs) & seen.narrow(axis, 1, pairs)
+        products = (here * there)[both] / (SHARE * (1 - SHARE))
+        value = abs(float(products.sum())) / products.numel() ** 0.5
+        found.append(Measured(value, 5.0, "standard errors", f"neighbouring {what}"))
+    return worst(found)
+
+
+@check(
+    "N6.gradients",
+    "r_grad <= gate for query, key and value against the definition with the same probabilities "
+    "dropped that the output shows as dropped.",
+    families=("softmax",),
+    applies=lambda promises: promises.dropout and promises.gradients,
+    relations=("exact",),
+    verdict="R",
+)
+def dropped_gradients(subject: SoftmaxOperation) -> Measured:
+    """Let the values be unit vectors, read from the output what was dropped, and drop the same."""
+    call = _showing(subject, batch=2)
+    leaves = call.leaves()
+    with torch.enable_grad():
+        out = seeded(subject, leaves.saying(dropout_p=SHARE), 3)
+    grad_out = subject.cast(normal(subject.random("N6 grad"), *out.shape))
+    inputs = list(leaves.tensors.values())
+    got = named_gradients(
+        leaves.tensors, torch.autograd.grad(out, inputs, grad_out, allow_unused=True)
+    )
+    doubled = call.map(lambda _, tensor: tensor.double().requires_grad_())
+    exact = subject.exact(doubled)
+    left = torch.where(out.detach() != 0, exact.weights, 0.0) / (1 - SHARE)
+    wanted = torch.autograd.grad(
+        left @ doubled.tensors["value"], list(doubled.tensors.values()), grad_out.double()
+    )
+    # a row of the softmax is changed by what it drops, too: no term is larger than of these
+    largest = exact._replace(
+        out=exact.out.detach(),
+        weights=exact.weights.detach() / (1 - SHARE),
+        size=exact.size.detach(),
+    )
+    scale = call.tensors["query"].shape[3] ** -0.5
+    limits = units.analytic_gradients(largest, call.tensors, grad_out, scale, subject.dtype)
+    gate, unit = units.ANALYTIC_GATE, "analytic units"
+    return worst(
+        near(Bound(gradient, limits[name], gate, unit), got[name], f"the gradient of {name}")
+        for name, gradient in zip(doubled.tensors, wanted, strict=True)
+    )

@@ -17,6 +17,7 @@ from attnkit_contracts.judging import (
     must_be_finite,
     must_differ,
     near,
+    same_bits,
     worst,
 )
 from attnkit_contracts.layers import LayerSubject
@@ -86,6 +87,40 @@ def extreme_decays(subject: RecurrenceOperation, decay: str) -> Measured:
     if subject.promises.gradients:
         grad_out = normal(subject.random("A9 grad"), *out.shape)
         must_be_finite(gradients(subject, call, grad_out), "extreme decays: gradients")
+    return near(bound(subject, call), out)
+
+
+@check(
+    "A9.infinite_decay",
+    "A log_decay of -inf forgets all: outputs are within the gate; outputs, states and gradients "
+    "are finite; and what came before moves nothing after it, not by one bit.",
+    families=("recurrence",),
+    cases=_decays,
+    applies=lambda promises: any(name != "none" for name in promises.decay),
+    tier="standard",
+    verdict="R",
+)
+def infinite_decay(subject: RecurrenceOperation, decay: str) -> Measured:
+    """Forget all amid a chunk, and one head at the edge of one; enlarge what came before."""
+    at, power = 5, 8 if subject.dtype == torch.float16 else 60
+    call = subject.draw("A9", length=20, decay=decay, state=subject.promises.state)  # type: ignore[arg-type]  # a form that is promised
+    log_decay = call.tensors["log_decay"].clone()
+    log_decay[:, :, at], log_decay[:, 0, 16] = float("-inf"), float("-inf")
+    call = call.given(log_decay=log_decay)
+    out, state = subject.both(call)
+    must_be_finite({"output": out, "state": state}, "log_decay of -inf")
+    if subject.promises.gradients:
+        grad_out = normal(subject.random("A9 grad"), *out.shape)
+        must_be_finite(gradients(subject, call, grad_out), "log_decay of -inf: gradients")
+    value = call.tensors["value"].clone()
+    value[:, :, :at] *= 2.0**power
+    given = {"value": value}
+    if subject.promises.state:
+        given["initial_state"] = call.tensors["initial_state"] * 2.0**power
+    moved, after = subject.both(call.given(**given))
+    must_differ(moved[:, :, :at], out[:, :, :at], "larger values before the token that forgets")
+    same_bits(out[:, :, at:], moved[:, :, at:], "outputs after log_decay of -inf")
+    same_bits(state, after, "the state after log_decay of -inf")
     return near(bound(subject, call), out)
 
 

@@ -48,32 +48,11 @@ import json, sys
 plan = json.loads(sys.argv[1])
 sys.path[:0] = plan["path"]
 import torch
-from torch.nn import functional
-def state():
-    return {
-        "the default dtype": str(torch.get_default_dtype()),
-        "the default device": str(torch.get_default_device()),
-        "whether gradients are on": torch.is_grad_enabled(),
-        "inference mode": torch.is_inference_mode_enabled(),
-        "the number of threads": torch.get_num_threads(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "the precision of products": torch.get_float32_matmul_precision(),
-        "anomaly detection": torch.is_anomaly_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "the random numbers": torch.get_rng_state().tolist(),
-        "torch.nn.functional.scaled_dot_product_attention": id(
-            functional.scaled_dot_product_attention
-        ),
-        "torch.softmax": id(torch.softmax),
-        "torch.matmul": id(torch.matmul),
-        "torch.Tensor.__getitem__": id(torch.Tensor.__getitem__),
-        "torch.nn.Module.__call__": id(torch.nn.Module.__call__),
-    }
-before = state()
+from attnkit_contracts.process_state import changes, process_state
+before = process_state()
 for module in plan["modules"]:
     __import__(module)
-after = state()
-print(json.dumps({"changed": [name for name in before if before[name] != after[name]]}))
+print(json.dumps({"changed": changes(before)}))
 """
 """Run in a process of its own; what it compares is global to all code of a process."""
 

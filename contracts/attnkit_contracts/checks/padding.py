@@ -8,6 +8,7 @@ import torch
 
 import attnkit
 from attnkit.masks import Sizes
+from attnkit_contracts.backward import analytic_bounds
 from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.checks.packing import plain_masks
 from attnkit_contracts.checks.visibility import beside, masked_calls
@@ -18,6 +19,7 @@ from attnkit_contracts.judging import (
     gradients,
     must_be_finite,
     must_differ,
+    near,
     output_shape,
     same_bits,
     worst,
@@ -78,6 +80,41 @@ def _expect_no_gradient(subject: SoftmaxOperation, call: Call, rows: Tensor, wha
     for name, gradient in alone.items():
         if (gradient != 0).any():
             raise BrokenError(f"{what}: rows that see nothing send a gradient to {name}")
+
+
+@check(
+    "M8.infinite_bias",
+    "A bias of -inf hides its key as a mask does: outputs and gradients are those under the mask, "
+    "and a row of nothing but -inf gives 0, and its query a gradient of 0.",
+    families=("softmax",),
+    relations=("exact",),
+    applies=lambda promises: promises.bias,
+    verdict="R",
+)
+def infinite_bias(subject: SoftmaxOperation) -> Measured:
+    """Hide some keys of all rows, and every key of one."""
+    length = 20
+    call = subject.draw("M8", length=length)
+    at = torch.arange(length, device=subject.device)
+    hidden = ((at[:, None] + 3 * at) % 4 == 1) & (at[:, None] != at)  # (L, S)
+    hidden[5] = True
+    bias = subject.cast(normal(subject.random("M8 bias"), 1, subject.heads, length, length))
+    plain = call.given(bias=bias).masked(call.mask & attnkit.dense(~hidden))
+    call = call.given(bias=bias.masked_fill(hidden, float("-inf")))
+    out = subject(call)
+    must_be_finite({"output": out}, "bias of -inf")
+    rows = (at == 5).expand(out.shape[:3])
+    if (out[rows] != 0).any():
+        raise BrokenError("a row whose bias is -inf everywhere is not 0")
+    grad_out, got = None, {}
+    if subject.promises.gradients:
+        grad_out = subject.cast(normal(subject.random("M8"), *out.shape))
+        got = gradients(subject, call, grad_out)
+        if (got["query"][rows] != 0).any():
+            raise BrokenError("a query whose bias is -inf everywhere gets a gradient")
+    limit, limits = analytic_bounds(subject, plain, grad_out)
+    found = [near(limits[n], got[n], f"bias of -inf: the gradient of {n}") for n in got]
+    return worst([near(limit, out, "bias of -inf"), *found])
 
 
 HELD: tuple[tuple[float, ...], ...] = ((1e4, -1e4), (float("inf"), float("nan")))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+import attnkit
 from attnkit.errors import StateError
 from attnkit.masks import Sizes
 from attnkit_contracts import units
@@ -180,6 +181,22 @@ def recurrent_state(subject: RecurrenceOperation) -> Measured:
             near(part(limits["state"], (order,)), moved, "the final state, samples reordered"),
         ]
     )
+
+
+@check(
+    "T4.state_kept",
+    "Tokens of padding leave a state as it is, to the bit: what inputs of half precision hand on "
+    "is not rounded to theirs.",
+    families=("recurrence",),
+    applies=lambda promises: promises.state and "padding" in promises.masks,
+)
+def state_kept(subject: RecurrenceOperation) -> Measured:
+    """Go on over more tokens of padding than a chunk has."""
+    call = subject.draw("T4 kept", length=20, state=True)
+    nothing = attnkit.padding(torch.zeros(2, dtype=torch.int64, device=subject.device))
+    _, kept = subject.both(call.masked(nothing))
+    same_bits(call.tensors["initial_state"], kept, "the state after tokens of padding")
+    return exactly(0, "changed elements")
 
 
 def _limits(subject: RecurrenceOperation, call: Call) -> dict[str, Bound]:

@@ -44,7 +44,7 @@ def attend(
         logits = softcap * torch.tanh(logits / softcap)
     if bias is not None:
         logits = logits + bias.to(wide)
-    weights = _softmax(logits, mask, sinks)
+    weights = _softmax(logits, mask, bias, sinks)
     if dropout_p > 0.0:
         weights = torch.nn.functional.dropout(weights, dropout_p)
     # (B, Hkv, G L, Ev)
@@ -52,8 +52,8 @@ def attend(
     return out.view(batch, heads, length, value.shape[3]).to(query.dtype)
 
 
-def _softmax(logits: Tensor, mask: Mask, sinks: Tensor | None) -> Tensor:
-    """Return the weights (B, H, L, S), zero where the mask hides a key."""
+def _softmax(logits: Tensor, mask: Mask, bias: Tensor | None, sinks: Tensor | None) -> Tensor:
+    """Return the weights (B, H, L, S), zero where the mask, or a bias of -inf, hides a key."""
     batch, heads, length, keys = logits.shape
     seen = None
     # one query stands at the last key: causal hides nothing from it
@@ -63,6 +63,9 @@ def _softmax(logits: Tensor, mask: Mask, sinks: Tensor | None) -> Tensor:
     if sinks is not None:
         sink = sinks.to(logits.dtype)[:, None, None].expand(batch, heads, length, 1)
         return torch.cat((logits, sink), -1).softmax(-1)[..., :-1]  # (B, H, L, S)
+    if bias is not None:
+        shown = bias != float("-inf")
+        seen = shown if seen is None else seen & shown
     if seen is None:
         return logits.softmax(-1)
     # of a row that sees nothing softmax makes NaN, in the gradient too

@@ -74,10 +74,13 @@ def attend(
     inside = ((j >= 0) & (j < keys))[:, None]  # (N, 1, C)
     # rows and columns of the padding borrow a neighbour's mask and bias
     i, j = i.clamp(max=length - 1)[:, :, None], j.clamp(0, keys - 1)[:, None]
+    seen = _by_group(_seen(mask, i, j, Sizes(batch, heads, length, keys)) & inside, groups)
     if bias is not None:
         at = i * (bias.shape[2] != 1), j * (bias.shape[3] != 1)
-        logits = logits + _by_group(bias[:, :, *at].to(wide), groups)
-    seen = _by_group(_seen(mask, i, j, Sizes(batch, heads, length, keys)) & inside, groups)
+        added = _by_group(bias[:, :, *at].to(wide), groups)
+        logits = logits + added
+        # a row whose bias is -inf everywhere sees nothing either
+        seen = seen & (added != float("-inf"))
     weights = _softmax(logits, seen, sinks)
     out = torch.einsum("bkgnrc,bknec->bkgnre", weights, unfold(value))
     return out.reshape(batch, heads, blocks * rows, -1)[:, :, :length].to(query.dtype)
