@@ -20,7 +20,7 @@ W_down h are independent, so their squares add.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -161,6 +161,12 @@ class Expert:
     variant: Variant
     implementation: str = AUTO
     fallback: tuple[str, ...] = ()
+    record: Callable[..., Weights] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Import what holds the weights, which no graph could do."""
+        assert self.variant.placement is not None
+        object.__setattr__(self, "record", load(self.variant.placement.weights or Weights))
 
     @classmethod
     def of(cls, assignment: Assignment) -> Expert:
@@ -171,15 +177,12 @@ class Expert:
     def __call__(self, request: Passage) -> Tensor:
         """Answer a call, (T, D)."""
         x, routing, weights = request.x, request.routing, request.weights()
-        placement = self.variant.placement
         assert routing is not None
-        assert placement is not None
         if not x.numel():
             return x.clone()
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        record = load(placement.weights or Weights)
-        given = record(weights.gate_up.to(dtype), weights.down.to(dtype))
+        given = self.record(weights.gate_up.to(dtype), weights.down.to(dtype))
         tokens, gates = x.to(dtype), routing.gates.to(torch.promote_types(dtype, torch.float32))
         problem = _problem(tokens, len(weights.gate_up), (weights.gate_up, weights.down, gates))
         chosen = choose(self.variant, problem, self.implementation, self.fallback)

@@ -173,7 +173,10 @@ def check_number(name: str, given: object, *, above: float = -math.inf) -> None:
     if given is None:
         return
     wanted = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+    # compared, as torch.compile has no isfinite of numbers that are symbols
+    if isinstance(given, bool) or not (
+        isinstance(given, int | float) and -math.inf < given < math.inf
+    ):
         raise ArgumentError(f"{name} must be {wanted} or None, got {described(given)}")
     if given <= above:
         raise ArgumentError(f"{name} must be {wanted} or None, got {given!r}")

@@ -51,9 +51,12 @@ def forget_graphs() -> Iterator[None]:
 
 @QUIET
 @PLANS
-def test_padded_batch_compiles_into_one_graph(model: Any, plan: Any) -> None:
+@pytest.mark.parametrize("dynamic", [None, True])  # True: with symbols for all numbers
+def test_padded_batch_compiles_into_one_graph(
+    model: Any, plan: Any, *, dynamic: bool | None
+) -> None:
     attnkit.swap(model, plan, accept="different")
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=dynamic)
     assert furthest(logits(compiled), logits(model)) < CLOSE
 
 

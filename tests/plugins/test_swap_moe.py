@@ -476,3 +476,16 @@ def test_explanation_of_a_mixture_says_what_would_run() -> None:
     told = attnkit.explain(make(), UPCYCLED)
     assert [decision.relation for decision in told] == ["exact", "exact"]
     assert all((decision.chosen or "").startswith("moe.") for decision in told)
+
+
+@pytest.mark.parametrize(("make", "plan"), [(llama, UPCYCLED), (mixtral, "moe")])
+@pytest.mark.parametrize("dynamic", [None, True])  # True: with symbols for all numbers
+def test_swapped_model_compiles_into_one_graph(
+    make: Callable[[], Any], plan: Any, *, dynamic: bool | None
+) -> None:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model = make().eval()
+    attnkit.swap(model, plan)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=dynamic)
+    assert torch.equal(logits(compiled), logits(model))
