@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,11 @@ def other_gradient_when_compiled(query: Tensor, key: Tensor, value: Tensor, **gi
 def one_graph_per_length(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
     out = attend(query, key, value, **given)
     return torch.cat([out[:, :, t : t + 8] for t in range(0, query.shape[2], 8)], 2)
+
+
+def wants_a_number(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+    scale = given.pop("scale") if math.isfinite(given["scale"]) else 1.0
+    return attend(query, key, value, scale=scale, **given)
 
 
 def other_when_exported(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
@@ -125,6 +131,7 @@ MUTANTS = (
     (_compiled(other_when_compiled), "I1.compile", "wrong"),
     (_compiled(other_gradient_when_compiled), "I1.compile", "wrong"),
     (_compiled(one_graph_per_length), "I1.recompiles", "wrong"),
+    (_compiled(wants_a_number), "I1.symbols", "wrong"),
     (_compiled(other_when_exported), "I3.export", "wrong"),
     (layer_variant(OneGraphPerLength, compiles=True), "I1.recompiles", "layer"),
     (layer_variant(OtherWhenExported, compiles=True), "I3.export", "layer"),

@@ -65,7 +65,9 @@ def bare(subject: Subject, call: Call) -> Callable[[dict[str, Tensor]], Tensor]:
     )[0]
 
 
-def _compiled(subject: Subject, call: Call, graphs: list[object]) -> Callable[..., Tensor]:
+def _compiled(
+    subject: Subject, call: Call, graphs: list[object], *, dynamic: bool | None = None
+) -> Callable[..., Tensor]:
     """Return the subject as a compiled function of a call's tensors; counts its graphs."""
     torch._dynamo.reset()
     function = bare(subject, call)
@@ -74,7 +76,7 @@ def _compiled(subject: Subject, call: Call, graphs: list[object]) -> Callable[..
         graphs.append(module)
         return torch._dynamo.lookup_backend(BACKEND)(module, inputs)
 
-    @torch.compile(backend=backend, fullgraph=True)
+    @torch.compile(backend=backend, fullgraph=True, dynamic=dynamic)
     def run(tensors: dict[str, Tensor]) -> Tensor:
         return function(tensors)
 
@@ -153,6 +155,29 @@ def recompiles(subject: Subject) -> Measured:
             break
     torch._dynamo.reset()
     return Measured(len(graphs), allowed, f"graphs for {count} lengths")
+
+
+@check(
+    "I1.symbols",
+    "torch.compile(fullgraph=True, dynamic=True), which has symbols for all sizes and numbers "
+    "from the first call on, traces it, and the result is within the gate of what it is without.",
+    levels=ANYWHERE,
+    applies=lambda promises: promises.compile and set(promises.needs) <= {"window"},
+    dtypes=("float32",),
+    tier="standard",
+    verdict="R",
+)
+def symbols(subject: Subject) -> Measured:
+    """Compare two lengths of one class."""
+    run, found = None, list[Measured]()
+    for length in (24, 31):
+        call = subject.draw("I1 symbols", length=length)
+        run = run or _compiled(subject, call, [], dynamic=True)
+        with torch.no_grad():
+            out = _traced(run, call)
+        found.append(agree(bound(subject, call), subject(call), out, f"compiled, L = {length}"))
+    torch._dynamo.reset()
+    return worst(found)
 
 
 class _Module(torch.nn.Module):
