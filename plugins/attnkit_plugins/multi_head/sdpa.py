@@ -50,13 +50,13 @@ def attend(
     if square_causal and scale < 0:
         # torch scales what it has hidden already: -inf times -1 would be seen, and be NaN
         query, scale = -query, -scale
-    given = bias if bias is None else bias.to(query.dtype)
+    given = None if bias is None else bias.to(query.dtype)
     if mask.parts or (mask.is_causal and length > 1 and not square_causal):
         given = _as_tensor(mask, bias, Sizes(batch, heads, length, keys), query)
     # in a graph with symbols for sizes, torch takes no symbol for this
     shared = index(heads) != index(kv_heads)
     # heads that share keys can stand in line as further queries, where all see the same: in
-    # bfloat16 and at many keys 10 times faster than enable_gqa
+    # bfloat16 with 1024 keys 10 times faster than enable_gqa
     folded = shared and length == 1 and (given is None or given.shape[1] == 1)
     if folded:
         query = query.reshape(batch, kv_heads, -1, query.shape[3])  # (B, Hkv, H / Hkv, E)
