@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import attnkit
 from attnkit import products
 from attnkit.choice import explain_choice
-from attnkit.errors import UnsupportedError
+from attnkit.errors import MaskError, UnsupportedError
 from attnkit.products import stays_exact
 from attnkit.softmax import problem_of
 from attnkit_contracts.units import ANALYTIC_GATE
@@ -413,6 +413,8 @@ def test_tiles_are_one_operator_of_a_graph_that_serves_every_length(
         wanted = torch.autograd.grad(expected.sin().sum(), leaves)
         assert torch.equal(out, expected)
         assert all(torch.equal(*pair) for pair in zip(grads, wanted, strict=True))
+        with pytest.raises(MaskError, match=f"must lie in 0..S = 0..{length}"):
+            compiled(*leaves, lengths + 9)
     operator = torch.ops.attnkit.flash_tiled.default
     asked = [[node.target for node in each.graph.nodes] for each in graphs.graphs]
     # a trace that comes to nothing leaves a graph without nodes

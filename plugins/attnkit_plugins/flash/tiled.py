@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attnkit.mask_codes import decode, encode
+from attnkit.masks import Sizes
 from attnkit.products import fast_products
 from attnkit_plugins.flash.tiles import Kept, Rules, backward, forward
 
@@ -104,6 +105,8 @@ def _forward(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     rules = Rules(decode(words, numbers, mask), scale, softcap)
+    # what tensors hold was not known while the graph was traced
+    rules.mask.check(Sizes(*query.shape[:3], key.shape[2]))
     with fast_products():
         return forward(query, key, value, bias, sinks, rules)
 
