@@ -106,7 +106,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     rules = Rules(decode(words, numbers, mask), scale, softcap)
     # what tensors hold was not known while the graph was traced
-    rules.mask.check(Sizes(*query.shape[:3], key.shape[2]))
+    batch, heads, length, _ = query.shape
+    rules.mask.check(Sizes(batch, heads, length, key.shape[2]))
     with fast_products():
         return forward(query, key, value, bias, sinks, rules)
 
