@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path  # noqa: TC003  # typer reads the annotations when it runs
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +14,8 @@ from attnkit_contracts import report_commands
 if TYPE_CHECKING:
     from attnkit_contracts.expected import ExpectedFailure
     from attnkit_contracts.records import Record, Report
+
+STDOUT = Path("-")
 
 
 @app.command()
@@ -34,11 +36,13 @@ def check(
         list[str] | None, typer.Option(help="An implementation; left out, all.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    output: Annotated[
-        list[Path] | None,
-        typer.Option(help="Also write the report: .json, .md, .html, .xml (JUnit); repeatable."),
+    json: Annotated[
+        Path | None,
+        typer.Option(help="Write the report as JSON; - prints it in place of the table."),
     ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write it as JUnit's XML; or -.")] = None,
+    md: Annotated[Path | None, typer.Option(help="Write it as Markdown; or -.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as one HTML page; or -.")] = None,
     expected_failures: Annotated[
         Path | None, typer.Option(help="A .toml or .json file of failures that are known.")
     ] = None,
@@ -102,10 +106,10 @@ def check(
     from attnkit_contracts.expected import read_expected
     from attnkit_contracts.records import FORMATS
 
-    for path in output or ():
-        if path.suffix not in FORMATS:
-            told = f"must end in {', '.join(FORMATS)}, got {path}"
-            raise typer.BadParameter(told, param_hint="--output")
+    asked = {".json": json, ".xml": junit, ".md": md, ".html": html}
+    written = {suffix: path for suffix, path in asked.items() if path is not None}
+    if list(written.values()).count(STDOUT) > 1:
+        raise typer.BadParameter("one report can be printed, not several", param_hint="-")
     if certificate and len(names or ()) != 1:
         raise typer.BadParameter("takes exactly one variant", param_hint="--certificate")
     known = read_expected(expected_failures) if expected_failures else ()
@@ -127,11 +131,9 @@ def check(
     if made and made == names and family != "mixer":
         implementation = implementation or ["function"]
     report = _checked(names, tier, dtype, device, implementation, seed, known)
-    for path in output or ():
-        report.write(path)
-    if as_json:
-        say(report.to_json())
-    else:
+    for suffix, path in written.items():
+        _write(path, FORMATS[suffix](report))
+    if STDOUT not in written.values():
         _print(report)
     if certificate:
         _certify(report, certificate)
@@ -219,8 +221,15 @@ def _certify(report: Report, path: Path) -> None:
     except CertificateRefusedError as error:
         typer.echo(f"attnkit: {error}", err=True)
         raise typer.Exit(FOUND) from error
+    _write(path, told)
+
+
+def _write(path: Path, text: str) -> None:
+    if path == STDOUT:
+        say(text)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(told, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def _print(report: Report) -> None:

@@ -39,8 +39,6 @@ CLEARLY = 4.0
 FEW = 8
 """Fewer elements than this say nothing about a common factor."""
 
-EXPERTS = ("router.weight", "gate_up_proj", "down_proj")
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -115,10 +113,10 @@ def in_float32(subject: Subject, seen: Observation) -> bool:
 
 
 def is_mixture(subject: Subject) -> bool:
-    """Return whether the subject is a mixture of experts whose weights have the known names."""
+    """Return whether the subject is a mixture of experts that has the definition's weights."""
     if not isinstance(subject, LayerSubject) or subject.family != "feedforward":
         return False
-    return set(EXPERTS) <= set(subject.parameters())
+    return subject.expert_weights() is not None
 
 
 def observe(subject: Subject, call: Call) -> Observation:
@@ -263,7 +261,8 @@ def _expected_mixture(
         bool(getattr(subject.config, "renormalise", True)),
         oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device),
     )
-    weights = {name: subject.parameters()[name] for name in EXPERTS}
+    weights = subject.expert_weights()
+    assert weights is not None
     plan = definition or mistakes_mixture.RIGHT
     with torch.no_grad():
         found = units.noise(

@@ -41,6 +41,9 @@ SAMPLES: dict[str, Any] = {
 }
 """Values for fields that have no default; a field's own ``examples`` go before these."""
 
+EXPERTS = ("router.weight", "gate_up_proj", "down_proj")
+"""What `LayerSubject.mixture` reads; the first axis of each counts the experts."""
+
 
 def sample_options(variant: Variant) -> dict[str, Any]:
     """Return options that build a small layer of a variant.
@@ -190,6 +193,21 @@ class LayerSubject(Subject):
     def parameters(self) -> dict[str, Tensor]:
         """Return the weights by name."""
         return dict(self.layer.named_parameters())
+
+    def expert_weights(self) -> dict[str, Tensor] | None:
+        """Return what the definition of a mixture of experts reads; None if the layer has others.
+
+        Returns:
+            ``router.weight`` (E, D), ``gate_up_proj`` (E, 2F, D) and ``down_proj`` (E, D, F).
+        """
+        held = self.parameters()
+        found = {name: held[name] for name in EXPERTS if name in held}
+        if len(found) < len(EXPERTS) or found["down_proj"].dim() != 3:
+            return None
+        router, gate_up, down = (tuple(weight.shape) for weight in found.values())
+        experts, width, hidden = down
+        fits = router == (experts, width) and gate_up == (experts, 2 * hidden, width)
+        return found if fits else None
 
     def mixture(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
         """Return the definition of a mixture of experts in float64.

@@ -91,7 +91,9 @@ class Promises(BaseModel):
     softcap: bool = Field(default=False, description="caps the logits by tanh")
     sinks: bool = Field(default=False, description="one extra logit per head in the denominator")
     dropout: bool = Field(default=False, description="drops probabilities in training")
-    weights: bool = Field(default=False, description="the layer returns its weights on request")
+    weights: bool = Field(
+        default=False, description="the layer returns its weights on request (need_weights=True)"
+    )
     # arithmetic of a recurrence
     decay: tuple[Decay, ...] = Field(default=(), description="forms of log_decay that are taken")
     beta: bool = Field(default=False, description="takes beta, the strength of the delta rule")

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from attnkit.configs import SoftmaxConfig
 from attnkit.layers import SoftmaxLayer
 from attnkit.state import KVCache
+from attnkit_plugins.self_attention import VARIANT as SELF_ATTENTION
+from attnkit_plugins.self_attention.layer import SelfAttentionLayer
 
 if TYPE_CHECKING:
     from attnkit.interface import Variant
@@ -175,6 +177,47 @@ class RowsByBatch(Further):
         return super().forward(x.transpose(0, 1).reshape(x.shape), **given)
 
 
+class WeightsUnheard(Further):
+    """Takes the request for weights, and returns none."""
+
+    def forward(self, x: Tensor, need_weights: bool = False, **given: Any) -> Any:  # type: ignore[override]
+        return super().forward(x, **given)
+
+
+class Showing(SelfAttentionLayer):
+    """Shows other weights than those it uses."""
+
+    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]
+        found = super().forward(x, **given)
+        if not given.get("need_weights"):
+            return found
+        return *found[:-1], self.shown(found[-1])
+
+    def shown(self, weights: Tensor) -> Tensor:
+        return weights
+
+
+class WeightsOfHiddenKeys(Showing):
+    def shown(self, weights: Tensor) -> Tensor:
+        return weights + 1e-12
+
+
+class WeightsNotNormalised(Showing):
+    def shown(self, weights: Tensor) -> Tensor:
+        return weights * (1 + 2**-16)
+
+
+class WeightsEven(Showing):
+    def shown(self, weights: Tensor) -> Tensor:
+        seen = (weights != 0).to(weights)
+        return seen / seen.sum(-1, keepdim=True)
+
+
+def _showing(layer: type[Showing]) -> tuple[Any, ...]:
+    name = "".join("_" + c.lower() if c.isupper() else c for c in layer.__name__)
+    return replace(SELF_ATTENTION, name=f"mutant_layer{name}", layer=layer), "S10.weights", "layer"
+
+
 def _layer(layer: type[SoftmaxLayer], kills: str, dtype: str = "float32") -> tuple[Any, ...]:
     return layer_variant(layer), kills, "layer", dtype
 
@@ -207,6 +250,10 @@ MUTANTS = (
     _layer(KeptAngles, "I4.moves", "bfloat16"),
     _layer(LossyState, "I4.states"),
     (layer_variant(Further, config=OpenConfig), "S10.unknown_option", "layer"),
+    _layer(WeightsUnheard, "S10.weights"),
+    _showing(WeightsOfHiddenKeys),
+    _showing(WeightsNotNormalised),
+    _showing(WeightsEven),
     _layer(StepsReversed, "T2.steps"),
     _layer(RowsByBatch, "A1.batch_independence"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -85,11 +86,16 @@ def test_doctor_tries_every_implementation() -> None:
     assert result.exit_code == 0
 
 
-def test_check_reports_and_ends_with_0(tmp_path: object) -> None:
-    result = run("check", "self_attention", "--dtype", "float32", "--json")
+def test_check_writes_every_report_that_is_asked_for(tmp_path: Path) -> None:
+    files = {name: str(tmp_path / "reports" / name) for name in ("junit", "md", "html")}
+    written = [word for name, file in files.items() for word in (f"--{name}", file)]
+    result = run("check", "self_attention", "--dtype", "float32", "--json", "-", *written)
     report = json.loads(result.stdout)
+    begins = {name: Path(file).read_text().lstrip()[:5].lower() for name, file in files.items()}
+
     assert result.exit_code == 0
     assert report["header"]["executed_count"] > 10
+    assert begins == {"junit": "<?xml", "md": "# con", "html": "<!doc"}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +104,7 @@ def test_check_reports_and_ends_with_0(tmp_path: object) -> None:
         (["show", "flsh"], "Did you mean 'flash'?"),
         (["check", "flsh"], "Did you mean 'flash'?"),
         (["check", "moe", "--tier", "brief"], "tier must be one of"),
-        (["check", "moe", "--output", "report.pdf"], "must end in .json, .md"),
+        (["check", "moe", "--json", "-", "--md", "-"], "one report can be printed"),
         (["explain", "flash", "--needs", "speed"], "--needs must be one of"),
         (["explain", "flash", "--mask", "holes"], "--mask must be one of"),
         (["list", "--all"], "No such option"),

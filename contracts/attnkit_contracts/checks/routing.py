@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING
 import torch
 
 import attnkit
+from attnkit.errors import UnsupportedError
 from attnkit_contracts import units
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs import normal
 from attnkit_contracts.judging import (
     Bound,
     agree,
+    bound,
     exactly,
     must_be_finite,
     named_gradients,
     near,
+    part,
     worst,
 )
+from attnkit_contracts.layers import EXPERTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,17 +32,18 @@ if TYPE_CHECKING:
     from attnkit_contracts.inputs import Call
     from attnkit_contracts.layers import LayerSubject
 
-EXPERTS = ("router.weight", "gate_up_proj", "down_proj")
-"""What `LayerSubject.mixture` reads; the first axis of each counts the experts."""
-
 
 def clear_call(subject: LayerSubject, label: str, *, length: int = 24) -> Call:
     """Return tokens whose choice of experts no rounding of the inputs changes.
 
     Of many tokens, those are taken whose last chosen and first rejected experts are far apart.
+    A layer with other weights than the definition's gets any tokens: nobody knows its router.
     """
+    weights = subject.expert_weights()
+    if weights is None:
+        return subject.draw(label, batch=2, length=length)
     pool = subject.draw(label, batch=2, length=8 * length)
-    router = expert_weights(subject)["router.weight"].double()
+    router = weights["router.weight"].double()
     x = pool.tensors["x"]
     top_k = int(getattr(subject.config, "top_k", len(router)))
     if top_k >= len(router):
@@ -50,12 +55,16 @@ def clear_call(subject: LayerSubject, label: str, *, length: int = 24) -> Call:
 
 
 def expert_weights(subject: LayerSubject) -> dict[str, Tensor]:
-    """Return the weights by name; without a definition to compare with, `InconclusiveError`."""
-    held = subject.parameters()
-    missing = [name for name in EXPERTS if name not in held]
-    if missing:
-        raise InconclusiveError(f"no definition to compare with: the layer has no {missing[0]}")
-    return {name: held[name] for name in EXPERTS}
+    """Return the weights by name, or refuse: nobody has a definition of a layer with others."""
+    weights = subject.expert_weights()
+    if weights is None:
+        raise UnsupportedError(
+            f"nobody has a definition of the layer of {subject.target.variant.name!r}: a mixture "
+            "of experts is compared with sum_k gate_k E_k(x) if its weights are router.weight "
+            f"(E, D), gate_up_proj (E, 2F, D) and down_proj (E, D, F), got "
+            f"{', '.join(f'{n} {tuple(t.shape)}' for n, t in subject.parameters().items())}"
+        )
+    return weights
 
 
 def mixture_bound(subject: LayerSubject, call: Call, keep: Tensor | None = None) -> Bound:
@@ -102,7 +111,6 @@ def _gates_are_one(subject: LayerSubject) -> bool:
     families=("feedforward",),
     levels=("operation", "layer"),
     verdict="R",
-    required=True,
 )
 def mixture(subject: LayerSubject) -> Measured:
     """Compare with the definition, with few tokens and with many."""
@@ -183,12 +191,15 @@ def padding(subject: LayerSubject) -> Measured:
     call = clear_call(subject, "F3", length=9)
     lengths = torch.tensor([9, 4], device=subject.device)
     padded = torch.arange(9, device=subject.device) >= lengths[:, None]  # (B, L)
-    limit = mixture_bound(subject, call, ~padded)
     x = torch.where(padded[..., None], float("nan"), call.tensors["x"])
     y = subject(call.given(x=x).masked(attnkit.padding(lengths)))
     if (y[padded] != 0).any() or not y[padded].isfinite().all():
         raise BrokenError("padded tokens must give 0, whatever they hold")
-    return near(limit, y, "real tokens")
+    if subject.expert_weights() is None:
+        # no token looks at another, so each gives what it gives among tokens that are all real
+        limit, real = bound(subject, call), (~padded,)
+        return agree(part(limit, real), subject(call)[real], y[real], "real tokens")
+    return near(mixture_bound(subject, call, ~padded), y, "real tokens")
 
 
 @check(
