@@ -280,7 +280,7 @@ def test_the_exit_code_of_a_script_is_that_of_a_failure(plugin: Path) -> None:
     assert _first(expected) != pytest.approx(_first(got), rel=1e-3)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_a_layout_is_written_down_as_python(layout: layouts.Layout) -> None:
     names = ("query", "key", "value")
     draw = torch.Generator().manual_seed(0)
