@@ -140,7 +140,9 @@ def attend(call: Call, steps: Steps = RIGHT, kept: Tensor | None = None) -> Soft
         call.tensors["query"].dtype,
     )
     size = abs(terms.scale) * torch.einsum("bhle,bhse->bhls", query.abs(), key.abs())
-    size = size if terms.bias is None else size + terms.bias.abs()
+    if terms.bias is not None:
+        # -inf hides, and rounds nothing
+        size = size + torch.where(terms.bias.isfinite(), terms.bias.abs(), 0.0)
     weights = steps.weights(steps.logits(terms), terms)
     weights, sink = weights[..., :-1], weights[..., -1]
     if kept is not None:
@@ -233,7 +235,7 @@ def _no_sinks(logits: Tensor, terms: Terms) -> Tensor:
 
 
 def _mean_of_all(logits: Tensor, terms: Terms) -> Tensor:
-    empty = ~terms.seen.any(-1, keepdim=True)
+    empty = (logits == float("-inf")).all(-1, keepdim=True)
     return weights_of(torch.where(empty, 0.0, logits), terms)
 
 
