@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 
 def _records(mutant: Any) -> list[Record]:
-    """Run the check that must catch it, whatever its tier."""
+    """Run all fast checks, and the one that must catch it, whatever its tier."""
     device = GPU if mutant.kills.startswith("I9.") else "cpu"
     planned = attnkit_contracts.plan(
         mutant.variant,
@@ -46,7 +46,10 @@ def _records(mutant: Any) -> list[Record]:
         implementations=[mutant.subject],
         device=device,
     )
-    return [each.run(explain=False) for each in planned if each.check.id == mutant.kills]
+    wanted = [
+        each for each in planned if each.check.tier == "fast" or each.check.id == mutant.kills
+    ]
+    return [each.run(explain=False) for each in wanted]
 
 
 def _outcome(mutant: Any, kept: Path) -> Outcome:
