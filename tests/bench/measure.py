@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from attnkit_plugins.transformers_host.dispatch import attend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rounds import Comparison, compare
-from whole_models import whole_models
+from whole_models import CASES, Case, whole_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -287,9 +288,9 @@ def _recurrence_calls(device: str) -> Iterator[tuple[str, object]]:
     yield "state_space", decayed
 
 
-def _whole(device: str, rounds: int) -> list[str]:
-    title = "Forward pass of a whole model, one sequence, random weights"
-    return _table(title, whole_models(device, rounds))
+def _whole(case: Case, device: str, rounds: int) -> list[str]:
+    title = f"{case.name}: forward pass of the whole model, one sequence, random weights"
+    return _table(title, whole_model(case, device, rounds))
 
 
 def _table(title: str, rows: list[tuple[str, Comparison]]) -> list[str]:
@@ -313,7 +314,7 @@ PARTS: Mapping[str, Callable[[str, int], list[str]]] = {
     "window": _window,
     "mixture": _mixture,
     "recurrences": _recurrences,
-    "models": _whole,
+    **{name: partial(_whole, case) for name, case in CASES.items()},
 }
 
 if __name__ == "__main__":

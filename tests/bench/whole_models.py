@@ -6,6 +6,8 @@ comparison hold the same weights, and their outputs are compared before they are
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,6 @@ from transformers import (
 import attnkit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from torch import Tensor, nn
 
 
@@ -70,26 +70,26 @@ MISTRAL = {
 """The shapes of Mistral 7B v0.1, whose layers see a window, and of Mixtral 8x7B."""
 
 
-def _cases() -> Iterator[Case]:
-    yield Case(
+CASES: Mapping[str, Case] = {
+    "llama": Case(
         "Llama 1B, 16 layers, `flash`",
         LlamaConfig(num_hidden_layers=16, **LLAMA_1B),
         (1, 128, 512, 2048),
         "flash",
-    )
-    yield Case(
+    ),
+    "llama_long": Case(
         "Llama 1B, 2 of 16 layers, `flash`",
         LlamaConfig(num_hidden_layers=2, **LLAMA_1B),
         (8192,),
         "flash",
-    )
-    yield Case(
+    ),
+    "mistral": Case(
         "Mistral 7B, 1 of 32 layers, window 1024, `sliding_window`",
         MistralConfig(num_hidden_layers=1, sliding_window=1024, **MISTRAL),
         (8192,),
         "sliding_window",
-    )
-    yield Case(
+    ),
+    "mixtral": Case(
         "Mixtral 8x7B at a quarter of its widths, 2 of 32 layers, `moe` and `flash`",
         MixtralConfig(
             num_hidden_layers=2,
@@ -101,28 +101,29 @@ def _cases() -> Iterator[Case]:
         {"*.self_attn": "flash", "*.experts": "moe"},
         dtypes=(torch.float32,),
         settings={"experts_implementation": "eager"},
-    )
+    ),
+}
 
 
-def whole_models(device: str, rounds: int) -> list[tuple[str, Comparison]]:
-    """Compare every model with itself, swapped."""
+def whole_model(case: Case, device: str, rounds: int) -> list[tuple[str, Comparison]]:
+    """Compare a model with itself, swapped."""
     rows = []
-    for case in _cases():
-        for dtype in case.dtypes:
-            theirs, ours = (_model(case, device, dtype) for _ in range(2))
-            ours.load_state_dict(theirs.state_dict())
-            attnkit.swap(ours, case.plan)
-            for length in case.lengths:
-                tokens = torch.randint(0, case.config.vocab_size, (1, length), device=device)
-                functions = {
-                    "as it was": lambda tokens=tokens, theirs=theirs: _logits(theirs, tokens),
-                    "swapped": lambda tokens=tokens, ours=ours: _logits(ours, tokens),
-                }
-                _agree(*(run() for run in functions.values()))
-                few = max(3, rounds // (3 if length < 2048 else 5))
-                found = compare("as it was", functions, rounds=few, device=device)
-                named = str(dtype).removeprefix("torch.")
-                rows.append((f"{case.name}, {named}, L = {length}", found))
+    for dtype in case.dtypes:
+        theirs, ours = (_model(case, device, dtype) for _ in range(2))
+        ours.load_state_dict(theirs.state_dict())
+        attnkit.swap(ours, case.plan)
+        for length in case.lengths:
+            tokens = torch.randint(0, case.config.vocab_size, (1, length), device=device)
+            functions = {
+                "as it was": lambda tokens=tokens, theirs=theirs: _logits(theirs, tokens),
+                "swapped": lambda tokens=tokens, ours=ours: _logits(ours, tokens),
+            }
+            _agree(*(run() for run in functions.values()))
+            few = max(3, rounds // (3 if length < 2048 else 5))
+            found = compare("as it was", functions, rounds=few, device=device)
+            named = str(dtype).removeprefix("torch.")
+            rows.append((f"{named}, L = {length}", found))
+            sys.stderr.write(f"{case.name}, {named}, L = {length}: {found.ratios['swapped']}\n")
     return rows
 
 
