@@ -47,16 +47,20 @@ def test_loss_and_gradients_of_a_padded_batch_are_those_of_the_eager_model(own: 
     assert all(torch.equal(*pair) for pair in pairs)
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("variant", ["linear", "gated_linear", "state_space"])
-def test_tokens_made_one_by_one_are_those_of_the_eager_model(variant: str) -> None:
-    model = build(variant)
+def test_tokens_made_one_by_one_are_those_of_the_eager_model(variant: str, cache: str) -> None:
+    model = build(variant, eos_token_id=None)
     wanted = model.generate(IDS, max_new_tokens=3, do_sample=False)[:, IDS.shape[1] :]
-    compiled = torch.compile(model, backend="eager")
+    past: Any = transformers.DynamicCache()
+    if cache == "static":
+        past = transformers.StaticCache(config=model.config, max_cache_len=20)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
-        out, made = compiled(IDS, use_cache=True), []
+        out, made = compiled(IDS, past_key_values=past, use_cache=True), []
         for _ in range(3):
             made.append(out.logits[:, -1:].argmax(-1))
-            out = compiled(made[-1], past_key_values=out.past_key_values, use_cache=True)
+            out = compiled(made[-1], past_key_values=past, use_cache=True)
     assert torch.equal(torch.cat(made, 1), wanted)
 
 
