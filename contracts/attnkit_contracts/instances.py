@@ -149,7 +149,7 @@ def _load() -> None:
     """Import what some check is the first to need: once per process, and no part of its time."""
     # checkpoint loads torch's compiler when it is called, not when it is imported
     import torch._dynamo
-    import torch.utils.checkpoint  # noqa: F401
+    import torch.utils.checkpoint  # noqa: F401  # importing it is all that is wanted
 
 
 @contextlib.contextmanager

@@ -9,6 +9,6 @@ key, value = torch.randn(1, 1, 3, 4), torch.randn(1, 1, 3, 4)  # it and two befo
 
 expected = scaled_dot_product_attention(query, key, value)  # the latest token sees all
 got = scaled_dot_product_attention(query, key, value, is_causal=True)
-print("expected", expected)  # noqa: T201  # a script that shows
-print("got     ", got)  # noqa: T201
-print("the oldest value", value[:, :, :1])  # noqa: T201
+print("expected", expected)
+print("got     ", got)
+print("the oldest value", value[:, :, :1])

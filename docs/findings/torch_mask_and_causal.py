@@ -15,10 +15,10 @@ def attempt(what: str, **given: object) -> None:
     try:
         out = scaled_dot_product_attention(query, key, value, **given)  # type: ignore[arg-type]  # a table
     except RuntimeError as error:
-        print(what, "raises:", error)  # noqa: T201  # a script that shows
+        print(what, "raises:", error)
     else:
         both = torch.allclose(out, joined, atol=1e-6)
-        print(what, "applies both" if both else "applies one of them")  # noqa: T201
+        print(what, "applies both" if both else "applies one of them")
 
 
 attempt("the default backend", attn_mask=mask, is_causal=True)

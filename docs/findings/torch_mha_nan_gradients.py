@@ -14,4 +14,4 @@ for need_weights in (False, True):
     assert real.isfinite().all()
     (gradient,) = torch.autograd.grad(real.sum(), x)
     told = f"{int(gradient.isnan().sum())} of {gradient.numel()} gradients NaN"
-    print(f"need_weights={need_weights} gives {told}")  # noqa: T201  # a script that shows
+    print(f"need_weights={need_weights} gives {told}")

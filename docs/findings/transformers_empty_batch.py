@@ -12,9 +12,9 @@ def attempt(what: str, function: object, *given: object, **named: object) -> Non
     try:
         out = function(*given, **named)  # type: ignore[operator]  # one of two functions
     except RuntimeError as error:
-        print(what, "raises:", error)  # noqa: T201  # a script that shows
+        print(what, "raises:", error)
     else:
-        print(what, "gives", tuple(out[0].shape))  # noqa: T201
+        print(what, "gives", tuple(out[0].shape))
 
 
 for batch in (1, 0):

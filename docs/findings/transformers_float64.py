@@ -12,8 +12,8 @@ lowest = torch.finfo(torch.float64).min
 
 expected = ((query @ key.mT) / 2).softmax(-1) @ value
 got = eager_attention_forward(module, query, key, value, None, scaling=0.5)[0].transpose(1, 2)
-print("error of float64 inputs", float((got - expected).abs().max()))  # noqa: T201  # a script that shows
+print("error of float64 inputs", float((got - expected).abs().max()))
 
 hidden = torch.tensor([[lowest, lowest], [0.0, 0.0]], dtype=torch.float64)[None, None]
 got = eager_attention_forward(module, query, key, value, hidden, scaling=0.5)[0]
-print("a row that sees nothing", got[0, 0, 0])  # noqa: T201
+print("a row that sees nothing", got[0, 0, 0])

@@ -8,5 +8,5 @@ key = torch.zeros(1, 2, 1, 1)
 value = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1)  # a head's value is its number
 
 got = Attend().eval()(query, key, value)[0].flatten().tolist()
-print("expected", [0.0, 0.0, 1.0, 1.0])  # noqa: T201  # a script that shows
-print("got     ", got)  # noqa: T201
+print("expected", [0.0, 0.0, 1.0, 1.0])
+print("got     ", got)
