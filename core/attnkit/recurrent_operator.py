@@ -61,7 +61,7 @@ def _run(
         mask=_read(decode(mask_words, mask_numbers, mask_tensors), sizes),
         seen=seen,
         initial_state=initial_state,
-        options=variant.options(**told["options"]),
+        options=variant.options.model_validate_json(told["options"]),
         implementation=told["implementation"],
     )
     return out.contiguous(), state.contiguous()

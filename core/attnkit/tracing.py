@@ -68,12 +68,14 @@ def key_while_compiling(
     return key
 
 
-def settled(number: T) -> T:
-    """Return what a number of a graph is, and tie the graph to that.
+def settled(given: T) -> T:
+    """Return what a number of a graph is, or those of a tuple, and tie the graph to that.
 
     With ``dynamic=True`` numbers are symbols, which ``int()`` and ``bool()`` leave as they are.
     """
-    (same,) = {number}
+    if isinstance(given, tuple):
+        return tuple(settled(each) for each in given)  # type: ignore[return-value]  # of the same types
+    (same,) = {given}
     return same
 
 
@@ -99,8 +101,9 @@ def settings_while_compiling(
         options: Each field and what it is set to.
         implementation: Its name.
     """
-    told = {"variant": name, "options": dict(options), "implementation": implementation}
-    return json.dumps(told)
+    (variant,) = resolve(name)
+    written = variant.options(**dict(options)).model_dump_json()
+    return json.dumps({"variant": name, "options": written, "implementation": implementation})
 
 
 def _class_of(length: int) -> int:

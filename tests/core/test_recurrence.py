@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import Enum
 from typing import Any
 
 import pytest
 import torch
+from pydantic import Field
+from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import attnkit
@@ -226,14 +229,36 @@ def test_a_recurrence_that_does_not_promise_to_compile_is_refused_in_a_graph() -
         )(*tensors)
 
 
+class Kind(Enum):
+    SHARP = "sharp"
+    SOFT = "soft"
+
+
+class Powers(attnkit.Options):
+    """Options of several types: what a graph is told of them comes back as it was."""
+
+    kind: Kind = Kind.SOFT
+    powers: tuple[float, ...] = Field(default=(1.0,), strict=True)
+
+    def features(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum powers of the query."""
+        assert type(self.kind) is Kind
+        assert type(self.powers) is tuple
+        return sum((query.abs() ** power for power in self.powers), query * 0), key, value
+
+
 def test_options_of_a_compiled_recurrence_are_those_that_were_given() -> None:
     tensors = torch.randn(3, 1, 2, 12, 8)
-    options = attnkit.get_variant("linear").options(feature_map="relu", eps=0.25, chunk_size=5)
+    linear = attnkit.get_variant("linear")
+    own = linear.implementations[0]
+    variant = replace(linear, name="acme_powers", options=Powers, implementations=(own,))
+    options = Powers(kind=Kind.SHARP, powers=(0.5, 2.0))
 
     def run(*given: torch.Tensor) -> torch.Tensor:
-        return attnkit.recurrence("linear", *given, options=options)[0]
+        return attnkit.recurrence(variant, *given, options=options)[0]
 
     torch.compiler.reset()
-    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
-    assert torch.equal(compiled(*tensors), run(*tensors))
-    assert not torch.equal(compiled(*tensors), attnkit.recurrence("linear", *tensors)[0])
+    with attnkit.register(variant):
+        compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
+        assert torch.equal(compiled(*tensors), run(*tensors))
+        assert not torch.equal(compiled(*tensors), attnkit.recurrence(variant, *tensors)[0])
