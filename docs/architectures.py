@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 import transformers
 from torch import nn
@@ -109,16 +111,24 @@ def decoder() -> nn.Module:
     return nn.TransformerDecoder(nn.TransformerDecoderLayer(64, 4, 96), 2)
 
 
+def _timm_models() -> Any:
+    # timm wants torchvision and pillow, which no model of it needs; the tests know how
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "plugins"))
+    return importlib.import_module("timm_alone").timm.models
+
+
 def swin() -> nn.Module:
     """Return timm's Swin, with shifted windows."""
     sizes: Any = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "window_size": 4}
-    return timm.models.SwinTransformer(**sizes, depths=(2, 2), num_heads=(2, 4), num_classes=5)
+    make: Callable[..., nn.Module] = _timm_models().SwinTransformer
+    return make(**sizes, depths=(2, 2), num_heads=(2, 4), num_classes=5)
 
 
 def vit() -> nn.Module:
     """Return timm's ViT."""
     sizes: Any = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
-    return timm.models.VisionTransformer(**sizes, num_classes=5)
+    make: Callable[..., nn.Module] = _timm_models().VisionTransformer
+    return make(**sizes, num_classes=5)
 
 
 _GEMMA: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 32, "sliding_window": WINDOW}
