@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import time
 import traceback
 from dataclasses import dataclass
@@ -148,8 +149,8 @@ def _explained(subject: Subject, hint: str) -> Explanation:
 def _load() -> None:
     """Import what some check is the first to need: once per process, and no part of its time."""
     # checkpoint loads torch's compiler when it is called, not when it is imported
-    import torch._dynamo
-    import torch.utils.checkpoint  # noqa: F401  # importing it is all that is wanted
+    for name in ("torch._dynamo", "torch.utils.checkpoint"):
+        importlib.import_module(name)
 
 
 @contextlib.contextmanager

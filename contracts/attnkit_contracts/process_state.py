@@ -32,7 +32,7 @@ def process_state() -> dict[str, object]:
         "torch's random numbers": torch.get_rng_state().tolist(),
         "the random numbers of GPUs": (
             [each.tolist() for each in torch.cuda.get_rng_state_all()]
-            if torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
+            if torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             else []
         ),
         "Python's random numbers": random.getstate(),

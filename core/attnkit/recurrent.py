@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from attnkit.choice import Chosen
     from attnkit.interface import Options, Variant
 
 
@@ -99,26 +100,37 @@ def recurrence(
     if initial_state is None:
         initial_state = value.new_zeros(shape, dtype=wide)
     _check_state(initial_state, shape, wide, value)
-    compiling = torch.compiler.is_compiling()
-    # what a mask holds is not known in a graph
-    layout = Layout(None, None) if compiling else layout_of(mask, batch, seen, length)
+    tensors = (query, key, value, log_decay, beta, initial_state)
     problem = problem_of_recurrence(query, key, value, log_decay, beta, scale, mask, initial_state)
+    if torch.compiler.is_compiling():
+        chosen = choose(found, problem, implementation, fallback)
+        return _in_a_graph(chosen, options, tensors, (scale, seen), mask)
+    # first of all: a mask that no recurrence takes is refused for what it is
+    layout = layout_of(mask, batch, seen, length)
     chosen = choose(found, problem, implementation, fallback)
-    if compiling:
-        # not on top: it registers operators, and loads what traces
-        from attnkit.recurrent_operator import operator
-        from attnkit.tracing import settings_while_compiling, settled
-
-        told = tuple((field, settled(given)) for field, given in options.__dict__.items())
-        settings = settings_while_compiling(found.name, told, chosen.name)
-        tensors = (query, key, value, log_decay, beta, initial_state)
-        made: tuple[Tensor, Tensor] = operator(settings, *tensors, scale, seen, *encode(mask))
-        return made
     call = _Call(chosen.function, 1.0 if scale is None else float(scale), options, layout)
     if torch.is_autocast_enabled(value.device.type):
         with torch.autocast(value.device.type, enabled=False):
-            return _run(call, query, key, value, log_decay, beta, initial_state)
-    return _run(call, query, key, value, log_decay, beta, initial_state)
+            return _run(call, *tensors)
+    return _run(call, *tensors)
+
+
+def _in_a_graph(
+    chosen: Chosen,
+    options: Options,
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[float | None, int],
+    mask: Mask,
+) -> tuple[Tensor, Tensor]:
+    """Make one operator of a call, which reads the mask when it runs."""
+    # not on top: it registers operators, and loads what traces
+    from attnkit.recurrent_operator import operator
+    from attnkit.tracing import settings_while_compiling, settled
+
+    told = tuple((field, settled(given)) for field, given in options.__dict__.items())
+    settings = settings_while_compiling(chosen.variant.name, told, chosen.name)
+    made: tuple[Tensor, Tensor] = operator(settings, *tensors, *numbers, *encode(mask))
+    return made
 
 
 class Layout(NamedTuple):

@@ -8,7 +8,7 @@ is a plain key into the table of `attnkit.choice`.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
@@ -18,7 +18,16 @@ from attnkit.problem import LENGTH_CLASSES, Problem
 if TYPE_CHECKING:
     from attnkit.interface import Variant
 
-T = TypeVar("T")
+F = TypeVar("F")
+
+
+class _Decorator(Protocol):
+    def __call__(self, function: F, /) -> F: ...
+
+
+# which has no types of its own
+_constant: _Decorator = torch.compiler.assume_constant_result
+"""Has a function called while a graph is traced; what it returns is a constant of the graph."""
 
 VARIANTS: dict[str, Variant] = {}
 """What `variant_while_compiling` has found."""
@@ -68,13 +77,13 @@ def key_while_compiling(
     return key
 
 
-def settled(given: T) -> T:
+def settled(given: Any) -> Any:
     """Return what a number of a graph is, or those of a tuple, and tie the graph to that.
 
     With ``dynamic=True`` numbers are symbols, which ``int()`` and ``bool()`` leave as they are.
     """
     if isinstance(given, tuple):
-        return tuple(settled(each) for each in given)  # type: ignore[return-value]  # of the same types
+        return tuple(settled(each) for each in given)
     (same,) = {given}
     return same
 
@@ -84,13 +93,13 @@ def variant_while_compiling(name: str) -> Variant:
     return VARIANTS[_constant_name(name)]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+@_constant
 def _constant_name(name: str) -> str:
     (VARIANTS[name],) = resolve(name)
     return name
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+@_constant
 def settings_while_compiling(
     name: str, options: tuple[tuple[str, Any], ...], implementation: str
 ) -> str:
@@ -113,7 +122,7 @@ def _class_of(length: int) -> int:
     raise AssertionError(length)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+@_constant
 def _constant_key(
     name: str,
     implementation: str,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit import Mask, Variant
+
+FOLDER = str(Path(__file__).parent)
+if FOLDER not in sys.path:
+    # by name, so that tests import what stands beside them
+    sys.path.insert(0, FOLDER)
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

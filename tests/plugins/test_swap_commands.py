@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from small_llama import SMALL
 
 import attnkit
 from attnkit.cli import run as run_app
@@ -19,16 +20,6 @@ from attnkit_contracts.cli import app
 if TYPE_CHECKING:
     from pathlib import Path
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 LAYERS = [f"model.layers.{number}.self_attn" for number in range(2)]
 
 

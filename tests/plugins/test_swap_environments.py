@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers
+from small_llama import CLOSE, INPUTS, REAL, build, furthest, furthest_of, gradients, logits
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 import attnkit
 from attnkit.masks import Sizes
 from attnkit_plugins.transformers_host.dispatch import attend
-
-# test modules import no neighbours by themselves, see --import-mode
-sys.path.insert(0, str(Path(__file__).parent))
-from small_llama import CLOSE, INPUTS, REAL, build, furthest, furthest_of, gradients, logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,13 +8,12 @@ is left to find it.
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers
+from timm_alone import timm
 from torch import nn
 from torch.nn import functional
 
@@ -24,10 +23,6 @@ from attnkit.hosts import Needs
 from attnkit.masks import Sizes, dense
 from attnkit.reference import softmax
 from attnkit.registry import default
-
-# test modules import no neighbours by themselves, see --import-mode
-sys.path.insert(0, str(Path(__file__).parent))
-from timm_alone import timm
 
 if TYPE_CHECKING:
     from collections.abc import Callable

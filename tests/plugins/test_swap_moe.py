@@ -13,8 +13,10 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import small_llama
 import torch
 import transformers
+from small_llama import prompt
 
 import attnkit
 from attnkit.errors import ConfigError, SwapError, UnsupportedError, VerificationError
@@ -22,17 +24,7 @@ from attnkit.errors import ConfigError, SwapError, UnsupportedError, Verificatio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "eos_token_id": None,
-}
+SMALL: dict[str, Any] = {**small_llama.SMALL, "eos_token_id": None}
 CLOSE = 1e-9
 UPCYCLED: Any = {"*.mlp": {"variant": "moe", "num_experts": 4, "top_k": 2}}
 PATHS = ("model.layers.0.mlp", "model.layers.1.mlp")
@@ -96,14 +88,6 @@ def make(build: Callable[[], Any] = llama, dtype: torch.dtype = torch.float64) -
         # transformers' grouped products know no float64
         model.set_experts_implementation("eager")
     return model.to(dtype)
-
-
-def prompt() -> dict[str, torch.Tensor]:
-    """Return two prompts of 17 tokens, the first with 4 of them padding."""
-    ids = torch.randint(3, 97, (2, 17), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    ids[0, :4], mask[0, :4] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def logits(model: Any) -> torch.Tensor:

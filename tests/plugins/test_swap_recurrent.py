@@ -13,6 +13,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import small_llama
 import torch
 import transformers
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -23,17 +24,7 @@ from attnkit.errors import ConfigError, StateError, UnsupportedError, Verificati
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "eos_token_id": None,
-}
+SMALL: dict[str, Any] = {**small_llama.SMALL, "eos_token_id": None}
 CLOSE = 1e-9
 PLANS: dict[str, Any] = {
     "linear": "linear",

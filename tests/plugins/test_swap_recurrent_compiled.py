@@ -5,20 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import small_llama
 import torch
 import transformers
 
 import attnkit
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+SMALL: dict[str, Any] = {**small_llama.SMALL, "num_hidden_layers": 1}
 IDS = torch.randint(3, 97, (2, 13), generator=torch.Generator().manual_seed(0))
 PADDED = torch.ones(2, 13, dtype=torch.long)
 PADDED[1, :4] = 0

@@ -6,19 +6,14 @@ below any mistake; see test_swap_recurrent.py.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_llama import CLOSE, build, furthest, furthest_of, gradients, logits
 from torch.distributed.fsdp import fully_shard
 
 import attnkit
-
-# test modules import no neighbours by themselves, see --import-mode
-sys.path.insert(0, str(Path(__file__).parent))
-from small_llama import CLOSE, build, furthest, furthest_of, gradients, logits
 
 PLANS = ("linear", "gated_linear", "state_space")
 

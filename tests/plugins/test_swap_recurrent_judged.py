@@ -9,22 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from small_llama import SMALL
 
 import attnkit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 
 
 @pytest.fixture

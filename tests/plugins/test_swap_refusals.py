@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+import small_llama
 import torch
 import transformers
 from transformers.masking_utils import create_causal_mask
@@ -23,16 +24,7 @@ from attnkit.errors import (
 from attnkit.plans import assign
 from attnkit.receipts import Receipt
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
+SMALL: dict[str, Any] = {**small_llama.SMALL, "num_hidden_layers": 3}
 LAYERS = tuple(f"model.layers.{number}.self_attn" for number in range(3))
 
 

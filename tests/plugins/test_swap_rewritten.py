@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from small_llama import INPUTS, REAL
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -110,18 +111,6 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> Any:
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.25)
     return model
-
-
-def prompt() -> dict[str, torch.Tensor]:
-    """Return two prompts of 17 tokens, the first with 4 of padding before it."""
-    ids = torch.randint(3, 97, (2, 17), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    ids[0, :4], mask[0, :4] = 0, 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-INPUTS = prompt()
-REAL = INPUTS["attention_mask"].bool()
 
 
 def furthest(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from small_llama import SMALL
 
 import attnkit
 from attnkit.errors import ConfigError, SwapError, UnknownVariantError
@@ -18,16 +19,6 @@ from attnkit.errors import ConfigError, SwapError, UnknownVariantError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 IDS = torch.randint(3, 97, (2, 11), generator=torch.Generator().manual_seed(0))
 PLAN: Any = {
     "layers.1": {"variant": "sliding_window", "window_size": 4},

@@ -5,20 +5,15 @@ Where a test compares numbers itself, all is in float64, as in `test_swap_torch.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from timm_alone import timm
 from torch import nn
 
 import attnkit
 from attnkit.errors import SwapError, UnsupportedError
-
-# test modules import no neighbours by themselves, see --import-mode
-sys.path.insert(0, str(Path(__file__).parent))
-from timm_alone import timm
 
 if TYPE_CHECKING:
     from collections.abc import Callable

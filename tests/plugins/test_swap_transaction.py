@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import small_llama
 import torch
 import transformers
 
@@ -26,16 +27,7 @@ from attnkit_plugins.transformers_host import HOST
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
+SMALL: dict[str, Any] = {**small_llama.SMALL, "num_hidden_layers": 3}
 IDS = torch.randint(3, 97, (2, 11), generator=torch.Generator().manual_seed(0))
 LAYERS = tuple(f"model.layers.{number}.self_attn" for number in range(3))
 

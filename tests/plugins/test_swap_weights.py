@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from small_llama import SMALL
 
 import attnkit
 from attnkit.errors import (
@@ -24,16 +25,6 @@ from attnkit_plugins.moe.site import upcycle
 if TYPE_CHECKING:
     from pathlib import Path
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 IDS = torch.randint(3, 97, (2, 11), generator=torch.Generator().manual_seed(0))
 UPCYCLED: Any = {"*.mlp": {"variant": "moe", "num_experts": 2, "top_k": 1}}
 PLANS: Any = [UPCYCLED, "gated_linear", "state_space"]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects import Subject
 
 SHARE = 0.25
+KEYS = 24
 
 
 def seeded(subject: Subject, call: Call, seed: int) -> Tensor:
@@ -81,9 +82,7 @@ def modes(subject: LayerSubject) -> Measured:
 )
 def mean(subject: SoftmaxOperation) -> Measured:
     """Add up all rows of many samples; the variance is known, so five is one in a million."""
-    keys, batch = 24, 64
-    mask = subject.mask(Sizes(batch, subject.heads, keys, keys), causal=False, wide=True)
-    call = subject.draw("N6", batch=batch, length=keys, width=8, mask=mask)
+    call = _unhidden(subject, batch=64, width=8)
     call = call.given(value=torch.ones_like(call.tensors["value"]))
     weights = subject.exact(call).weights  # (B, H, L, S)
     spread = weights.square().sum(-1) * SHARE / (1 - SHARE)  # (B, H, L)
@@ -121,13 +120,17 @@ def backward(subject: SoftmaxOperation) -> Measured:
     return Measured(abs(one - other) / (unit * terms), 1.0, f"of {unit:.3g} relative")
 
 
+def _unhidden(subject: SoftmaxOperation, batch: int, width: int) -> Call:
+    """Return a call of many samples that sees all it may."""
+    mask = subject.mask(Sizes(batch, subject.heads, KEYS, KEYS), causal=False, wide=True)
+    return subject.draw("N6", batch=batch, length=KEYS, width=width, mask=mask)
+
+
 def _showing(subject: SoftmaxOperation, batch: int) -> Call:
     """Return a call whose output is the probabilities themselves, (B, H, L, S)."""
-    keys = 24
-    mask = subject.mask(Sizes(batch, subject.heads, keys, keys), causal=False, wide=True)
-    call = subject.draw("N6", batch=batch, length=keys, width=keys, mask=mask)
+    call = _unhidden(subject, batch=batch, width=KEYS)
     value = call.tensors["value"]
-    ones = torch.eye(keys, dtype=value.dtype, device=value.device)
+    ones = torch.eye(KEYS, dtype=value.dtype, device=value.device)
     return call.given(value=ones.expand_as(value).contiguous())
 
 

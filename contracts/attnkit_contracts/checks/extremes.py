@@ -25,7 +25,7 @@ from attnkit_contracts.layers import LayerSubject
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from attnkit.promises import Promises
+    from attnkit.promises import Decay, Promises
     from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
 ROTARY_BASE = 10000.0
@@ -73,9 +73,9 @@ def _decays(promises: Promises) -> Iterator[Mapping[str, Any]]:
     applies=lambda promises: any(name != "none" for name in promises.decay),
     verdict="R",
 )
-def extreme_decays(subject: RecurrenceOperation, decay: str) -> Measured:
+def extreme_decays(subject: RecurrenceOperation, decay: Decay) -> Measured:
     """Mix them at random over tokens, heads and channels; the last half decays hardly at all."""
-    call = subject.draw("A9", length=40, decay=decay)  # type: ignore[arg-type]  # a form that is promised
+    call = subject.draw("A9", length=40, decay=decay)
     shape = tuple(call.tensors["log_decay"].shape)
     choices = torch.tensor([-(2.0**-24), -1.0, -30.0, -100.0, -1000.0], dtype=torch.float64)
     picked = torch.randint(len(choices), shape, generator=subject.random("A9 decays"))
@@ -100,10 +100,10 @@ def extreme_decays(subject: RecurrenceOperation, decay: str) -> Measured:
     tier="standard",
     verdict="R",
 )
-def infinite_decay(subject: RecurrenceOperation, decay: str) -> Measured:
+def infinite_decay(subject: RecurrenceOperation, decay: Decay) -> Measured:
     """Forget all amid a chunk, and one head at the edge of one; enlarge what came before."""
     at, power = 5, 8 if subject.dtype == torch.float16 else 60
-    call = subject.draw("A9", length=20, decay=decay, state=subject.promises.state)  # type: ignore[arg-type]  # a form that is promised
+    call = subject.draw("A9", length=20, decay=decay, state=subject.promises.state)
     log_decay = call.tensors["log_decay"].clone()
     log_decay[:, :, at], log_decay[:, 0, 16] = float("-inf"), float("-inf")
     call = call.given(log_decay=log_decay)
