@@ -195,6 +195,26 @@ def test_a_recurrence_is_one_operator_of_a_graph(
     assert asked.count(torch.ops.attnkit.recurrence.default) == 1
 
 
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (attnkit.padding([13, 12]), r"padding lengths must lie in 0\.\.S = 0\.\.12, got 12\.\.13"),
+        (attnkit.documents(torch.zeros(2, 11, dtype=torch.long)), r"must be \(B, S\) = \(2, 12\)"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused_when_the_graph_runs(
+    mask: attnkit.Mask, told: str
+) -> None:
+    tensors = torch.randn(3, 2, 2, 12, 8)
+
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        return attnkit.recurrence("linear", *given, mask=mask)[0]
+
+    torch.compiler.reset()
+    with pytest.raises(MaskError, match=told):
+        torch.compile(run, fullgraph=True, backend="eager")(*tensors)
+
+
 def test_a_compiled_recurrence_runs_what_cannot_be_traced() -> None:
     linear = attnkit.get_variant("linear")
 
