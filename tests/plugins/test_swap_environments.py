@@ -77,6 +77,15 @@ def test_graph_compiled_before_a_swap_is_not_used_after_it(model: Any) -> None:
     assert torch.equal(logits(compiled), before)
 
 
+@QUIET
+def test_window_of_a_plan_is_refused_by_name_in_a_graph_with_a_static_cache(model: Any) -> None:
+    attnkit.swap(model, WINDOW, accept="different")
+    cache = transformers.StaticCache(config=model.config, max_cache_len=32)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="window_size: needs to know where the queries stand"):
+        compiled(**INPUTS, past_key_values=cache, use_cache=True)
+
+
 # gradient checkpointing, autocast, inference mode
 
 
