@@ -11,6 +11,7 @@ from attnkit_contracts.judging import (
     Bound,
     agree,
     answered,
+    estimated,
     exactly,
     is_exact,
     samples_alike,
@@ -46,15 +47,20 @@ def _gradient_bounds(subject: Subject, call: Call, grad_out: Tensor) -> dict[str
     inputs = dict(call.tensors)
     if isinstance(subject, LayerSubject):
         inputs |= subject.parameters()
-    noisy = units.gradient_noise(
-        subject.definition(call),
-        inputs,
-        grad_out,
-        subject.dtype,
-        together=samples_alike(subject),
-    )
-    gate = units.backward_gate(subject.dtype)
-    return {name: Bound(*noisy[name], gate, "probe units") for name in call.tensors}
+    definition = subject.definition(call)
+
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        found = units.gradient_noise(
+            definition,
+            inputs,
+            grad_out,
+            subject.dtype,
+            probes=probes,
+            together=samples_alike(subject),
+        )
+        return {name: found[name] for name in call.tensors}
+
+    return estimated(estimate, units.backward_gate(subject.dtype), units.GRADIENT_PROBES)
 
 
 def analytic_bounds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -82,6 +83,27 @@ def answered(
     return ask()
 
 
+def estimated(
+    estimate: Callable[[int], Mapping[str, tuple[Tensor, Tensor]]], gate: float, probes: int
+) -> dict[str, Bound]:
+    """Return the bound of every result whose unit is estimated from probes.
+
+    Args:
+        estimate: The definition's results and their units, by name, from so many probes.
+        gate: How many units pass.
+        probes: How many are enough for what is nowhere near the gate.
+    """
+    again = functools.cache(lambda: estimate(BETTER * probes))
+
+    def better(name: str) -> Tensor:
+        return again()[name][1]
+
+    return {
+        name: Bound(exact, unit, gate, "probe units", functools.partial(better, name))
+        for name, (exact, unit) in estimate(probes).items()
+    }
+
+
 def bound(subject: Subject, call: Call, probes: int = units.PROBES) -> Bound:
     """Return the definition's answer to a call, and the unit of its errors."""
     what = f"output, with {probes} probes"
@@ -94,28 +116,22 @@ def _bound(subject: Subject, call: Call, probes: int) -> Bound:
         exact = subject.exact(call)
         unit = units.analytic(exact, call.tensors["value"], subject.dtype)
         return Bound(exact.out, unit, units.ANALYTIC_GATE, "analytic units")
-
-    def better() -> Tensor:
-        return _probed(subject, call, BETTER * probes)[1]
-
-    gate = units.forward_gate(subject.dtype)
-    return Bound(*_probed(subject, call, probes), gate, "probe units", better)
-
-
-@torch.no_grad()
-def _probed(subject: Subject, call: Call, probes: int) -> tuple[Tensor, Tensor]:
-    """Return the definition's answer and its probe unit."""
     inputs = dict(call.tensors)
     if isinstance(subject, LayerSubject):
         inputs |= subject.parameters()
     definition = subject.definition(call)
-    return units.noise(
-        lambda given: {"out": definition(given)},
-        inputs,
-        subject.dtype,
-        probes=probes,
-        together=samples_alike(subject),
-    )["out"]
+
+    @torch.no_grad()
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return units.noise(
+            lambda given: {"out": definition(given)},
+            inputs,
+            subject.dtype,
+            probes=probes,
+            together=samples_alike(subject),
+        )
+
+    return estimated(estimate, units.forward_gate(subject.dtype), probes)["out"]
 
 
 def samples_alike(subject: Subject) -> bool:

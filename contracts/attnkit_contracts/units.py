@@ -188,11 +188,17 @@ def gradient_noise(
     grad_out: Tensor,
     dtype: torch.dtype,
     *,
+    probes: int = GRADIENT_PROBES,
     together: bool = False,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return each gradient in float64 and its unit; see `whole_noise`."""
     return whole_noise(
-        lambda given: {"out": function(given)}, inputs, {"out": grad_out}, dtype, together=together
+        lambda given: {"out": function(given)},
+        inputs,
+        {"out": grad_out},
+        dtype,
+        probes=probes,
+        together=together,
     )[1]
 
 
@@ -202,6 +208,7 @@ def whole_noise(
     grads: Mapping[str, Tensor],
     dtype: torch.dtype,
     *,
+    probes: int = GRADIENT_PROBES,
     together: bool = False,
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
     """Return each output and each gradient in float64, and its probe unit.
@@ -214,6 +221,7 @@ def whole_noise(
         inputs: Its tensors.
         grads: The gradients of the outputs, by name; empty for outputs alone.
         dtype: Whose roundoff u is.
+        probes: As of `noise`.
         together: As of `noise`.
     """
 
@@ -232,7 +240,6 @@ def whole_noise(
         found = {name: out.detach() for name, out in outs.items()}
         return found | {f"d {name}": each for name, each in zip(leaves, gradients, strict=True)}
 
-    probes = GRADIENT_PROBES if grads else PROBES
     found = noise(vjp, inputs, dtype, probes=probes, together=together)
     gradients = {
         name: (exact, unit + roundoff(dtype) * _rms_per_head(exact))

@@ -13,7 +13,7 @@ import torch
 from attnkit_contracts import oracle, units
 from attnkit_contracts.backward import analytic_bounds
 from attnkit_contracts.inputs import normal
-from attnkit_contracts.judging import Bound, is_exact, named_gradients
+from attnkit_contracts.judging import estimated, is_exact, named_gradients
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit_contracts.inputs import Call
+    from attnkit_contracts.judging import Bound
 
 Operation = SoftmaxOperation | RecurrenceOperation
 
@@ -95,15 +96,22 @@ def bounds(subject: Operation, call: Call, grads: Mapping[str, Tensor]) -> dict[
         real = real.repeat(len(out) // len(real), 1)[:, None, :, None]
         return {OUTPUT: torch.where(real, out, 0.0), STATE: state}
 
-    found, noisy = units.whole_noise(
-        definition,
-        call.tensors,
-        grads,
-        subject.dtype,
-        together=isinstance(subject, RecurrenceOperation),
-    )
-    forward, backward = units.forward_gate(subject.dtype), units.backward_gate(subject.dtype)
-    limits = {name: Bound(*each, forward, "probe units") for name, each in found.items()}
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        found, gradients = units.whole_noise(
+            definition,
+            call.tensors,
+            grads,
+            subject.dtype,
+            probes=probes,
+            together=isinstance(subject, RecurrenceOperation),
+        )
+        return found | {gradient_of(name): each for name, each in gradients.items()}
+
+    probes = units.GRADIENT_PROBES if grads else units.PROBES
+    limits = estimated(estimate, units.forward_gate(subject.dtype), probes)
+    backward = units.backward_gate(subject.dtype)
     return limits | {
-        gradient_of(name): Bound(*each, backward, "probe units") for name, each in noisy.items()
+        name: limits[name]._replace(gate=backward)
+        for name in map(gradient_of, call.tensors)
+        if name in limits
     }

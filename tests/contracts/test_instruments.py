@@ -9,10 +9,7 @@ import pytest
 import torch
 from mutants_custom_ops import GRADIENT, RIGHT_COPY
 
-import attnkit
-import attnkit_contracts
 from attnkit_contracts.instruments import CustomCalls, Poisoned
-from attnkit_contracts.judging import Bound, agree, near, part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,50 +92,3 @@ def test_operations_of_torch_are_none_of_them() -> None:
 
     assert calls.count > 0
     assert calls.asked == {}
-
-
-# bounds whose unit is an estimate
-
-
-def _estimated(unit: float, better: float, asked: list[float]) -> Bound:
-    def again() -> torch.Tensor:
-        asked.append(better)
-        return torch.tensor([[better]])
-
-    return Bound(torch.zeros(2, 3), torch.tensor([[unit]]), 3.0, "probe units", again)
-
-
-@pytest.mark.parametrize(
-    ("unit", "better", "error", "expected", "asks"),
-    [
-        (1.0, 2.0, 2.0, 2.0, 0),  # within the gate: nothing to doubt
-        (1.0, 2.0, 4.0, 2.0, 1),  # beyond it by chance
-        (1.0, 1.1, 4.4, 4.0, 1),  # beyond it
-        (1.0, 2.0, 30.0, 30.0, 0),  # far beyond it
-    ],
-)
-def test_an_error_just_beyond_the_gate_is_measured_with_more_probes(
-    unit: float, better: float, error: float, expected: float, asks: int
-) -> None:
-    asked: list[float] = []
-    limit, got = _estimated(unit, better, asked), torch.zeros(2, 3)
-    got[1, 2] = error
-    assert near(limit, got).value == pytest.approx(expected)
-    assert near(part(limit, (slice(1, 2),)), got[1:2]).value == pytest.approx(expected)
-    assert len(asked) == 2 * asks
-    # two outputs may each be off by the gate
-    other = -got
-    assert agree(limit, got, other).value == pytest.approx(2 * expected)
-
-
-def test_a_right_layer_is_not_red_for_four_probes_that_lie_close() -> None:
-    variant = attnkit.get_variant("gated_linear")
-    (instance,) = (
-        each
-        for each in attnkit_contracts.plan(
-            variant, implementations=["layer"], dtypes=["bfloat16"], seed=1, tier="standard"
-        )
-        if each.check.id == "T7.option_steps"
-    )
-    # four probes say 7.4 units of 6 allowed
-    assert instance.run(explain=False).status == "passed"

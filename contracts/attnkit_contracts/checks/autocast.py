@@ -11,8 +11,8 @@ from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.checks.time import pieces
 from attnkit_contracts.inputs import normal
 from attnkit_contracts.judging import (
-    Bound,
     agree,
+    estimated,
     exactly,
     gradients,
     must_be_finite,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit_contracts.inputs import Call
+    from attnkit_contracts.judging import Bound
     from attnkit_contracts.layers import LayerSubject
     from attnkit_contracts.subjects import Subject
 
@@ -109,7 +110,11 @@ def _low_bound(subject: LayerSubject, call: Call) -> Bound:
     def function(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"out": definition(given)}
 
-    with torch.no_grad():
-        found = units.noise(function, {**call.tensors, **subject.parameters()}, LOW)
+    inputs = {**call.tensors, **subject.parameters()}
+
+    @torch.no_grad()
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return units.noise(function, inputs, LOW, probes=probes)
+
     # a layer rounds between its products, as a mixture of experts does
-    return Bound(*found["out"], units.mixture_gate(LOW), "probe units")
+    return estimated(estimate, units.mixture_gate(LOW), units.PROBES)["out"]

@@ -17,7 +17,7 @@ from attnkit_contracts.checks.routing import (
     gradient_errors,
     mixture_bound,
 )
-from attnkit_contracts.judging import Bound, exactly, near, worst
+from attnkit_contracts.judging import estimated, exactly, near, worst
 from attnkit_contracts.layers import LayerSubject
 
 if TYPE_CHECKING:
@@ -142,12 +142,14 @@ def _losses(
     def both(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: getattr(subject.routing(given, keep), name) for name in LOSSES}
 
-    with torch.no_grad():
-        wanted = units.noise(both, inputs, wide)
+    @torch.no_grad()
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return units.noise(both, inputs, wide, probes=probes)
+
+    limits = estimated(estimate, units.forward_gate(wide), units.PROBES)
     for name in LOSSES:
         loss = getattr(routing, name).reshape(1)
-        limit = Bound(*wanted[name], units.forward_gate(wide), "probe units")
-        yield near(limit, loss, f"{name}, {where}")
+        yield near(limits[name], loss, f"{name}, {where}")
         if subject.promises.gradients:
             yield _gradient(subject, loss, inputs, both, name)
 
@@ -165,13 +167,18 @@ def _gradient(
     (got,) = torch.autograd.grad(
         loss, [router], torch.ones_like(loss), retain_graph=True, materialize_grads=True
     )
-    wanted = units.gradient_noise(
-        lambda given: definition(given)[name], inputs, torch.ones_like(loss), subject.dtype
-    )
-    exact, unit = wanted["router.weight"]
-    value, place = units.error(got, exact, unit)
-    said = f"the router's gradient of {name} {place}"
-    return Measured(value, units.backward_gate(subject.dtype), "probe units", said)
+
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return units.gradient_noise(
+            lambda given: definition(given)[name],
+            inputs,
+            torch.ones_like(loss),
+            subject.dtype,
+            probes=probes,
+        )
+
+    limits = estimated(estimate, units.backward_gate(subject.dtype), units.GRADIENT_PROBES)
+    return near(limits["router.weight"], got, f"the router's gradient of {name}")
 
 
 def _options(_: Promises) -> Iterator[Mapping[str, Any]]:

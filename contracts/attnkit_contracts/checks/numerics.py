@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit.masks import Sizes
-from attnkit_contracts import units
 from attnkit_contracts.backward import gradient_bounds
 from attnkit_contracts.catalogue import Measured, check
 from attnkit_contracts.inputs import mask_part, normal
@@ -185,8 +184,7 @@ def _gradient_error(subject: Subject, call: Call) -> Measured:
     grad_out = torch.where(_real(call, grad_out)[..., None], grad_out, 0.0)
     got = gradients(subject, call, grad_out)
     must_be_finite(got, "gradients")
-    found = []
-    for name, limit in gradient_bounds(subject, call, grad_out).items():
-        value, place = units.error(got[name], limit.exact, limit.unit)
-        found.append(Measured(value, limit.gate, limit.name, f"the gradient of {name} {place}"))
-    return worst(found)
+    return worst(
+        near(limit, got[name], f"the gradient of {name}")
+        for name, limit in gradient_bounds(subject, call, grad_out).items()
+    )

@@ -12,9 +12,9 @@ from attnkit_contracts import units
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs import normal
 from attnkit_contracts.judging import (
-    Bound,
     agree,
     bound,
+    estimated,
     exactly,
     must_be_finite,
     named_gradients,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit_contracts.inputs import Call
+    from attnkit_contracts.judging import Bound
     from attnkit_contracts.layers import LayerSubject
 
 
@@ -73,9 +74,13 @@ def mixture_bound(subject: LayerSubject, call: Call, keep: Tensor | None = None)
     def definition(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"out": subject.mixture(given, keep)}
 
-    with torch.no_grad():
-        found = units.noise(definition, {**call.tensors, **expert_weights(subject)}, subject.dtype)
-    return Bound(*found["out"], units.mixture_gate(subject.dtype), "probe units")
+    inputs = {**call.tensors, **expert_weights(subject)}
+
+    @torch.no_grad()
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return units.noise(definition, inputs, subject.dtype, probes=probes)
+
+    return estimated(estimate, units.mixture_gate(subject.dtype), units.PROBES)["out"]
 
 
 def gradient_errors(subject: LayerSubject, call: Call, where: str = "") -> list[Measured]:
@@ -85,17 +90,16 @@ def gradient_errors(subject: LayerSubject, call: Call, where: str = "") -> list[
     grad_out = subject.cast(normal(subject.random("N2 grad"), *y.shape))
     inputs = {**call.tensors, **expert_weights(subject)}
     got = torch.autograd.grad(y, list(inputs.values()), grad_out, materialize_grads=True)
-    wanted = units.gradient_noise(subject.mixture, inputs, grad_out, subject.dtype)
-    gate = units.backward_gate(subject.dtype)
-    found = []
-    for name, gradient in zip(inputs, got, strict=True):
-        if name == "router.weight" and _gates_are_one(subject):
-            continue
-        exact, unit = wanted[name]
-        value, place = units.error(gradient, exact, unit)
-        said = f"{where} the gradient of {name} {place}".strip()
-        found.append(Measured(value, gate, "probe units", said))
-    return found
+
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return units.gradient_noise(subject.mixture, inputs, grad_out, subject.dtype, probes=probes)
+
+    limits = estimated(estimate, units.backward_gate(subject.dtype), units.GRADIENT_PROBES)
+    return [
+        near(limits[name], gradient, f"{where} the gradient of {name}".strip())
+        for name, gradient in zip(inputs, got, strict=True)
+        if not (name == "router.weight" and _gates_are_one(subject))
+    ]
 
 
 def _gates_are_one(subject: LayerSubject) -> bool:

@@ -13,9 +13,9 @@ from attnkit_contracts import units
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs import normal
 from attnkit_contracts.judging import (
-    Bound,
     agree,
     bound,
+    estimated,
     exactly,
     must_differ,
     near,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from attnkit.interface import Options
     from attnkit.promises import Promises
     from attnkit_contracts.inputs import Call
+    from attnkit_contracts.judging import Bound
     from attnkit_contracts.subjects import Subject
 
 PIECES = ((1, 16, 1, 2, 13, 7), (5, 28, 0, 7), (39, 1))
@@ -205,9 +206,10 @@ def _limits(subject: RecurrenceOperation, call: Call) -> dict[str, Bound]:
     def definition(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(zip(("out", "state"), subject.exact(call, given), strict=True))
 
-    found = units.noise(definition, call.tensors, subject.dtype, together=True)
-    gate = units.forward_gate(subject.dtype)
-    return {name: Bound(*each, gate, "probe units") for name, each in found.items()}
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return units.noise(definition, call.tensors, subject.dtype, probes=probes, together=True)
+
+    return estimated(estimate, units.forward_gate(subject.dtype), units.PROBES)
 
 
 def _expect_own_memory(given: Tensor, returned: Tensor, what: str) -> None:
