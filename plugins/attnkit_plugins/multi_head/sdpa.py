@@ -40,8 +40,8 @@ def attend(
     assert softcap is None
     assert sinks is None
     dtype = query.dtype
-    batch, heads, length, _ = query.shape
-    keys, kv_heads = key.shape[2], key.shape[1]
+    batch, heads, length, width = query.shape
+    _, kv_heads, keys, _ = key.shape
     if bias is not None:
         # torch would round the bias to a half dtype before adding it
         wide = torch.promote_types(query.dtype, torch.float32)
@@ -59,7 +59,7 @@ def attend(
     # bfloat16 with 1024 keys 10 times faster than enable_gqa
     folded = shared and length == 1 and (given is None or given.shape[1] == 1)
     if folded:
-        query = query.reshape(batch, kv_heads, -1, query.shape[3])  # (B, Hkv, H / Hkv, E)
+        query = query.reshape(batch, kv_heads, -1, width)  # (B, Hkv, H / Hkv, E)
     out = scaled_dot_product_attention(
         query,
         key,

@@ -149,7 +149,10 @@ def attend(
             f"{type(module).__name__} was told attn_implementation={KEY!r} but nothing was "
             "swapped into it; use attnkit.swap(model, ...)"
         )
-    query, key, value = _autocast(query, key, value)
+    # `device.type` costs more than all the rest of this
+    kind = "cpu" if query.is_cpu else query.device.type
+    if torch.is_autocast_enabled(kind):
+        query, key, value = _lowered(kind, query, key, value)
     out = binding.mixer(Arrived(module, query, key, value, attention_mask, keywords))
     batch, heads, length, _ = query.shape
     wanted = (batch, heads, length, value.shape[3])
@@ -274,12 +277,8 @@ def check_keywords(layer: str, given: dict[str, Any]) -> None:
         )
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast to the dtype of autocast where it is on, as torch's own attention does."""
-    # `device.type` costs more than all the rest of this
-    kind = "cpu" if tensors[0].is_cpu else tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
+def _lowered(kind: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast to the dtype of autocast, as torch's own attention does."""
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t.to(dtype) if t.dtype != torch.float64 else t for t in tensors)
 
