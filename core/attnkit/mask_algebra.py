@@ -131,7 +131,7 @@ class Mask:
         """Return 0 where a key is visible and -inf where not, (B or 1, H or 1, L, S)."""
         if self.memory is None:
             return _additive(self.to_bool(sizes, device), dtype)
-        key = (self._place(sizes, device), dtype)
+        key = (sizes, device, dtype)
         found: Tensor | None = self.memory.get(key)
         if found is None:
             found = self.memory[key] = _additive(self.to_bool(sizes, device), dtype)
