@@ -14,11 +14,12 @@ import torch
 
 import attnkit
 from attnkit.masks import Sizes
-from attnkit_contracts import experiments, layouts, scripts, shrinking
+from attnkit_contracts import experiments, layouts, relations, scripts, shrinking
 from attnkit_contracts.explanation import NAMED, Explanation
 from attnkit_contracts.faults import fault_of, with_grad_out
 from attnkit_contracts.foreign_layers import is_foreign
 from attnkit_contracts.inputs import normal
+from attnkit_contracts.layers import LayerSubject
 from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
@@ -48,25 +49,31 @@ NO_DEFINITION = (
 )
 
 
-def explain(subject: Subject, hint: str = "") -> Explanation:
+def explain(subject: Subject, rule: str, hint: str = "") -> Explanation:
     """Explain what a subject got wrong in the calls that a check made.
 
     Args:
         subject: With the calls of a check that failed.
+        rule: The id of the check.
         hint: The diagnosis of another failure of it; the mistakes it names are asked first.
     """
     last, calls = subject.last, tuple(subject.calls)
     try:
         with torch.random.fork_rng(devices=[]):
-            return _explain(subject, calls, hint)
+            return _explain(subject, calls, rule, hint)
     finally:
         subject.last = last
 
 
-def _explain(subject: Subject, calls: tuple[Call, ...], hint: str) -> Explanation:
+def _explain(subject: Subject, calls: tuple[Call, ...], rule: str, hint: str) -> Explanation:
+    related = _explain_relation(subject, calls, rule)
+    if related is not None:
+        return related
     found = _first_fault(subject, calls)
     if found is None:
-        return _explain_gradient(subject, calls)
+        return _explain_gradient(subject, calls) or Explanation(
+            NO_DEFINITION if is_foreign(subject.target.variant) else NO_FAULT
+        )
     call, fault = found
     factor = experiments.gain(fault)
     call = shrinking.one_sample(subject, call, fault)
@@ -117,7 +124,17 @@ def _first_fault(subject: Subject, calls: tuple[Call, ...]) -> tuple[Call, Fault
     return None
 
 
-def _explain_gradient(subject: Subject, calls: tuple[Call, ...]) -> Explanation:
+def _explain_relation(subject: Subject, calls: tuple[Call, ...], rule: str) -> Explanation | None:
+    """Show the rule itself to be broken, where a single call has no definition to be held to."""
+    if not isinstance(subject, LayerSubject) or experiments.is_mixture(subject):
+        return None
+    found = relations.explained(subject, calls, rule)
+    if found is None:
+        return None
+    return Explanation(found.told, found.call.describe(), script=found.script)
+
+
+def _explain_gradient(subject: Subject, calls: tuple[Call, ...]) -> Explanation | None:
     wanted = [each for each in calls if any(t.requires_grad for t in each.tensors.values())]
     for call in wanted[:GRADIENT_CALLS]:
         plain = with_grad_out(subject, call.map(lambda _, tensor: tensor.detach()))
@@ -127,7 +144,7 @@ def _explain_gradient(subject: Subject, calls: tuple[Call, ...]) -> Explanation:
                 smallest, shown, script = _shrunk(subject, tried, fault)
                 told = _gradient_diagnosis(fault)
                 return Explanation(told, smallest.describe(), elements(shown), script)
-    return Explanation(NO_DEFINITION if is_foreign(subject.target.variant) else NO_FAULT)
+    return None
 
 
 def _gradient_diagnosis(fault: Fault) -> str:

@@ -68,7 +68,7 @@ class Instance:
         elapsed = (time.perf_counter() - started) * 1e3
         found = Explanation()
         if explain and subject is not None and status in ("failed", "error"):
-            found = _explained(subject, hint)
+            found = _explained(subject, self.check.id, hint)
         return self._record(status, measured, reason, elapsed, subject, found)
 
     def _record(
@@ -132,13 +132,13 @@ def _registering(variant: Variant) -> list[str]:
     return [*known, "", f"attnkit.register({name})"]
 
 
-def _explained(subject: Subject, hint: str) -> Explanation:
+def _explained(subject: Subject, rule: str, hint: str) -> Explanation:
     """Look into a failure; what goes wrong on the way is said, and changes no verdict."""
     from attnkit_contracts.diagnosis import explain
 
     try:
         with _one_thread():
-            return explain(subject, hint)
+            return explain(subject, rule, hint)
     except KeyboardInterrupt:
         raise
     # a stranger's code may raise anything, and did: that is why we are here

@@ -20,7 +20,7 @@ from attnkit_contracts.operations import RecurrenceOperation, SoftmaxOperation
 from attnkit_contracts.shrinking import is_small
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -67,6 +67,27 @@ def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> st
     if not body:
         return ""
     return "\n".join(["import torch", "", "import attnkit", *imports, "", *lines, "", *body])
+
+
+def layer_script(subject: LayerSubject, call: Call, shows: Callable[[Call], Sequence[str]]) -> str:
+    """Return a script of lines that show more than one call of a layer to be wrong.
+
+    Args:
+        subject: Whose layer it is.
+        call: As small as it can be.
+        shows: Returns the lines that show it for a call, behind those that make ``layer`` and
+            ``x``; none if another call is right.
+    """
+    where = whereabouts(subject.target.variant)
+    written = None if where is None else _inputs(call, lambda other: bool(shows(other)))
+    if where is None or written is None:
+        return ""
+    imports, variant = where
+    call, lines = written
+    made = _made(subject, variant)
+    return "\n".join(
+        ["import torch", "", "import attnkit", *imports, "", *lines, *made, "", *shows(call)]
+    )
 
 
 def _shown(subject: Subject, call: Call, variant: str, fault: Fault) -> list[str]:

@@ -177,8 +177,8 @@ def test_a_failure_between_calls_has_a_script_that_shows_it(tmp_path: Path) -> N
     (record,) = [each for each in report.failures() if each.check == "A1.batch_independence"]
     done = run(record.reproduction, tmp_path)
 
-    assert "nobody has a definition" in record.diagnosis
-    assert "A1.batch_independence: failed" in done.stderr, done.stderr
+    assert record.diagnosis == "sample 0 gives something else alone"
+    assert f"AssertionError: {record.diagnosis}: off by" in done.stderr, done.stderr
 
 
 def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
