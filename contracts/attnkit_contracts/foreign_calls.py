@@ -149,11 +149,12 @@ class RecurrenceCall:
     ) -> tuple[Tensor, Tensor]:
         """Run the recurrence."""
         names, named = self.convention.names, dict(self.convention.fixed)
+        left = 1.0
         if "scale" in names:
             named[names["scale"]] = scale
         else:
             own = query.shape[3] ** -0.5 if self.convention.own_scale == "width" else 1.0
-            query = query if scale == own else query * (scale / own)
+            left = scale / own
         layout = self.convention.layout
         gates = {"log_decay": log_decay, "beta": beta}
         for what, given in gates.items():
@@ -162,6 +163,8 @@ class RecurrenceCall:
         named[names["state"]] = initial_state
         laid = (_laid(each, layout) for each in (query, key, value))
         out, state = self.function(*laid, **named)
+        # the output is linear in the query, which would be rounded before all sums
+        out = out if left == 1.0 else out * left
         return _laid(out, self.convention.output_layout), state
 
 

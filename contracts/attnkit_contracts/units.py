@@ -42,9 +42,13 @@ def accumulation(dtype: torch.dtype) -> float:
 
 
 def smallest(dtype: torch.dtype) -> float:
-    """Return the smallest positive number, subnormals included."""
+    """Return what underflow may take: the smallest number, or what sums and exp flush to zero.
+
+    They may flush what is below the normal numbers of the dtype they are in; torch's exp does.
+    """
     info = torch.finfo(dtype)
-    return info.tiny * info.eps
+    sums = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+    return max(info.tiny * info.eps, sums.tiny)
 
 
 def forward_gate(dtype: torch.dtype) -> float:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+import attnkit
 import attnkit_contracts
 from attnkit.errors import ArgumentError
 from attnkit_contracts import adapt
@@ -123,6 +124,24 @@ def test_a_recurrence_passes_as_it_is_declared() -> None:
 
     assert [(record.id, record.told) for record in report.failures()] == []
     assert report.counts()["passed"] > 20
+
+
+def test_a_scale_of_their_own_is_made_up_for_without_rounding_what_they_are_given() -> None:
+    seen: list[torch.Tensor] = []
+
+    def noted(query: Any, key: Any, value: Any, **named: Any) -> Any:
+        seen.append(query)
+        return delta_rule(query, key, value, **named)
+
+    variant = adapt(noted, name="noted", **RECURRENCE, own_scale="width")
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 1, 3, 5, generator=draw) for _ in range(3))
+    beta = torch.rand(1, 1, 3, generator=draw)
+    out, _ = attnkit.recurrence(variant, query, key, value, beta=beta, scale=0.7)
+    own, _ = attnkit.recurrence(variant, query, key, value, beta=beta, scale=5**-0.5)
+
+    assert torch.equal(seen[-1], query.transpose(1, 2))
+    assert torch.equal(out, own * (0.7 / 5**-0.5))
 
 
 def test_a_scale_that_is_not_declared_is_named() -> None:

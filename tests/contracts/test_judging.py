@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import attnkit
 import attnkit_contracts
-from attnkit_contracts import judging, units
+from attnkit_contracts import judging, oracle, units
 from attnkit_contracts.judging import Bound, agree, estimated, near, part
 
 if TYPE_CHECKING:
@@ -125,3 +126,21 @@ def _unlucky(noise: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, An
         return {name: (exact, unit / low) for name, (exact, unit) in found.items()}
 
     return wrong
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_a_probability_that_underflows_is_no_error(dtype: str) -> None:
+    """Torch's exp gives 0 below the normal numbers; a gradient of the value is that times g."""
+    wide = torch.float64 if dtype == "float64" else torch.float32
+    tiny = torch.finfo(wide).tiny
+    query = torch.tensor([1.0, 1.0], dtype=torch.float64).reshape(1, 1, 2, 1)
+    logit = math.log(1.4 * tiny)
+    # the second key is all but hidden from both queries
+    key = torch.tensor([0.0, logit], dtype=torch.float64).reshape(1, 1, 2, 1)
+    value = torch.ones(1, 1, 2, 1, dtype=torch.float64)
+    exact = oracle.softmax(query, key, value, mask=attnkit.full(), scale=1.0)
+    assert 0 < float(exact.weights[0, 0, 0, 1]) < 2 * tiny
+    given, grad_out = {"query": query, "key": key, "value": value}, torch.ones_like(query)
+    unit = units.analytic_gradients(exact, given, grad_out, 1.0, getattr(torch, dtype))["value"]
+    flushed = 2 * exact.weights[0, 0, 0, 1]
+    assert float(flushed / unit[0, 0, 1, 0]) <= units.ANALYTIC_GATE
