@@ -12,6 +12,7 @@ import torch
 from mutants_layers import DropsNoMore, DropsWithoutEnd
 
 from attnkit.layers import SoftmaxLayer
+from attnkit.masks import Mask, full
 from attnkit_plugins.multi_head import VARIANT as MULTI_HEAD
 from attnkit_plugins.multi_head.eager import attend
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.interface import Variant
+
+FULL = full()
 
 
 def ignored(query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any) -> Tensor:
@@ -118,6 +121,48 @@ def backward_redraws(
     return _two_ways(query, key, value, dropout_p, again=dropout_p, **given)
 
 
+def _if_dropping(**instead: Any) -> Callable[..., Tensor]:
+    """Return a function that takes other arguments where it drops."""
+
+    def function(
+        query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+    ) -> Tensor:
+        given |= instead if dropout_p else {}
+        return attend(query, key, value, dropout_p=dropout_p, **given)
+
+    return function
+
+
+def tiled_if_dropping(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    if dropout_p:
+        times = query.shape[1] // key.shape[1]
+        key, value = key.repeat(1, times, 1, 1), value.repeat(1, times, 1, 1)
+    return attend(query, key, value, dropout_p=dropout_p, **given)
+
+
+def untaught_bias_if_dropping(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    bias: Tensor | None,
+    dropout_p: float,
+    **given: Any,
+) -> Tensor:
+    if bias is not None and dropout_p:
+        bias = bias.detach() + 0 * bias
+    return attend(query, key, value, bias=bias, dropout_p=dropout_p, **given)
+
+
+class SeesAllInTraining(SoftmaxLayer):
+    """Leaves the mask out where it drops."""
+
+    def forward(self, x: Tensor, *, mask: Mask = FULL, **named: Any) -> Any:
+        return super().forward(x, mask=FULL if self.training else mask, **named)
+
+
 def _dropping(
     name: str, function: Callable[..., Tensor], layer: type[SoftmaxLayer] = SoftmaxLayer
 ) -> Variant:
@@ -157,4 +202,12 @@ MUTANTS = (
     _first("same_for_all_samples", same_for_all_samples, "N6.independence", "wrong"),
     _first("backward_drops_nothing", backward_drops_nothing, "N6.gradients", "wrong"),
     _first("backward_redraws", backward_redraws, "N6.gradients", "wrong"),
+    _first("sees_all", _if_dropping(mask=FULL), "N6.company", "wrong"),
+    _first("bias_left_out", _if_dropping(bias=None), "N6.company", "wrong"),
+    _first("softcap_left_out", _if_dropping(softcap=None), "N6.company", "wrong"),
+    _first("scale_forgotten", _if_dropping(scale=24**-0.5), "N6.company", "wrong"),
+    _first("sinks_left_out", _if_dropping(sinks=None), "N6.company", "wrong"),
+    _first("heads_tiled", tiled_if_dropping, "N6.company", "wrong"),
+    _first("bias_untaught", untaught_bias_if_dropping, "N6.company", "wrong"),
+    (_dropping("sees_all_in_training", attend, SeesAllInTraining), "N6.visibility", "layer"),
 )

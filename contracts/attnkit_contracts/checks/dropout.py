@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+import attnkit
 from attnkit.masks import Sizes
 from attnkit_contracts import units
 from attnkit_contracts.catalogue import BrokenError, Measured, check
-from attnkit_contracts.inputs import normal
+from attnkit_contracts.checks.visibility import beside
+from attnkit_contracts.inputs import disturbed, normal
 from attnkit_contracts.judging import (
     Bound,
     exactly,
     named_gradients,
     near,
     same_bits,
+    unmoved,
     worst,
 )
 from attnkit_contracts.layers import build
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch import Tensor
 
+    from attnkit.promises import Promises
     from attnkit_contracts.inputs import Call
     from attnkit_contracts.layers import LayerSubject
     from attnkit_contracts.operations import SoftmaxOperation
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.25
 KEYS = 24
+OPTIONS = ("gqa", "bias", "sinks", "scale", "softcap")
 
 
 def seeded(subject: Subject, call: Call, seed: int) -> Tensor:
@@ -174,30 +181,146 @@ def independence(subject: SoftmaxOperation) -> Measured:
 def dropped_gradients(subject: SoftmaxOperation) -> Measured:
     """Let the values be unit vectors, read from the output what was dropped, and drop the same."""
     call = _showing(subject, batch=2)
+    return worst(_dropped_gradients(subject, call, *_trained(subject, call)))
+
+
+def _in_company(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield every promised option and kind of mask, one at a time."""
+    ways = [way for way in ("causal", "bidirectional") if getattr(promises, way)]
+    options = [name for name in OPTIONS if getattr(promises, name)]
+    parts = [part for part in promises.masks if part not in promises.needs]
+    yield from ({"option": name} for name in (*ways, *options, *parts))
+
+
+@check(
+    "N6.company",
+    "Beside any other option: what is left of a probability is that of the definition / (1 - p), "
+    "what is hidden is 0, p are dropped, and every gradient drops the same; r <= gate.",
+    families=("softmax",),
+    applies=lambda promises: promises.dropout,
+    relations=("exact",),
+    cases=_in_company,
+    verdict="R",
+)
+def company(subject: SoftmaxOperation, option: str) -> Measured:
+    """Let the values be unit vectors, so that the output shows what was dropped, and of what."""
+    call = _showing_beside(subject, option)
+    exact = subject.exact(call)
+    tracks = subject.promises.gradients
+    leaves, out = _trained(subject, call) if tracks else (call, seeded(subject, _dropping(call), 3))
+    kept = out.detach() != 0
+    seen = exact.weights > 0
+    left = exact._replace(
+        out=torch.where(kept, exact.weights, 0.0) / (1 - SHARE),
+        weights=exact.weights / (1 - SHARE),
+    )
+    unit = units.analytic(left, call.tensors["value"], subject.dtype)
+    limit = Bound(left.out, unit, units.ANALYTIC_GATE, "analytic units")
+    count = int(seen.sum())
+    off = abs(int((kept & seen).sum()) - count * (1 - SHARE))
+    share = Measured(
+        off / (count * SHARE * (1 - SHARE)) ** 0.5, 5.0, "standard errors", "the share that is kept"
+    )
+    found = [near(limit, out.detach(), "what is left"), share]
+    return worst([*found, *_dropped_gradients(subject, call, leaves, out)] if tracks else found)
+
+
+def _showing_beside(subject: SoftmaxOperation, option: str) -> Call:
+    """Return a call with an option whose output is the probabilities, (B, H, L, S)."""
+    promises, gqa = subject.promises, option == "gqa"
+    heads = 4 if gqa else subject.heads
+    sizes = Sizes(4, heads, KEYS, KEYS)
+    causal = option == "causal" or not promises.bidirectional
+    mask = subject.mask(sizes, causal=causal, wide=True)
+    if option in promises.masks:
+        mask = mask & subject.part(option, sizes)
+    call = subject.draw(
+        f"N6 {option}",
+        batch=4,
+        heads=heads,
+        kv_heads=2 if gqa else heads,
+        length=KEYS,
+        width=KEYS,
+        mask=mask,
+    )
+    draw, value = subject.random(f"N6 {option} option"), call.tensors["value"]
+    ones = torch.eye(KEYS, dtype=value.dtype, device=value.device)
+    call = call.given(value=ones.expand_as(value).contiguous())
+    match option:
+        case "bias":
+            return call.given(bias=subject.cast(normal(draw, 1, heads, KEYS, KEYS)))
+        case "sinks":
+            return call.given(sinks=subject.cast(normal(draw, heads)))
+        case "scale":
+            return call.saying(scale=0.5)
+        case "softcap":
+            return call.saying(softcap=1.5)
+    return call
+
+
+def _dropping(call: Call) -> Call:
+    return call.saying(dropout_p=SHARE)
+
+
+def _trained(subject: SoftmaxOperation, call: Call) -> tuple[Call, Tensor]:
+    """Return a call's leaves, and what it gives with dropout."""
     leaves = call.leaves()
     with torch.enable_grad():
-        out = seeded(subject, leaves.saying(dropout_p=SHARE), 3)
+        return leaves, seeded(subject, _dropping(leaves), 3)
+
+
+def _dropped_gradients(
+    subject: SoftmaxOperation, call: Call, leaves: Call, out: Tensor
+) -> Iterator[Measured]:
+    """Measure the gradients against those of the definition that drops what the output shows."""
     grad_out = subject.cast(normal(subject.random("N6 grad"), *out.shape))
     inputs = list(leaves.tensors.values())
     got = named_gradients(
         leaves.tensors, torch.autograd.grad(out, inputs, grad_out, allow_unused=True)
     )
     doubled = call.map(lambda _, tensor: tensor.double().requires_grad_())
-    exact = subject.exact(doubled)
-    left = torch.where(out.detach() != 0, exact.weights, 0.0) / (1 - SHARE)
-    wanted = torch.autograd.grad(
-        left @ doubled.tensors["value"], list(doubled.tensors.values()), grad_out.double()
-    )
+    value = doubled.tensors["value"]
+    with torch.enable_grad():
+        exact = subject.exact(doubled)
+        left = torch.where(out.detach() != 0, exact.weights, 0.0) / (1 - SHARE)
+        dropped = left @ value.repeat_interleave(left.shape[1] // value.shape[1], 1)
+    wanted = torch.autograd.grad(dropped, list(doubled.tensors.values()), grad_out.double())
     # a row of the softmax is changed by what it drops, too: no term is larger than of these
-    largest = exact._replace(
-        out=exact.out.detach(),
-        weights=exact.weights.detach() / (1 - SHARE),
-        size=exact.size.detach(),
-    )
-    scale = call.tensors["query"].shape[3] ** -0.5
+    largest = type(exact)(*(tensor.detach() for tensor in exact))
+    largest = largest._replace(weights=largest.weights / (1 - SHARE))
+    scale = call.extras.get("scale", call.tensors["query"].shape[3] ** -0.5)
     limits = units.analytic_gradients(largest, call.tensors, grad_out, scale, subject.dtype)
     gate, unit = units.ANALYTIC_GATE, "analytic units"
-    return worst(
-        near(Bound(gradient, limits[name], gate, unit), got[name], f"the gradient of {name}")
-        for name, gradient in zip(doubled.tensors, wanted, strict=True)
-    )
+    for name, gradient in zip(doubled.tensors, wanted, strict=True):
+        limit = Bound(gradient, limits[name], gate, unit)
+        yield near(limit, got[name], f"the gradient of {name}")
+
+
+@check(
+    "N6.visibility",
+    "In training, from the same seed, other values at later tokens and at padding leave outputs "
+    "that must not see them as they are, to the bit.",
+    families=("softmax", "recurrence", "mixer"),
+    levels=("layer",),
+    applies=lambda promises: promises.dropout and (promises.causal or "padding" in promises.masks),
+    fields=("dropout_p",),
+)
+def visibility(subject: LayerSubject) -> Measured:
+    """Disturb the last third of the tokens behind a causal mask, and the first as padding."""
+    subject.layer = build(subject.target, subject.dtype, dropout_p=SHARE).train()
+    call, third = subject.draw("N6", length=KEYS), KEYS // 3
+    positions = torch.arange(KEYS, device=subject.device)
+    hidden = {}
+    if subject.promises.causal:
+        inherent = subject.family == "recurrence" or call.mask.is_causal
+        mask = attnkit.full() if inherent else attnkit.causal()
+        hidden["later tokens"] = mask, positions >= KEYS - third
+    if "padding" in subject.promises.masks:
+        starts = torch.tensor([third, third], device=subject.device)
+        hidden["padding"] = attnkit.left_padding(starts), positions < third
+    for what, (mask, tokens) in hidden.items():
+        masked, where = call.masked(call.mask & mask), tokens.expand(2, KEYS)
+        other = disturbed(masked, where, subject.random("N6 other"), subject.family)
+        whole, moved = seeded(subject, masked, 5), seeded(subject, other, 5)
+        unmoved(subject, masked, (~beside(where, whole),), (whole, moved), f"{what}, in training")
+    return exactly(0, "moved elements")
