@@ -130,11 +130,12 @@ def attend(call: Call, steps: Steps = RIGHT, kept: Tensor | None = None) -> Soft
     sizes = Sizes(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     shared = sizes.heads // key.shape[1]
     key, value = steps.spread(key, shared), steps.spread(value, shared)
+    bias = given.get("bias")
     terms = Terms(
         torch.einsum("bhle,bhse->bhls", query, key),
         steps.scale(call),
         call.extras.get("softcap"),
-        given.get("bias"),
+        None if bias is None else bias[(None,) * (4 - bias.dim())],
         steps.visible(call.mask, sizes, query.device),
         given.get("sinks"),
         call.tensors["query"].dtype,

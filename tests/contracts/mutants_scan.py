@@ -168,6 +168,30 @@ def _wrong(function: Callable[..., Pair], kills: str) -> tuple[Variant, str, str
     )
 
 
+def gradient_halved_across_chunks(
+    *inputs: Tensor,
+    log_decay: Tensor | None,
+    beta: Tensor | None,
+    initial_state: Tensor,
+    **given: Any,
+) -> Pair:
+    """What goes from a chunk of 64 to the one before is halved on the way back."""
+    state, outs = initial_state, []
+    for start in range(0, max(1, inputs[2].shape[2]), 64):
+        if start:
+            state = 0.5 * state + 0.5 * state.detach()
+        now = slice(start, start + 64)
+        out, state = recur(
+            *(each[:, :, now] for each in inputs),
+            log_decay=None if log_decay is None else log_decay[:, :, now],
+            beta=None if beta is None else beta[:, :, now],
+            initial_state=state,
+            **given,
+        )
+        outs.append(out)
+    return torch.cat(outs, 2), state
+
+
 MUTANTS = (
     _wrong(decay_to_base_two, "N1.recurrence"),
     _wrong(decay_of_first_channel, "N1.recurrence"),
@@ -189,6 +213,7 @@ MUTANTS = (
     _wrong(products_rounded, "N1.recurrence"),
     _wrong(gradient_of_state_lost, "N2.recurrence_backward"),
     _wrong(gradient_of_decay_halved, "N2.recurrence_backward"),
+    _wrong(gradient_halved_across_chunks, "N2.recurrence_backward"),
     _wrong(odd_widths_cut, "S8.widths"),
     _wrong(samples_share_a_state, "T4.recurrent_state"),
 )

@@ -166,7 +166,7 @@ def recurrence_factors(promises: Promises) -> Factors:
     return {
         "widths": tuple(widths),
         "groups": tuple(groups),
-        "length": (20, 50, 1, 3) if promises.state else (20, 50),
+        "length": (20, 50, 150, 1, 3) if promises.state else (20, 50, 150),
         "batch": (2, 1, 65),
         "decay": promises.decay or ("none",),
         "beta": (None, *beta),

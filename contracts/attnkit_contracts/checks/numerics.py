@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects import Subject
 
 OPTIONS = ("cross", "gqa", "value_width", "bias", "scale", "softcap", "sinks")
+LONG = 130
+"""Tokens, more than two chunks of 64, the largest that is common."""
 
 
 def softmax_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
@@ -77,9 +79,10 @@ def softmax_call(subject: SoftmaxOperation, inputs: str) -> Call:
 
 
 def recurrence_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
-    """Yield every promised form of decay, with and without the options."""
+    """Yield every promised form of decay, the options, and what is longer than two chunks of 64."""
     for decay in promises.decay or ("none",):
         yield {"inputs": decay}
+    yield {"inputs": "long"}
     for name in ("gqa", "value_width", "beta", "scale"):
         if getattr(promises, name):
             yield {"inputs": name}
@@ -93,9 +96,11 @@ def recurrence_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
 def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
     """Return the call that a case of `recurrence_cases` names."""
     decay = inputs if inputs in ("none", "head", "channel") else None
+    is_long = inputs == "long"
     call = subject.draw(
         f"N {inputs}",
-        length=24,
+        batch=1 if is_long else 2,
+        length=LONG if is_long else 24,
         heads=4 if inputs == "gqa" else 2,
         groups=2,
         value_width=24 if inputs == "value_width" else None,
