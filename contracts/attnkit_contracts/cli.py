@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -232,6 +233,17 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def _why(report: Report, missing: str) -> str:
+    """Return what most of the checks say that came to no verdict, of an instance or a subject."""
+    reasons = Counter(
+        record.reason
+        for record in report.records
+        if f"{record.id}/".startswith(f"{missing}/")
+        and record.status in ("unsupported", "skipped_env", "inconclusive")
+    )
+    return "".join(f"\n  {reason}" for reason, _ in reasons.most_common(1))
+
+
 def _print(report: Report) -> None:
     from attnkit_contracts.markdown import matrix
 
@@ -239,7 +251,7 @@ def _print(report: Report) -> None:
     for record in report.failures():
         say(f"\n{record.id}: {record.status}\n{record.told}\n{record.reproduction}")
     for missing in report.header.required_missing:
-        say(f"required but not run: {missing}")
+        say(f"required but not run: {missing}{_why(report, missing)}")
     for proof in report.proofs:
         say(f"{proof.check} on the wrong variant {proof.wrong}: {proof.caught_by or 'NOT caught'}")
     for fault in report.header.broken_extensions:
@@ -247,4 +259,6 @@ def _print(report: Report) -> None:
     counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts().items()))
     header = report.header
     verdict = "passed" if report.passed else "FAILED"
-    say(f"{verdict}: {counts}; {header.executed_count} of {header.expected_count} executed")
+    uncaught = sum(not proof.caught_by for proof in report.proofs)
+    also = f"; {uncaught} wrong variants of extensions not caught" if uncaught else ""
+    say(f"{verdict}: {counts}; {header.executed_count} of {header.expected_count} executed{also}")

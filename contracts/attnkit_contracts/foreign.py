@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -108,7 +109,8 @@ def adapt(
         window_argument: Name of its argument for windows, in keys, self included; None to write
             windows into the mask.
         gqa_argument: Name of a flag that is set where Hkv != H; None for a function that sees it.
-        scale_argument: Name of its argument for the scale; None for one that takes none.
+        scale_argument: Name of its argument for the scale; None for one that takes none. It is
+            given in every call, so the function's own default is not judged.
         bias_argument: Name of its argument for a bias; an additive mask takes it otherwise.
         softcap_argument: Name of its argument for a soft cap.
         sinks_argument: Name of its argument for sinks, (H,).
@@ -133,6 +135,7 @@ def adapt(
             f"family must be softmax or recurrence, got {family!r}; a layer goes to adapt_layer"
         )
     _check_layouts(layout, output_layout or layout, mask)
+    _check_names(target, declared)
     call = _call_of(family, target, declared, _source(function, declared))
     promised = (
         given.model_copy(update={"state": True, "causal": True})
@@ -243,6 +246,26 @@ def _check_layouts(layout: str, output_layout: str, mask: str) -> None:
     ):
         if value not in allowed:
             raise ArgumentError(f"{what} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_names(target: Callable[..., Any], declared: Mapping[str, Any]) -> None:
+    """Refuse the name of an argument that a function does not have, where it can be told."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        # of a function in C
+        return
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+        return
+    names = {each.name for each in parameters}
+    defaults = {key: each.default for key, each in inspect.signature(adapt).parameters.items()}
+    for option in NAMES.values():
+        name = declared[option]
+        if name is not None and name != defaults[option] and name not in names:
+            raise ArgumentError(
+                f"{option}: {plain_name(target)} has no argument {name!r}, it has "
+                f"{', '.join(sorted(names))}"
+            )
 
 
 def _check_promises(promises: Promises, declared: Mapping[str, Any]) -> None:

@@ -144,6 +144,32 @@ def test_a_scale_of_their_own_is_made_up_for_without_rounding_what_they_are_give
     assert torch.equal(out, own * (0.7 / 5**-0.5))
 
 
+def with_a_flag(query: Any, key: Any, value: Any, is_causal: bool = False) -> torch.Tensor:
+    return SDPA(query, key, value, is_causal=is_causal)
+
+
+def test_an_argument_that_a_function_does_not_have_is_refused_by_name() -> None:
+    told = "causal_argument: with_a_flag has no argument 'iscausal', it has is_causal, key, query"
+    with pytest.raises(ArgumentError, match=told):
+        adapt(with_a_flag, promises="causal", causal_argument="iscausal")
+    # one that takes any keyword may take this one
+    adapt(delta_rule, **{**RECURRENCE, "scale_argument": "scaling"}, name="any")
+
+
+def test_the_command_says_why_what_is_required_did_not_run(tmp_path: Path) -> None:
+    (tmp_path / "short.py").write_text(
+        "def short(query, key, value, **named):\n    raise TypeError('no such keyword')\n"
+    )
+    command = [sys.executable, "-m", "attnkit_contracts", "check", "short:short"]
+    promised = ["--family", "softmax", "--promise", "bidirectional"]
+    done = subprocess.run([*command, *promised], check=False, cwd=tmp_path, capture_output=True,
+                          text=True)  # fmt: skip
+
+    assert done.returncode == 1
+    assert "required but not run: short/function/float32/cpu\n  variant 'short'" in done.stdout
+    assert "TypeError: no such keyword" in done.stdout
+
+
 def test_a_scale_that_is_not_declared_is_named() -> None:
     assert diagnoses(report_on(delta_rule, **RECURRENCE)) == {"scale_of_softmax"}
 
