@@ -79,10 +79,9 @@ def softmax_call(subject: SoftmaxOperation, inputs: str) -> Call:
 
 
 def recurrence_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
-    """Yield every promised form of decay, the options, and what is longer than two chunks of 64."""
+    """Yield every promised form of decay, with and without the options."""
     for decay in promises.decay or ("none",):
         yield {"inputs": decay}
-    yield {"inputs": "long"}
     for name in ("gqa", "value_width", "beta", "scale"):
         if getattr(promises, name):
             yield {"inputs": name}
@@ -93,8 +92,14 @@ def recurrence_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
             yield {"inputs": part}
 
 
+def _backward_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield what a recurrence is trained on: beside the usual, what is longer than its chunks."""
+    yield from recurrence_cases(promises)
+    yield {"inputs": "long"}
+
+
 def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
-    """Return the call that a case of `recurrence_cases` names."""
+    """Return the call that a case of `recurrence_cases`, or of `_backward_cases`, names."""
     decay = inputs if inputs in ("none", "head", "channel") else None
     is_long = inputs == "long"
     call = subject.draw(
@@ -176,7 +181,7 @@ def backward(subject: SoftmaxOperation, inputs: str) -> Measured:
     "r_grad <= gate for the gradient of every differentiable input, the initial state included.",
     families=("recurrence",),
     applies=lambda promises: promises.gradients,
-    cases=recurrence_cases,
+    cases=_backward_cases,
     verdict="R",
 )
 def recurrence_backward(subject: RecurrenceOperation, inputs: str) -> Measured:
