@@ -16,9 +16,9 @@ from attnkit_contracts.inputs import Call
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# in float32, all implementations, auto and the layer; measured when each of them took about 2.4 s
-# on one idle core, and a sixth more. 3 s are the most that a variant may take in a dtype
-OPERATIONS = {"gated_linear": 440_000, "flash": 222_000, "moe": 320_000}
+# in float32, all implementations, auto and the layer; measured when each of them took 2.0 to 2.4 s
+# of one core, and up to a sixth more. 3 s are the most that a variant may take in a dtype
+OPERATIONS = {"gated_linear": 460_000, "flash": 240_000, "moe": 320_000}
 
 
 class Counter(TorchDispatchMode):
