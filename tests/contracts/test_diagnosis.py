@@ -22,7 +22,7 @@ from attnkit_contracts import (
 )
 from attnkit_contracts.diagnosis import further_calls, suspected
 from attnkit_contracts.faults import fault_of
-from attnkit_contracts.inputs import Call
+from attnkit_contracts.inputs import Call, normal
 from attnkit_contracts.layers import LayerSubject
 from attnkit_contracts.subjects import Target
 from attnkit_plugins.linear import VARIANT as LINEAR
@@ -116,6 +116,19 @@ def test_a_mistake_of_softmax_attention_is_recognised(name: str, softmax: Varian
         calls = [subject.draw("L > S", length=26).masked(attnkit.dense(torch.zeros(26, 26) > 0))]
 
     assert named(subject, calls) == (name,)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+def test_a_mistake_about_a_bias_is_recognised_whatever_its_rank(
+    rank: int, softmax: Variant
+) -> None:
+    function = functools.partial(attending, steps=SOFTMAX["bias_before_scale"].definitions[0])
+    promises = softmax.promises.model_copy(update={"state": False})
+    subject = open_wrong(softmax, function, promises)
+    call = subject.draw("bias", length=9)
+    bias = subject.cast(normal(subject.random("rank"), *(1, 2, 9, 9)[4 - rank :]))
+
+    assert named(subject, [call.given(bias=bias)]) == ("bias_before_scale",)
 
 
 def recurring(
