@@ -36,17 +36,26 @@ CHILD = "attnkit"
 class StateLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
     """A layer of a cache that holds a recurrent state.
 
+    It holds no keys, so that only the variant whose state it is can go on with it: a swapped layer
+    announces every call, and what calls without that is refused.
+
     Attributes:
+        index: Which layer of the cache it is.
         state: None before the first token.
         room: How many tokens a static cache has room for; None for any number.
+        variant: Name of the variant whose state it is.
+        announced: Whether a swapped layer has begun a call that has not reached `update` yet.
     """
 
     is_sliding = False
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, room: int | None = None) -> None:
+    def __init__(self, index: int, variant: str, room: int | None = None) -> None:
         super().__init__()
+        self.index = index
+        self.variant = variant
+        self.announced = False
         self.room = room
         # models leave masks out for caches that say no, and the static layers beside need them
         self.is_compileable = room is not None
@@ -60,10 +69,34 @@ class StateLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unty
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **rest: Any
     ) -> tuple[Tensor, Tensor]:
-        """Return what came in; the state takes it in where the layer attends."""
+        """Return what came in; the state takes it in where the layer attends.
+
+        Raises:
+            StateError: No layer is there to take it in: its swap was restored, or another one
+                stands on top.
+        """
+        if not self.announced:
+            raise StateError(
+                f"{self._held()}, which does not stand in the model's layer; start with a new "
+                f"cache, or swap {self.variant!r} in again"
+            )
+        self.announced = False
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         return key_states, value_states
+
+    def announce(self, variant: str) -> None:
+        """Let a layer begin a call.
+
+        Raises:
+            StateError: The state is another variant's.
+        """
+        if self.state is not None and self.variant != variant:
+            raise StateError(
+                f"{self._held()}, in the model's layer stands {variant!r}; start with a new "
+                f"cache, or swap {self.variant!r} in again"
+            )
+        self.variant, self.announced = variant, True
 
     def get_seq_length(self) -> int:
         return 0 if self.state is None else self.state.tokens
@@ -103,6 +136,14 @@ class StateLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unty
     def prefetch(self) -> None:
         self._move(self.device)
 
+    def _held(self) -> str:
+        """Begin a refusal."""
+        tokens = self.get_seq_length()
+        return (
+            f"past_key_values: layer {self.index} of the cache holds {tokens} tokens as the state "
+            f"of {self.variant!r}"
+        )
+
     def _move(self, device: torch.device | None) -> None:
         if self.state is not None and device is not None:
             memory, inputs = self.state.memory.to(device), self.state.inputs.to(device)
@@ -122,16 +163,18 @@ class Watch:
     Threads that run one model at a time each have notes of their own.
 
     Attributes:
+        variant: Name of the variant that stands in the layer.
         replaces: Put a `StateLayer` into the cache; else keep the state beside it.
     """
 
-    def __init__(self, replaces: bool) -> None:
+    def __init__(self, variant: str, replaces: bool) -> None:
+        self.variant = variant
         self.replaces = replaces
         self._noted = local()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copy and pickle without notes: they belong to a call."""
-        return Watch, (self.replaces,)
+        return Watch, (self.variant, self.replaces)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         """Note the input and the place in the cache, unless another swap stands on top."""
@@ -164,6 +207,7 @@ class Watch:
             kept: Memory = held.__dict__.setdefault("_attnkit_beside", Beside())
             return kept
         if isinstance(held, StateLayer):
+            held.announce(self.variant)
             return held
         if int(held.get_seq_length()):
             raise StateError(
@@ -171,7 +215,8 @@ class Watch:
                 "tokens as keys and values, from before the swap; start with a new cache"
             )
         room = held.get_max_length()
-        cache.layers[index] = new = StateLayer(None if room < 0 else room)
+        cache.layers[index] = new = StateLayer(index, self.variant, None if room < 0 else room)
+        new.announce(self.variant)
         return new
 
 
@@ -291,7 +336,7 @@ class Attached:
 def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attached:
     """Put a recurrence at a layer, with its parameters and its hook, or leave it as it was."""
     layer, added = model.get_submodule(path), getattr(mixer, "module", None)
-    watch = Watch(replaces=bool(getattr(mixer, "replaces", None)))
+    watch = Watch(label, replaces=bool(getattr(mixer, "replaces", None)))
     with ExitStack() as steps:
         attachment = dispatch.attach(model, path, Entering(mixer, watch), label)
         steps.callback(attachment.undo)
