@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attnkit.errors import UnsupportedError
 from attnkit.masks import (
     Mask,
     Sizes,
@@ -49,6 +50,30 @@ def lift(seen: Tensor, sizes: Sizes, window: int | None = None) -> Mask:
         return _of_one_query(seen, sizes, window)
     whole = seen.expand(-1, 1, sizes.queries, sizes.keys)
     return next((g for g in _guesses(whole, sizes, window) if _equal(g, whole, sizes)), dense(seen))
+
+
+def lift_causal(seen: Tensor, sizes: Sizes) -> Mask:
+    """Return what `lift` does, for a recurrence, which reads its tokens in order.
+
+    Args:
+        seen: See `lift`; a host's ``attention_mask``.
+        sizes: B, H, L, S of the call.
+
+    Raises:
+        UnsupportedError: A query sees later keys.
+    """
+    mask = lift(seen, sizes)
+    # a single query stands at the last key
+    if sizes.queries > 1 and not mask.is_causal:
+        ahead = torch.ones(sizes.queries, sizes.keys, dtype=torch.bool, device=seen.device)
+        ahead = ahead.triu(sizes.keys - sizes.queries + 1)  # (L, S), key past the query's own
+        if bool((seen & ahead).any()):
+            raise UnsupportedError(
+                f"attention_mask: {tuple(seen.shape)} lets a query see later keys, a recurrence "
+                "has none; hide them in the mask, give a mask (B, S) of padding alone, or restore "
+                "the swap"
+            )
+    return mask
 
 
 def _of_one_query(seen: Tensor, sizes: Sizes, window: int | None) -> Mask:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.lifting import lift
+from attnkit.lifting import lift_causal
 from attnkit.mask_codes import decode
 from attnkit.mask_kinds import Unread
 from attnkit.masks import Mask, Sizes, full
@@ -76,7 +76,7 @@ def _read(mask: Mask, sizes: Sizes) -> Mask:
     """Find the structure of tensors that a host's mask holds."""
     read = full()
     for part in mask.conjuncts():
-        read &= lift(part.tensor, sizes) if isinstance(part, Unread) else part
+        read &= lift_causal(part.tensor, sizes) if isinstance(part, Unread) else part
     return read
 
 

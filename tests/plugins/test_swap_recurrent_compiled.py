@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import attnkit
+from attnkit.errors import UnsupportedError
 
 SMALL: dict[str, Any] = {**small_llama.SMALL, "num_hidden_layers": 1}
 IDS = torch.randint(3, 97, (2, 13), generator=torch.Generator().manual_seed(0))
@@ -67,3 +68,14 @@ def test_a_mask_that_adds_to_logits_is_refused_when_the_graph_runs() -> None:
         assert torch.equal(same, model(IDS, use_cache=False).logits)
         with pytest.raises(RuntimeError, match="attention_mask: adds to logits"):
             compiled(IDS, attention_mask=adds + 0.5, use_cache=False)
+
+
+def test_a_mask_with_later_keys_is_refused_when_the_graph_runs() -> None:
+    model = build("linear")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    seen = torch.ones(2, 1, 13, 13, dtype=torch.bool)
+    with torch.no_grad():
+        same = compiled(IDS, attention_mask=seen.tril(), use_cache=False).logits
+        assert torch.equal(same, model(IDS, use_cache=False).logits)
+        with pytest.raises(UnsupportedError, match="see later keys"):
+            compiled(IDS, attention_mask=seen, use_cache=False)

@@ -16,7 +16,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from attnkit.errors import StateError, UnsupportedError
-from attnkit.lifting import lift
+from attnkit.lifting import lift_causal
 from attnkit.mask_kinds import Unread
 from attnkit.masks import Mask, Sizes, causal
 from attnkit_plugins.transformers_host import dispatch
@@ -275,7 +275,7 @@ class Arrived:
         given = given[..., : seen + length]
         if compiling:
             return Unread(given)
-        return lift(given, Sizes(batch, heads, length, seen + length))
+        return lift_causal(given, Sizes(batch, heads, length, seen + length))
 
     def _check(self) -> None:
         """Refuse arguments that a recurrence cannot honour."""
