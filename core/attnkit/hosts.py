@@ -93,7 +93,7 @@ def explain(model: nn.Module, plan: PlanSource) -> Explanation:
 
     Raises:
         RegistryError: A name cannot be resolved to a variant.
-        ArgumentError: A pattern of the plan takes no site.
+        ArgumentError: A pattern of the plan takes no site, or is no string.
     """
     sites = _sites(model)
     assignments = assign(written_out(plan, sites), sites)
@@ -128,10 +128,10 @@ def swap(
 
     Raises:
         RegistryError: A name cannot be resolved to a variant.
-        ArgumentError: A pattern of the plan takes no site.
+        ArgumentError: A pattern of the plan takes no site, or is no string.
         SwapRefusedError: Some sites cannot take their variant; all are listed with all reasons.
         VerificationError: The swap ran and did not compute what it should; it was undone.
-        SwapError: The model cannot be run for the verification.
+        SwapError: The model cannot be run for the verification, or not on ``sample``.
     """
     return swap_filled(model, plan, None, sample=sample, accept=accept)
 

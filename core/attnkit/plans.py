@@ -100,8 +100,8 @@ def assign(plan: Plan, sites: Sequence[Site]) -> tuple[Assignment, ...]:
 
     Raises:
         RegistryError: A name cannot be resolved to a variant.
-        ArgumentError: A pattern fits no site, or only sites of another kind, or only sites that
-            earlier patterns took.
+        ArgumentError: A pattern is no string, or fits no site, or only sites of another kind, or
+            only sites that earlier patterns took.
         ConfigError: An option is unknown or wrong.
         SwapRefusedError: The plan is a variant and the model has no site for it.
     """
@@ -116,6 +116,7 @@ def assign(plan: Plan, sites: Sequence[Site]) -> tuple[Assignment, ...]:
         return tuple(Assignment(site, variant, options, "*") for site in taken)
     decided: dict[str, Assignment] = {}
     for pattern, entry in plan.items():
+        _check_pattern(pattern, sites)
         variant, options = _entry(f"plan[{pattern!r}]", entry)
         for site in _taken(pattern, variant, sites, decided):
             decided[site.path] = Assignment(site, variant, options, pattern)
@@ -143,6 +144,17 @@ def spelled(plan: Plan) -> dict[str, dict[str, object]]:
         given = options.model_dump(mode="json", exclude_defaults=True)
         spelt[pattern] = {"variant": variant.name, **given}
     return spelt
+
+
+def _check_pattern(pattern: object, sites: Sequence[Site]) -> None:
+    """Refuse a key that is no string."""
+    if isinstance(pattern, str):
+        return
+    hint = f", such as 'layers.{pattern}'" if type(pattern) is int else ""
+    raise ArgumentError(
+        f"a key of the plan must be a pattern of paths, a string{hint}, got {pattern!r} "
+        f"({type(pattern).__name__}); sites: {_paths(sites)}"
+    )
 
 
 def _taken(

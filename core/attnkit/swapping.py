@@ -203,16 +203,25 @@ class _Transaction:
         return sample
 
     def before(self, sample: Mapping[str, object], *, generated: bool) -> Mapping[str, Tensor]:
-        """Run the model as it is."""
+        """Run the model as it is.
+
+        Raises:
+            SwapError: It does not run on the sample.
+        """
         try:
             return self.run(sample, [])
         except Exception as error:
-            if not generated:
-                raise
             shapes = ", ".join(f"{name} {_described(value)}" for name, value in sample.items())
+            model = type(self.model).__name__
+            if generated:
+                raise SwapError(
+                    f"{model} does not run on a generated sample ({shapes}): {error}; give the "
+                    "swap sample={...}, keyword arguments of the model's forward"
+                ) from error
             raise SwapError(
-                f"{type(self.model).__name__} does not run on a generated sample ({shapes}): "
-                f"{error}; give the swap sample={{...}}, keyword arguments of the model's forward"
+                f"sample: {model} does not run on it ({shapes}): {type(error).__name__}: {error}; "
+                "give keyword arguments of the model's forward that it runs on as it is, or leave "
+                "sample out to have one made"
             ) from error
 
     def run(self, sample: Mapping[str, object], mixers: Sequence[Mixer]) -> Mapping[str, Tensor]:

@@ -47,6 +47,18 @@ def model() -> Any:
         ({"layers.*": "flash", "layers.0": "flash"}, "exact", ArgumentError, "narrower"),
         ({"*.mlp": "flash"}, "exact", ArgumentError, "fits only feedforward sites"),
         ({}, "exact", ArgumentError, "plan is empty"),
+        (
+            {0: "flash"},
+            "exact",
+            ArgumentError,
+            r"key of the plan must be .*a string, such as 'layers\.0', got 0 \(int\); sites",
+        ),
+        (
+            {("layers", 0): "flash"},
+            "exact",
+            ArgumentError,
+            r"a string, got \('layers', 0\) \(tuple",
+        ),
         ({"*": {"window_size": 4}}, "exact", ConfigError, "has no 'variant'"),
         ({"variant": "flash", "windwo": 4}, "exact", ConfigError, "windwo.*window_size"),
         ({"variant": "flash", "window_size": 0}, "exact", ConfigError, "greater than 0"),
@@ -61,6 +73,26 @@ def test_refusal_says_what_is_wrong_and_leaves_the_model(
     with pytest.raises(error, match=f"(?s){told}"):
         attnkit.swap(model, plan, accept=accept)
     assert all(model.get_submodule(path).config is model.config for path in LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("sample", "told"),
+    [
+        ({"foo": 1}, r"\(foo 1\): ValueError: You must specify exactly one of input_ids"),
+        ({"input_ids": torch.full((1, 4), 97)}, r"\(input_ids \(1, 4\) int64\): IndexError: index"),
+    ],
+    ids=["argument", "tokens"],
+)
+def test_sample_that_the_model_does_not_run_on_is_named(
+    model: Any, sample: dict[str, Any], told: str
+) -> None:
+    config = model.model.layers[0].self_attn.config
+    told = f"sample: LlamaForCausalLM does not run on it {told}"
+    with pytest.raises(SwapError, match=told) as caught:
+        attnkit.swap(model, "flash", sample=sample)
+    assert "give keyword arguments of the model's forward" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ValueError | IndexError)
+    assert model.model.layers[0].self_attn.config is config
 
 
 def test_one_refusal_lists_every_layer_once(model: Any) -> None:
