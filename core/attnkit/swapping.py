@@ -141,7 +141,7 @@ def carry_out(
     sites = [trial.receipt() for trial in trials]
     after = transaction.after(sample, sites, mixers)
     outputs = compare_outputs(before, after, noise, sites)
-    _check_outputs(outputs, sites)
+    _check_outputs(outputs, sites, own=compare_outputs(before, quiet, noise, sites))
     leaks = transaction.leaks(sample, before, after, trials, mixers)
     if not outputs:
         remarks = (*remarks, _NOTHING_COMPARED)
@@ -341,19 +341,38 @@ class _Transaction:
         return runs
 
 
-def _check_outputs(outputs: Sequence[OutputReceipt], sites: Sequence[SiteReceipt]) -> None:
+def _check_outputs(
+    outputs: Sequence[OutputReceipt], sites: Sequence[SiteReceipt], own: Sequence[OutputReceipt]
+) -> None:
+    """Raise `VerificationError` if outputs moved by more than rounding.
+
+    Args:
+        outputs: Of the model with the variants.
+        sites: What was measured at the sites.
+        own: Outputs of the model with its own functions at the sites, compared like ``outputs``.
+    """
     worst = max(sites, key=lambda site: site.error_after)
     for out in outputs:
         if not math.isfinite(out.largest):
             raise VerificationError(
                 f"the swap was undone: output {out.name!r} is finite in other places than before"
             )
-        if out.moved is not None and out.allowed is not None and not out.moved <= out.allowed:
+        if _is_beyond(out):
+            if any(map(_is_beyond, own)):
+                raise VerificationError(
+                    "the swap was undone: another one stands in some of its layers and computes "
+                    "something else than the model's own functions, which this one would put back; "
+                    "restore that swap first, or leave its layers out"
+                )
             raise VerificationError(
                 f"the swap was undone: output {out.name!r} {out.shape} moved by {out.moved:.3g} "
                 f"noise units (largest change {out.largest:.3g}), at most {out.allowed:.3g} is "
                 f"rounding; largest error of a site: {worst.path}, {worst.error_after:.3g} units"
             )
+
+
+def _is_beyond(out: OutputReceipt) -> bool:
+    return out.moved is not None and out.allowed is not None and not out.moved <= out.allowed
 
 
 def _wrong(site: SiteReceipt) -> str:

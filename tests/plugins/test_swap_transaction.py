@@ -149,6 +149,15 @@ def test_nested_swaps_unwind_in_order(model: Any) -> None:
     assert state(model) == before
 
 
+def test_an_exact_swap_over_one_that_is_not_says_so_and_changes_nothing(model: Any) -> None:
+    plan = {"variant": "sliding_window", "window_size": 2}
+    with attnkit.swap(model, plan, accept="different"):
+        standing = state(model)
+        with pytest.raises(VerificationError, match="another one stands in some of its layers"):
+            attnkit.swap(model, "flash")
+        assert state(model) == standing
+
+
 def test_restore_out_of_order_is_refused_by_name_and_changes_nothing(model: Any) -> None:
     first = attnkit.swap(model, "multi_head")
     second = attnkit.swap(model, {"layers.1": "flash"})
