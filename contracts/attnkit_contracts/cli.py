@@ -60,8 +60,8 @@ def check(
     argument: Annotated[
         list[str] | None,
         typer.Option(
-            help="Its name of an argument, as scale=softmax_scale; of a layer: x, padding, mask, "
-            "causal, dropout; repeatable."
+            help="Its name of an argument, as scale=softmax_scale, or scale=none; of a layer: x, "
+            "padding, mask, causal, dropout; repeatable."
         ),
     ] = None,
     fixed: Annotated[
@@ -83,6 +83,14 @@ def check(
     ] = None,
     causal_corner: Annotated[
         str | None, typer.Option(help="Of a function's causal flag: lower_right or upper_left.")
+    ] = None,
+    own_scale: Annotated[
+        str | None,
+        typer.Option(help="width for a recurrence that multiplies queries by E ** -0.5 unasked."),
+    ] = None,
+    always: Annotated[
+        list[str] | None,
+        typer.Option(help="What every call of a recurrence must bring: beta; repeatable."),
     ] = None,
     construct: Annotated[
         list[str] | None,
@@ -120,6 +128,8 @@ def check(
         "mask": mask_as,
         "output_layout": output_layout,
         "causal_corner": causal_corner,
+        "own_scale": own_scale,
+        "always": tuple(always or ()),
         "construct": foreign_layers.values(construct or ()),
         "width": width,
         "padding": padding_as,

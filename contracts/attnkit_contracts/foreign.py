@@ -216,13 +216,17 @@ def parse(promises: Promises | str | Iterable[str]) -> Promises:
     return Promises(**found)
 
 
-def named_arguments(given: Iterable[str], names: Mapping[str, str] = NAMES) -> dict[str, str]:
+def named_arguments(
+    given: Iterable[str], names: Mapping[str, str] = NAMES
+) -> dict[str, str | None]:
     """Return options of `adapt`, or of another door, from ``scale=softmax_scale``.
+
+    ``scale=none`` is None: of what takes none.
 
     Raises:
         ArgumentError: Not such a pair, or there is no such argument.
     """
-    found = {}
+    found: dict[str, str | None] = {}
     for pair in given:
         what, _, name = pair.partition("=")
         if what not in names or not name:
@@ -230,7 +234,7 @@ def named_arguments(given: Iterable[str], names: Mapping[str, str] = NAMES) -> d
                 f"an argument is told as NAME=ITS_NAME with NAME of {', '.join(names)}, "
                 f"got {pair!r}"
             )
-        found[names[what]] = name
+        found[names[what]] = None if name == "none" else name
     return found
 
 

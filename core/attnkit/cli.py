@@ -110,6 +110,10 @@ def explain(
     parts = {*(mask or ()), *(("window",) if window else ())}
     _check_words("--mask", parts, _MASK_PARTS)
     _check_words("--decay", [decay], ("none", "head", "channel"))
+    if heads % (kv_heads or heads):
+        raise typer.BadParameter(
+            f"must divide --heads {heads}, got {kv_heads}", param_hint="--kv-heads"
+        )
     problem = Problem(
         family=family,
         device=device,

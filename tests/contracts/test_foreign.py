@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -230,6 +231,20 @@ def test_arguments_are_named_in_pairs() -> None:
 def test_an_argument_without_a_name_is_an_error() -> None:
     with pytest.raises(ArgumentError, match="got 'scale'"):
         named_arguments(["scale"])
+
+
+def test_the_command_line_judges_a_recurrence(tmp_path: Path) -> None:
+    source = inspect.getsource(delta_rule)
+    (tmp_path / "delta.py").write_text(f"from typing import Any\n\nimport torch\n\n\n{source}")
+    command = [sys.executable, "-m", "attnkit_contracts", "check", "delta:delta_rule"]
+    declared = ["--family", "recurrence", "--promise", "none, head, beta, scale, gradients",
+                "--layout", "BLHE", "--argument", "scale=none", "--argument", "state=state",
+                "--own-scale", "width", "--always", "beta"]  # fmt: skip
+    done = subprocess.run(
+        [*command, *declared], check=False, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("passed: ")
 
 
 def test_the_command_line_judges_a_function(tmp_path: Path) -> None:
