@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch.backends import cuda
+from torch.backends import cuda, mkldnn
 from torch.nn import functional
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KERNELS = ("flash", "mem_efficient", "cudnn", "math")
+LIBRARIES = (mkldnn, cuda)
+"""Those of matrix products that have a precision of their own."""
 
 
 def process_state() -> dict[str, object]:
@@ -26,7 +28,10 @@ def process_state() -> dict[str, object]:
         "inference mode": torch.is_inference_mode_enabled(),
         "the number of threads": torch.get_num_threads(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "the precision of products": torch.get_float32_matmul_precision(),
+        "the precision of products": (
+            torch.get_float32_matmul_precision(),
+            *(library.matmul.fp32_precision for library in LIBRARIES),
+        ),
         "anomaly detection": torch.is_anomaly_enabled(),
         "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
         "torch's random numbers": torch.get_rng_state().tolist(),
@@ -63,6 +68,8 @@ def unusual() -> Iterator[None]:
     the first one alone.
     """
     precision = torch.get_float32_matmul_precision()
+    # torch's setter sets these as well, and to "ieee" where nothing was said before
+    own = [library.matmul.fp32_precision for library in LIBRARIES]
     strict = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     python = random.getstate()
@@ -77,4 +84,6 @@ def unusual() -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(mode=strict, warn_only=warned)
             torch.set_float32_matmul_precision(precision)
+            for library, before in zip(LIBRARIES, own, strict=True):
+                library.matmul.fp32_precision = before
             random.setstate(python)

@@ -10,6 +10,7 @@ import torch
 from mutants_custom_ops import GRADIENT, RIGHT_COPY
 
 from attnkit_contracts.instruments import CustomCalls, Poisoned
+from attnkit_contracts.process_state import changes, process_state, unusual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,3 +93,10 @@ def test_operations_of_torch_are_none_of_them() -> None:
 
     assert calls.count > 0
     assert calls.asked == {}
+
+
+def test_what_is_unusual_for_a_while_is_put_back() -> None:
+    before = process_state()
+    with unusual():
+        assert "the precision of products" in changes(before)
+    assert changes(before) == []
