@@ -358,16 +358,15 @@ def _check_outputs(
                 f"the swap was undone: output {out.name!r} is finite in other places than before"
             )
         if _is_beyond(out):
-            if any(map(_is_beyond, own)):
-                raise VerificationError(
-                    "the swap was undone: another one stands in some of its layers and computes "
-                    "something else than the model's own functions, which this one would put back; "
-                    "restore that swap first, or leave its layers out"
-                )
+            also = (
+                "; it moves with the model's own functions there as well: if another swap stands "
+                "in these layers, restore that one first"
+            )
             raise VerificationError(
                 f"the swap was undone: output {out.name!r} {out.shape} moved by {out.moved:.3g} "
                 f"noise units (largest change {out.largest:.3g}), at most {out.allowed:.3g} is "
                 f"rounding; largest error of a site: {worst.path}, {worst.error_after:.3g} units"
+                f"{also if any(map(_is_beyond, own)) else ''}"
             )
 
 

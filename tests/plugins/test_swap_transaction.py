@@ -153,7 +153,7 @@ def test_an_exact_swap_over_one_that_is_not_says_so_and_changes_nothing(model: A
     plan = {"variant": "sliding_window", "window_size": 2}
     with attnkit.swap(model, plan, accept="different"):
         standing = state(model)
-        with pytest.raises(VerificationError, match="another one stands in some of its layers"):
+        with pytest.raises(VerificationError, match="if another swap stands in these layers"):
             attnkit.swap(model, "flash")
         assert state(model) == standing
 
