@@ -37,7 +37,9 @@ def process_state() -> dict[str, object]:
         "torch's random numbers": torch.get_rng_state().tolist(),
         "the random numbers of GPUs": (
             [each.tolist() for each in torch.cuda.get_rng_state_all()]
-            if torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            # torch leaves it untyped, and what it types asks whether there are GPUs, not whether
+            # any is in use: to read the numbers of one that is not would start it
+            if torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # as said above
             else []
         ),
         "Python's random numbers": random.getstate(),

@@ -41,7 +41,7 @@ class StrideBlind(torch.autograd.Function):
         return out.clone()
 
     @staticmethod
-    def backward(_: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_: Any, grad: Tensor) -> Tensor:
         return torch.as_strided(grad, grad.shape, torch.empty(grad.shape).stride()).clone()
 
 
@@ -180,7 +180,7 @@ class Once(torch.autograd.Function):
         return out.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad * 1.01 if ctx.used else grad
         ctx.used = True
         return grad
@@ -203,7 +203,7 @@ class Adding(torch.autograd.Function):
         return out.clone()
 
     @staticmethod
-    def backward(_: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_: Any, grad: Tensor) -> Tensor:
         rows = grad.reshape(-1, grad.shape[-1])
         ones = torch.eye(rows.shape[1], dtype=rows.dtype)
         total = torch.zeros_like(rows)

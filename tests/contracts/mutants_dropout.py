@@ -156,6 +156,17 @@ def untaught_bias_if_dropping(
     return attend(query, key, value, bias=bias, dropout_p=dropout_p, **given)
 
 
+def fewer_dropped_beside_a_bias(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    """What is left is right, but more is left than should be."""
+    if given["bias"] is None or not dropout_p:
+        return attend(query, key, value, dropout_p=dropout_p, **given)
+    few = 0.4 * dropout_p
+    out = attend(query, key, value, dropout_p=few, **given)
+    return out * ((1 - few) / (1 - dropout_p))
+
+
 class SeesAllInTraining(SoftmaxLayer):
     """Leaves the mask out where it drops."""
 
@@ -208,6 +219,7 @@ MUTANTS = (
     _first("scale_forgotten", _if_dropping(scale=24**-0.5), "N6.company", "wrong"),
     _first("sinks_left_out", _if_dropping(sinks=None), "N6.company", "wrong"),
     _first("heads_tiled", tiled_if_dropping, "N6.company", "wrong"),
+    _first("fewer_beside_a_bias", fewer_dropped_beside_a_bias, "N6.company", "wrong"),
     _first("bias_untaught", untaught_bias_if_dropping, "N6.company", "wrong"),
     (_dropping("sees_all_in_training", attend, SeesAllInTraining), "N6.visibility", "layer"),
 )

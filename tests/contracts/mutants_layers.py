@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Further(SoftmaxLayer):
     """A right layer; what is wrong comes on top of what it gives."""
 
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]  # spoils what it gets
+    def forward(self, x: Tensor, **given: Any) -> Any:
         found = super().forward(x, **given)
         if isinstance(found, tuple):
             return self.spoil(found[0], x, given), self.spoil_state(found[1], given["state"])
@@ -60,7 +60,7 @@ class GatedByExponential(Further):
 class AbsolutePositions(Further):
     """With rotary positions, half-precision angles: whole numbers above 256 collide."""
 
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]  # spoils what it gets
+    def forward(self, x: Tensor, **given: Any) -> Any:
         if self.config.rotary_base is None:
             return super().forward(x, **given)
         positions = torch.arange(x.shape[1]).bfloat16().to(x.dtype)
@@ -173,21 +173,21 @@ class StepsReversed(Further):
 class RowsByBatch(Further):
     """Reads samples and tokens as one axis, in the wrong order."""
 
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]  # spoils what it gets
+    def forward(self, x: Tensor, **given: Any) -> Any:
         return super().forward(x.transpose(0, 1).reshape(x.shape), **given)
 
 
 class WeightsUnheard(Further):
     """Takes the request for weights, and returns none."""
 
-    def forward(self, x: Tensor, need_weights: bool = False, **given: Any) -> Any:  # type: ignore[override]  # spoils what it gets
+    def forward(self, x: Tensor, need_weights: bool = False, **given: Any) -> Any:
         return super().forward(x, **given)
 
 
 class Showing(SelfAttentionLayer):
     """Shows other weights than those it uses."""
 
-    def forward(self, x: Tensor, **given: Any) -> Any:  # type: ignore[override]  # spoils what it gets
+    def forward(self, x: Tensor, **given: Any) -> Any:
         found = super().forward(x, **given)
         if not given.get("need_weights"):
             return found

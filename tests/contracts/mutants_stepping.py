@@ -126,7 +126,7 @@ class KeepsInferenceTensor(Further):
 
 
 class SwallowsKeywords(SoftmaxLayer):
-    def forward(  # type: ignore[override]  # spoils what it gets
+    def forward(
         self,
         x: Tensor,
         *,
@@ -175,7 +175,7 @@ class RepeatsState(Further):
 class OtherContext(SoftmaxLayer):
     """Has a context, or a mask of it, that is not the one given."""
 
-    def forward(  # type: ignore[override]  # spoils what it gets
+    def forward(
         self,
         x: Tensor,
         *,

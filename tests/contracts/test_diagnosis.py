@@ -203,7 +203,7 @@ def open_mixture(plan: mistakes_mixture.Plan, **options: Any) -> Subject:
     """Return a mixture of experts that mixes by a plan."""
 
     class Planned(MoELayer):
-        def forward(self, x: torch.Tensor, **given: Any) -> Any:  # type: ignore[override]  # spoils
+        def forward(self, x: torch.Tensor, **given: Any) -> Any:
             mask = given.get("mask", attnkit.full())
             keep = oracle.real_tokens(mask, x.shape[0], x.shape[1], x.device)
             setting = mistakes_mixture.Setting(self.config.top_k, self.config.renormalise, keep)

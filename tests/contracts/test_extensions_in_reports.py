@@ -18,6 +18,8 @@ from attnkit_contracts.comparison import compare
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from attnkit_contracts.records import Proof
+
 CHECKS = """
 import dataclasses
 import attnkit
@@ -156,3 +158,18 @@ def test_checks_that_went_away_with_their_extension_are_told(report: Report) -> 
     found = compare(report, report.model_copy(update={"records": rest}))
 
     assert [each.kind for each in found.changes] == ["gone"] * 3
+
+
+def test_the_last_line_says_that_a_wrong_variant_was_not_caught(
+    report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from attnkit_contracts.cli import _print
+
+    caught = [proof for proof in report.proofs if proof.caught_by]
+    for proofs, told in ((caught, " executed"), ((_missed(caught[0]),), "; 1 wrong variants of")):
+        _print(report.model_copy(update={"proofs": tuple(proofs)}))
+        assert told in capsys.readouterr().out.splitlines()[-1]
+
+
+def _missed(proof: Proof) -> Proof:
+    return proof.model_copy(update={"caught_by": ""})

@@ -66,6 +66,12 @@ def test_explain_says_what_runs_and_why_not_the_others() -> None:
     assert "softcap: asked for, not promised" in rows(result)["multi_head.sdpa"][1]
 
 
+def test_explain_refuses_heads_that_do_not_divide() -> None:
+    result = run("explain", "flash", "--kv-heads", "3")
+    assert result.exit_code == WRONG
+    assert "must divide --heads 8, got 3" in result.stderr
+
+
 def test_explain_ends_with_1_where_nothing_can() -> None:
     result = run("explain", "self_attention", "--heads", "2", "--json")
     assert result.exit_code == FOUND

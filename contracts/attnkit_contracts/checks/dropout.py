@@ -135,7 +135,11 @@ def _unhidden(subject: SoftmaxOperation, batch: int, width: int) -> Call:
 
 def _showing(subject: SoftmaxOperation, batch: int) -> Call:
     """Return a call whose output is the probabilities themselves, (B, H, L, S)."""
-    call = _unhidden(subject, batch=batch, width=KEYS)
+    return _told(_unhidden(subject, batch=batch, width=KEYS))
+
+
+def _told(call: Call) -> Call:
+    """Return a call with unit vectors for values: its output is its probabilities."""
     value = call.tensors["value"]
     ones = torch.eye(KEYS, dtype=value.dtype, device=value.device)
     return call.given(value=ones.expand_as(value).contiguous())
@@ -243,9 +247,7 @@ def _showing_beside(subject: SoftmaxOperation, option: str) -> Call:
         width=KEYS,
         mask=mask,
     )
-    draw, value = subject.random(f"N6 {option} option"), call.tensors["value"]
-    ones = torch.eye(KEYS, dtype=value.dtype, device=value.device)
-    call = call.given(value=ones.expand_as(value).contiguous())
+    call, draw = _told(call), subject.random(f"N6 {option} option")
     match option:
         case "bias":
             return call.given(bias=subject.cast(normal(draw, 1, heads, KEYS, KEYS)))

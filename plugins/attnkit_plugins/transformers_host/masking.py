@@ -85,8 +85,9 @@ def read(
         layer: Who asks.
         config: What all layers of its model share.
     """
+    compiling = torch.compiler.is_compiling()
     # what a pass has read comes first: every layer but one asks for it, at every token
-    if not torch.compiler.is_compiling() and (known := _read.get(id(given))) is not None:
+    if not compiling and (known := _read.get(id(given))) is not None:
         tensor, asked, of, layers, reading = known
         if (
             tensor() is given
@@ -97,47 +98,31 @@ def read(
         ):
             layers.add(id(layer))
             return reading
-    return _read_anew(given, query, key, window, layer, config)
-
-
-def _asked(
-    given: Tensor, query: Sequence[int], key: Sequence[int], window: int | None
-) -> tuple[object, ...]:
-    # what is made in inference mode must not meet a backward pass
-    return (given._version, query, key, window, torch.is_inference_mode_enabled())
-
-
-def _read_anew(
-    given: Tensor,
-    query: Sequence[int],
-    key: Sequence[int],
-    window: int | None,
-    layer: object,
-    config: object,
-) -> Reading:
     if given.dim() != 4:
         raise UnsupportedError(
             f"attention_mask must have 4 dimensions here, got {tuple(given.shape)}; the model's "
             "own implementation must be 'sdpa' or 'eager'"
         )
-    sizes = _sizes(query, key)
-    if torch.compiler.is_compiling():
+    sizes = Sizes(query[0], query[1], query[2], key[2])
+    if compiling:
         return _untouched(given, sizes, window)
     if given.requires_grad:
         # a graph must not be kept
         return _translate(given, sizes, window)
     if given.is_inference():
         return _read_inferred(given, sizes, window)
-    number = id(given)
+    number, reading = id(given), _translate(given, sizes, window)
     alive = ref(given, lambda _: _read.pop(number, None))
-    reading = _translate(given, sizes, window)
     asked = _asked(given, query, key, window)
     _read[number] = _Known(alive, asked, config, {id(layer)}, reading)
     return reading
 
 
-def _sizes(query: Sequence[int], key: Sequence[int]) -> Sizes:
-    return Sizes(query[0], query[1], query[2], key[2])
+def _asked(
+    given: Tensor, query: Sequence[int], key: Sequence[int], window: int | None
+) -> tuple[object, ...]:
+    """Return what a reading is for; what inference mode makes must not meet a backward pass."""
+    return (given._version, query, key, window, torch.is_inference_mode_enabled())
 
 
 def _untouched(given: Tensor, sizes: Sizes, window: int | None) -> Reading:
