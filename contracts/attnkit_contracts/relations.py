@@ -16,7 +16,7 @@ import torch
 
 import attnkit
 from attnkit_contracts import judging, oracle, shrinking
-from attnkit_contracts.scripts import layer_script, mask_source
+from attnkit_contracts.scripts import layer_script, mask_source, placed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -163,7 +163,8 @@ def _padded(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
     real = oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
     if real.any() and not real.all():
         for held, number in (("1e4", "1e4"), ("NaN", 'float("nan")')):
-            yield {"real": real.tolist(), "held": held, "number": number}
+            written = f"torch.tensor({real.tolist()}){placed(real)}"
+            yield {"real": written, "held": held, "number": number}
 
 
 def _padded_gradients(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
@@ -254,7 +255,7 @@ assert not gradient[:, {later}:].any(), "{told}"
         Relation(
             "outputs of real tokens move when padding holds {held}",
             """
-real = torch.tensor({real})
+real = {real}
 filled = x.masked_fill(~real[..., None], {number})
 one, other = layer(x{mask})[real], layer(filled{mask})[real]"""
             + _SAME,
@@ -263,7 +264,7 @@ one, other = layer(x{mask})[real], layer(filled{mask})[real]"""
         Relation(
             "gradients of real tokens move when padding holds {held}",
             """
-real = torch.tensor({real})
+real = {real}
 x.requires_grad_()
 filled = x.masked_fill(~real[..., None], {number})
 (one,) = torch.autograd.grad(layer(x{mask})[real].square().sum(), x)

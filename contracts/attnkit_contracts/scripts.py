@@ -108,10 +108,10 @@ def _shown(subject: Subject, call: Call, variant: str, fault: Fault) -> list[str
         return [*shown, f"assert got.dtype == torch.{subject.target.dtype}, got.dtype"]
     if undefined:
         return [*shown, "assert got.isfinite().all()"]
-    return _compared(fault.limit, subject.target.dtype, _placed(fault.got), shown)
+    return _compared(fault.limit, subject.target.dtype, placed(fault.got), shown)
 
 
-def _compared(limit: Bound, dtype: str, placed: str, shown: list[str]) -> list[str]:
+def _compared(limit: Bound, dtype: str, there: str, shown: list[str]) -> list[str]:
     """Return lines that compare what a call gives with the definition's answer."""
     exact, allowed = limit.exact, (limit.unit * limit.gate).expand_as(limit.exact)
     if exact.numel() > EXPECTED_NUMBERS:
@@ -119,8 +119,8 @@ def _compared(limit: Bound, dtype: str, placed: str, shown: list[str]) -> list[s
     digits = 17 if dtype == "float64" else 8
     return [
         "# the float64 definition's answer, and how far off another may be",
-        f"expected = {_tensor(exact, 'torch.float64', digits)}{placed}",
-        f"allowed = {_tensor(allowed, 'torch.float64', 3)}{placed}",
+        f"expected = {_tensor(exact, 'torch.float64', digits)}{there}",
+        f"allowed = {_tensor(allowed, 'torch.float64', 3)}{there}",
         'print("expected", expected)',
         *shown,
         "off = (got.double() - expected).abs()",
@@ -152,7 +152,7 @@ def _inputs(call: Call, persists: Callable[[Call], bool]) -> tuple[Call, list[st
     if not is_small(call):
         return None
     written = [
-        f"{name} = {_tensor(tensor, str(tensor.dtype))}{_placed(tensor)}"
+        f"{name} = {_tensor(tensor, str(tensor.dtype))}{placed(tensor)}"
         for name, tensor in call.tensors.items()
     ]
     return call, [*written, *laid]
@@ -166,7 +166,7 @@ def _drawn(call: Call, seed: int) -> tuple[Call, list[str]]:
         for name, tensor in call.tensors.items():
             shape = ", ".join(map(str, tensor.shape))
             recipe = RECIPES.get(name, DEFAULT).format(shape=shape, dtype=tensor.dtype)
-            lines.append(f"{name} = {recipe}{_placed(tensor)}")
+            lines.append(f"{name} = {recipe}{placed(tensor)}")
             numbers = (torch.randn if "randn" in recipe else torch.rand)(
                 *tensor.shape, dtype=tensor.dtype
             )
@@ -176,7 +176,8 @@ def _drawn(call: Call, seed: int) -> tuple[Call, list[str]]:
     return drawn.map(lambda name, _: drawn.arguments()[name].contiguous()), lines
 
 
-def _placed(tensor: Tensor) -> str:
+def placed(tensor: Tensor) -> str:
+    """Return what is put behind a tensor as written, so that it is where this one is."""
     return "" if tensor.device.type == "cpu" else f'.to("{tensor.device.type}")'
 
 
@@ -240,10 +241,11 @@ def _made(subject: Subject, variant: str) -> list[str]:
     if target.implementation != "layer":
         options["implementation"] = target.implementation
     said = [f"{key}={value!r}" for key, value in options.items()]
+    device = "" if target.device == "cpu" else f'"{target.device}", '
     return [
         f"torch.manual_seed({target.seed})",
         *_called("layer = attnkit.create", [variant, "dtype=torch.float32", *said]),
-        f"layer = layer.to(torch.{target.dtype}).eval()",
+        f"layer = layer.to({device}torch.{target.dtype}).eval()",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import mutants_mixer
@@ -14,6 +15,7 @@ import attnkit
 import attnkit_contracts
 from attnkit_contracts.layers import LayerSubject
 from attnkit_contracts.relations import RELATIONS
+from attnkit_contracts.scripts import layer_script
 
 if TYPE_CHECKING:
     from attnkit.interface import Variant
@@ -83,3 +85,16 @@ def test_a_right_layer_breaks_none(rule: str) -> None:
     for relation in RELATIONS[rule]:
         assert any(list(relation.cases(subject, each)) for each in calls)
         assert [relation.shown(subject, each) for each in calls] == [None] * len(calls)
+
+
+@pytest.mark.parametrize(("device", "said"), [("cpu", ""), ("cuda", '"cuda", ')])
+def test_a_layer_is_made_on_the_device_that_it_was_checked_on(device: str, said: str) -> None:
+    planned = attnkit_contracts.plan(mutants_mixer.RIGHT, dtypes=["float32"])
+    subject = next(iter(planned)).target.open()
+    assert isinstance(subject, LayerSubject)
+    call = subject.draw("made")
+    # whether there is such a device or not: the script is only written
+    subject.target = replace(subject.target, device=device)
+    script = layer_script(subject, call, lambda _: ["assert False"])
+
+    assert f"layer = layer.to({said}torch.float32).eval()" in script
