@@ -38,7 +38,7 @@ LIBRARIES = {
 }
 """What each may import beside the standard library; hosts such as transformers are not core's."""
 
-HOSTS = {"timm_host": {"timm"}, "transformers_host": {"transformers"}}
+HOSTS = {"hosts/timm": {"timm"}, "hosts/transformers": {"transformers"}}
 """The plugins that adapt a library, and may import it."""
 
 
@@ -87,7 +87,7 @@ def test_imports_follow_the_arrows(path: Path) -> None:
 @pytest.mark.parametrize("path", EVERY_MODULE)
 def test_only_the_libraries_of_the_table_are_imported(path: Path) -> None:
     package = owner(path)
-    part = path.relative_to(PACKAGES[package]).parts[0].removesuffix(".py")
+    part = "/".join(path.relative_to(PACKAGES[package]).parts[:2]).removesuffix(".py")
     allowed = {*sys.stdlib_module_names, *PACKAGES, *LIBRARIES[package], *HOSTS.get(part, ())}
     foreign = [
         (line, name) for line, name in imported(path) if name.partition(".")[0] not in allowed
@@ -97,11 +97,11 @@ def test_only_the_libraries_of_the_table_are_imported(path: Path) -> None:
 
 @pytest.mark.parametrize("path", places("attnkit_plugins"))
 def test_no_plugin_imports_a_sibling(path: Path) -> None:
-    own = path.relative_to(PACKAGES["attnkit_plugins"]).parts[0].removesuffix(".py")
+    own = path.relative_to(PACKAGES["attnkit_plugins"]).parts[:2]
     siblings = [
         (line, name)
         for line, name in imported(path)
-        if name.startswith("attnkit_plugins.") and name.split(".")[1] != own
+        if name.startswith("attnkit_plugins.") and tuple(name.split(".")[1:3]) != own
     ]
     assert siblings == []
 
@@ -111,14 +111,14 @@ def test_the_table_is_enforced(tmp_path: Path) -> None:
     path.write_text(
         "import transformers.models\n"
         "from attnkit_contracts import suite\n"
-        "def late():\n    from attnkit_plugins.moe import VARIANT\n"
-        "LAYER = 'attnkit_plugins.moe.layer:MoELayer'\n"
+        "def late():\n    from attnkit_plugins.feedforward.moe import VARIANT\n"
+        "LAYER = 'attnkit_plugins.feedforward.moe.layer:MoELayer'\n"
     )
     assert sorted(imported(path)) == [
         (1, "transformers.models"),
         (2, "attnkit_contracts.suite"),
-        (4, "attnkit_plugins.moe.VARIANT"),
-        (5, "attnkit_plugins.moe.layer"),
+        (4, "attnkit_plugins.feedforward.moe.VARIANT"),
+        (5, "attnkit_plugins.feedforward.moe.layer"),
     ]
 
 

@@ -16,30 +16,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from attnkit_contracts.catalogue import Check, all_checks
-    from attnkit_contracts.certificate import Certificate, certify
-    from attnkit_contracts.comparison import compare
-    from attnkit_contracts.expected import ExpectedFailure
-    from attnkit_contracts.foreign import adapt
-    from attnkit_contracts.foreign_layers import adapt_layer
+    from attnkit_contracts.certificates.certificate import Certificate, certify
+    from attnkit_contracts.foreign.functions import adapt
+    from attnkit_contracts.foreign.layers import adapt_layer
     from attnkit_contracts.pytest_plugin import parametrize
-    from attnkit_contracts.records import Record, Report
-    from attnkit_contracts.runner import check, plan, rerun
+    from attnkit_contracts.reports.comparison import compare
+    from attnkit_contracts.reports.expectations import ExpectedFailure
+    from attnkit_contracts.reports.records import Record, Report
+    from attnkit_contracts.running.runner import check, plan, rerun
 
 _HOME = {
-    "Certificate": "certificate",
+    "Certificate": "certificates.certificate",
     "Check": "catalogue",
-    "ExpectedFailure": "expected",
-    "Record": "records",
-    "Report": "records",
-    "adapt": "foreign",
-    "adapt_layer": "foreign_layers",
+    "ExpectedFailure": "reports.expectations",
+    "Record": "reports.records",
+    "Report": "reports.records",
+    "adapt": "foreign.functions",
+    "adapt_layer": "foreign.layers",
     "all_checks": "catalogue",
-    "certify": "certificate",
-    "check": "runner",
-    "compare": "comparison",
+    "certify": "certificates.certificate",
+    "check": "running.runner",
+    "compare": "reports.comparison",
     "parametrize": "pytest_plugin",
-    "plan": "runner",
-    "rerun": "runner",
+    "plan": "running.runner",
+    "rerun": "running.runner",
 }
 
 __all__ = [

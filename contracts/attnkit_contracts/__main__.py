@@ -1,5 +1,5 @@
 """``python -m attnkit_contracts`` is ``attnkit``, for an environment without its script."""
 
-from attnkit_contracts.cli import main
+from attnkit_contracts.cli.app import main
 
 main()

@@ -48,37 +48,37 @@ GROUPS = {
 """Group letters and what they stand for; extensions may use others."""
 
 MODULES = (
-    "contract",
-    "memory",
-    "surroundings",
-    "refusal",
-    "options",
-    "calling",
-    "context",
-    "visibility",
-    "forms",
-    "padding",
-    "packing",
-    "algebra",
-    "identities",
-    "extremes",
-    "time",
-    "decoding",
-    "stepping",
-    "numerics",
-    "combinations",
-    "gradients",
-    "dropout",
-    "autocast",
-    "growth",
-    "routing",
-    "mixtures",
-    "persistence",
-    "tracing",
-    "custom_ops",
-    "speed",
-    "devices",
-    "lint",
+    "calls.shapes",
+    "calls.memory",
+    "calls.surroundings",
+    "calls.refusal",
+    "calls.options",
+    "calls.modes",
+    "masks.context",
+    "masks.visibility",
+    "masks.forms",
+    "masks.padding",
+    "masks.documents",
+    "algebra.linearity",
+    "algebra.identities",
+    "algebra.extremes",
+    "state.pieces",
+    "state.decode",
+    "state.steps",
+    "numerics.errors",
+    "numerics.combinations",
+    "numerics.gradients",
+    "numerics.dropout",
+    "numerics.autocast",
+    "numerics.growth",
+    "experts.router",
+    "experts.mixtures",
+    "integration.persistence",
+    "integration.compilation",
+    "integration.custom_ops",
+    "integration.speed",
+    "integration.devices",
+    "integration.lint",
 )
 """The modules of `attnkit_contracts.checks`, in the order of the catalogue."""
 
@@ -234,7 +234,7 @@ def all_checks() -> tuple[Check, ...]:
         TypeError: An extension offers something else than a `Check`.
         ValueError: Two checks share an id.
     """
-    from attnkit import registry
+    from attnkit.registry import registry
 
     modules = (importlib.import_module(f"attnkit_contracts.checks.{name}") for name in MODULES)
     own = [each for module in modules for each in vars(module).values() if isinstance(each, Check)]

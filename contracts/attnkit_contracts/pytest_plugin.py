@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from attnkit.interface import Variant
-    from attnkit_contracts.expected import ExpectedFailure, Given
-    from attnkit_contracts.instances import Instance
+    from attnkit_contracts.reports.expectations import ExpectedFailure, Given
+    from attnkit_contracts.running.instance import Instance
 
 MARK = "attnkit_conformance"
 ARGUMENT = "instance"
@@ -102,7 +102,7 @@ def _expected(
     if not given and not file:
         return {}
     from attnkit.errors import AttnkitError
-    from attnkit_contracts.expected import by_id, must_exist, read_expected
+    from attnkit_contracts.reports.expectations import by_id, must_exist, read_expected
 
     try:
         listed = read_expected(Path(file)) if file else ()
@@ -115,7 +115,7 @@ def _expected(
 
 def _xfail(expected: ExpectedFailure) -> pytest.MarkDecorator:
     """Return a mark under which only a broken rule is expected, and a pass is a failure."""
-    from attnkit_contracts.records import RuleBrokenError
+    from attnkit_contracts.reports.records import RuleBrokenError
 
     return pytest.mark.xfail(reason=str(expected), raises=RuleBrokenError, strict=True)
 
@@ -127,7 +127,7 @@ def instances(*variants: Variant | str, tier: str, device: str) -> tuple[Instanc
         pytest.UsageError: A variant is unknown or broken, or nothing of what was asked for runs.
     """
     from attnkit.errors import AttnkitError
-    from attnkit_contracts.runner import plan
+    from attnkit_contracts.running.runner import plan
 
     try:
         found = plan(*variants, tier=tier, device=device)  # type: ignore[arg-type]  # an option, checked there

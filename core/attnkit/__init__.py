@@ -10,12 +10,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attnkit.building import create
     from attnkit.errors import AttnkitError
     from attnkit.hookspecs import hookimpl
-    from attnkit.hosts import explain, survey, swap
+    from attnkit.hosts.own_modules import declare
     from attnkit.interface import Implementation, LayerConfig, Options, Variant
-    from attnkit.masks import (
+    from attnkit.layers.create import create
+    from attnkit.masks.constructors import (
         Mask,
         blocks,
         causal,
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
         prefix_lm,
         sliding_window,
     )
-    from attnkit.own_modules import declare
+    from attnkit.operations.attention import attention
+    from attnkit.operations.recurrence import recurrence
     from attnkit.promises import Promises
-    from attnkit.reapplying import reapply
-    from attnkit.recurrent import recurrence
-    from attnkit.registry import get_variant, list_variants, register
-    from attnkit.softmax import attention
+    from attnkit.registry.registry import get_variant, list_variants, register
+    from attnkit.swaps.api import explain, survey, swap
+    from attnkit.swaps.reapply import reapply
 
 __all__ = [
     "AttnkitError",
@@ -69,31 +69,31 @@ _HOME = {
     "AttnkitError": "errors",
     "Implementation": "interface",
     "LayerConfig": "interface",
-    "Mask": "masks",
+    "Mask": "masks.constructors",
     "Options": "interface",
     "Promises": "promises",
     "Variant": "interface",
-    "attention": "softmax",
-    "blocks": "masks",
-    "causal": "masks",
-    "create": "building",
-    "declare": "own_modules",
-    "dense": "masks",
-    "documents": "masks",
-    "explain": "hosts",
-    "full": "masks",
-    "get_variant": "registry",
+    "attention": "operations.attention",
+    "blocks": "masks.constructors",
+    "causal": "masks.constructors",
+    "create": "layers.create",
+    "declare": "hosts.own_modules",
+    "dense": "masks.constructors",
+    "documents": "masks.constructors",
+    "explain": "swaps.api",
+    "full": "masks.constructors",
+    "get_variant": "registry.registry",
     "hookimpl": "hookspecs",
-    "left_padding": "masks",
-    "list_variants": "registry",
-    "padding": "masks",
-    "prefix_lm": "masks",
-    "reapply": "reapplying",
-    "recurrence": "recurrent",
-    "register": "registry",
-    "sliding_window": "masks",
-    "survey": "hosts",
-    "swap": "hosts",
+    "left_padding": "masks.constructors",
+    "list_variants": "registry.registry",
+    "padding": "masks.constructors",
+    "prefix_lm": "masks.constructors",
+    "reapply": "swaps.reapply",
+    "recurrence": "operations.recurrence",
+    "register": "registry.registry",
+    "sliding_window": "masks.constructors",
+    "survey": "swaps.api",
+    "swap": "swaps.api",
 }
 
 

@@ -14,8 +14,8 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from attnkit.hosts import Host
     from attnkit.interface import Implementation, Variant
+    from attnkit.swaps.api import Host
 
 VARIANT_GROUP = "attnkit"
 EXTENSION_GROUP = "attnkit.extensions"

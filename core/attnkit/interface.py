@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from attnkit.masks import Mask
+    from attnkit.masks.constructors import Mask
     from attnkit.placements import Placement
     from attnkit.problem import Problem
     from attnkit.promises import Family, Promises, Relation
@@ -147,7 +147,7 @@ class Variant:
 
 
 def _registered(name: str) -> Variant:
-    from attnkit.registry import get_variant
+    from attnkit.registry.registry import get_variant
 
     try:
         return get_variant(name)

@@ -2,8 +2,8 @@
 
 A variant declares a `Placement`: what a plan may say about it, what it cannot stand in for, and
 what to build there. A recurrence takes the place of an attention function, between the layer's
-own projections (see `attnkit.recurrent_sites`); a feed-forward variant that of a feed-forward
-layer, or of the experts in one (see `attnkit.feedforward_sites`).
+own projections (see `attnkit.swaps.recurrence_site`); a feed-forward variant that of a feed-forward
+layer, or of the experts in one (see `attnkit.swaps.feedforward_site`).
 
 Imports no torch: a variant's declaration imports it.
 """
@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from attnkit.plans import Assignment
     from attnkit.problem import Problem
     from attnkit.promises import Decay, Relation
     from attnkit.sites import Site
+    from attnkit.swaps.plan import Assignment
 
 LENGTH = 128
 """Query and key length that a dry run supposes."""
@@ -52,8 +52,8 @@ class Placement:
 
     Attributes:
         build: ``"package.module:function"`` or a callable: of a recurrence a
-            `attnkit.recurrent_sites.Builder`, of a feed-forward variant a
-            `attnkit.feedforward_sites.Builder`.
+            `attnkit.swaps.recurrence_site.Builder`, of a feed-forward variant a
+            `attnkit.swaps.feedforward_site.Builder`.
         options: What a plan may say.
         relation: Of such a swap, at the start.
         refuses: Reasons why it cannot stand at a site with these options.

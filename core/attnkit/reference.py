@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.masks import Sizes
+from attnkit.masks.constructors import Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.interface import Options
-    from attnkit.masks import Mask
+    from attnkit.masks.constructors import Mask
 
 
 def softmax(

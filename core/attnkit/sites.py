@@ -2,8 +2,8 @@
 
 A *host* is a library whose modules can receive a variant (transformers, timm, torch.nn ...); a
 plugin offers its adapter through the hook `attnkit_hosts`. Core imports no such library: it sees
-`Site` records, and at run time one `Request` per call of a site. `attnkit.hosts` has what users
-call, `attnkit.swapping` what is done with a site.
+`Site` records, and at run time one `Request` per call of a site. `attnkit.swaps.api` has what users
+call, `attnkit.swaps.transaction` what is done with a site.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attnkit.table import table
+from attnkit.text import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from attnkit.masks import Mask
+    from attnkit.masks.constructors import Mask
 
 Kind = Literal["attention", "feedforward"]
 
@@ -172,8 +172,8 @@ class Request(Protocol):
 class Mixer(Protocol):
     """What stands at a site: answers a request with (B, H, L, Ev).
 
-    At a feed-forward site the request is `attnkit.feedforward_sites.Passage`, at an attention
-    site of a recurrence `attnkit.recurrent_sites.Span`.
+    At a feed-forward site the request is `attnkit.swaps.feedforward_site.Passage`, at an attention
+    site of a recurrence `attnkit.swaps.recurrence_site.Span`.
     """
 
     def __call__(self, request: Any) -> Tensor: ...

@@ -1,7 +1,7 @@
 """Trials of variants that are no softmax attention: beside the model's own function, measured.
 
-The counterparts of `attnkit.verification.Trial` and ``Noisy``; `attnkit.recurrent_sites` and
-`attnkit.feedforward_sites` have the units.
+The counterparts of `attnkit.swaps.outputs.Trial` and ``Noisy``; `attnkit.swaps.recurrence_site` and
+`attnkit.swaps.feedforward_site` have the units.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.choice import choose
+from attnkit.choice.decision import choose
 from attnkit.drift import Drift
 from attnkit.errors import AttnkitError
-from attnkit.feedforward_sites import Expert, Layered, definition, unit
-from attnkit.receipts import SiteReceipt
-from attnkit.recurrent import layout_of, problem_of_recurrence
-from attnkit.verification import Noisy
+from attnkit.operations.recurrence import layout_of, problem_of_recurrence
+from attnkit.swaps.feedforward_site import Expert, Layered, definition, unit
+from attnkit.swaps.outputs import Noisy
+from attnkit.swaps.receipts import SiteReceipt
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.feedforward_sites import Passage, Routing, Weights
-    from attnkit.plans import Assignment
-    from attnkit.recurrent_sites import Carrying, Span, Step
+    from attnkit.swaps.feedforward_site import Passage, Routing, Weights
+    from attnkit.swaps.plan import Assignment
+    from attnkit.swaps.recurrence_site import Carrying, Span, Step
 
 BOUND = 3.0
-"""Largest error of a correct implementation, in units; see `attnkit.verification`."""
+"""Largest error of a correct implementation, in units; see `attnkit.swaps.outputs`."""
 
 
 @dataclass

@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 import attnkit
-from attnkit_plugins.transformers_host.dispatch import attend
+from attnkit_plugins.hosts.transformers.dispatch import attend
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rounds import Comparison, compare
@@ -219,7 +219,7 @@ def _window(device: str, rounds: int) -> list[str]:
     for length, window in ((2048, 256), (8192, 256), (8192, 512)):
         q, k, v = (torch.randn(1, 8, length, 64, device=device) for _ in range(3))
         mask = attnkit.causal() & attnkit.sliding_window(window)
-        dense = mask.to_bool(attnkit.masks.Sizes(1, 8, length, length), q.device)
+        dense = mask.to_bool(attnkit.masks.constructors.Sizes(1, 8, length, length), q.device)
         functions = {
             "dense mask": lambda q=q, k=k, v=v, dense=dense: scaled_dot_product_attention(
                 q, k, v, attn_mask=dense

@@ -16,7 +16,7 @@ import transformers
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import attnkit
-from attnkit_plugins.transformers_host.dispatch import attend
+from attnkit_plugins.hosts.transformers.dispatch import attend
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

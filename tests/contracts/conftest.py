@@ -32,9 +32,10 @@ class Mutant(NamedTuple):
 
 
 FOLDER = Path(__file__).parent
-if str(FOLDER) not in sys.path:
-    # by name, so that they import each other, and so that layers can be pickled
-    sys.path.insert(0, str(FOLDER))
+for name in ("mutants", "mutants/declarations", "foreign", "reports"):
+    if str(FOLDER / name) not in sys.path:
+        # by name, so that they import each other, and so that layers can be pickled
+        sys.path.insert(0, str(FOLDER / name))
 
 
 def _load(name: str) -> ModuleType:

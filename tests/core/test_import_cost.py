@@ -27,7 +27,7 @@ HEAVY = ("torch", "numpy", "transformers")
         "import attnkit; attnkit.get_variant('flash')",
         "import attnkit_contracts",
         "import attnkit_contracts.pytest_plugin",
-        "import attnkit.cli",
+        "import attnkit.cli.app",
     ],
 )
 def test_no_torch_is_imported_by(code: str, strangers: Environment) -> None:

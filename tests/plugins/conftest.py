@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import attnkit
-from attnkit_contracts import oracle, units
+from attnkit_contracts.definitions import oracle
+from attnkit_contracts.judging import units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

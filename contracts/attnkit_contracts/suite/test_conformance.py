@@ -9,7 +9,7 @@ import pytest
 from attnkit_contracts import parametrize
 
 if TYPE_CHECKING:
-    from attnkit_contracts.instances import Instance
+    from attnkit_contracts.running.instance import Instance
 
 
 @parametrize()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attnkit.masks import Sizes
+from attnkit.masks.constructors import Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.masks import Mask
+    from attnkit.masks.constructors import Mask
 
 
 def attend(

@@ -1,0 +1,190 @@
+"""A: identities that hold without any reference. They catch what a wrong oracle would hide."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from attnkit.masks.constructors import Sizes
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.inputs.calls import disturbed, drawn
+from attnkit_contracts.judging import units
+from attnkit_contracts.judging.outputs import (
+    agree,
+    bound,
+    exactly,
+    must_differ,
+    part,
+    unmoved,
+    worst,
+)
+from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.subject import Subject
+
+
+@check(
+    "A1.batch_independence",
+    "Other values in sample b' leave the output of sample b as it is, to the bit, and "
+    "F(x_b alone) = F(x)_b.",
+    levels=("operation", "layer"),
+)
+def batch_independence(subject: Subject) -> Measured:
+    """Disturb one of three samples at a time, and call each alone; needs no mask per sample."""
+    call = subject.draw("A1", batch=3, length=33)
+    whole = subject(call)
+    limit = bound(subject, call)
+    found = []
+    for sample in range(3):
+        where = torch.zeros(3, 33, dtype=torch.bool, device=subject.device)
+        where[sample] = True
+        moved = subject(disturbed(call, where, subject.random("A1 other"), subject.family))
+        must_differ(whole[sample], moved[sample], f"disturbing sample {sample}")
+        others = torch.tensor([b for b in range(3) if b != sample], device=subject.device)
+        what = f"samples other than {sample}, disturbed"
+        unmoved(subject, call, (others,), (whole, moved), what, limit=limit)
+        if call.mask.per_batch:
+            continue
+        alone = subject(call.samples(torch.tensor([sample], device=subject.device)))
+        at = part(limit, (slice(sample, sample + 1),))
+        found.append(agree(at, whole[sample : sample + 1], alone, f"sample {sample} alone"))
+    return worst(found) if found else exactly(0, "moved elements")
+
+
+def _groupings(subject: Subject) -> Iterator[tuple[int, int]]:
+    """Yield (H, Hkv): one, two, three and all query heads per key/value head."""
+    yield from ((6, 6), (6, 3), (6, 2), (6, 1))
+
+
+@check(
+    "A2.head_map",
+    "Output head h depends on key/value head h // (H // Hkv) and on no other, to the bit.",
+    families=("softmax", "recurrence"),
+    applies=lambda promises: promises.gqa,
+)
+def head_map(subject: Subject) -> Measured:
+    """Disturb one key/value head (or group) at a time and see which output heads move."""
+    assert isinstance(subject, SoftmaxOperation | RecurrenceOperation)
+    for heads, shared in _groupings(subject):
+        names: tuple[str, ...]
+        if isinstance(subject, SoftmaxOperation):
+            call = subject.draw("A2", batch=1, length=17, heads=heads, kv_heads=shared)
+            names = ("key", "value")
+        else:
+            call = subject.draw("A2", batch=1, length=17, heads=heads, groups=shared)
+            names = ("query", "key")
+        whole = subject(call)
+        for name in names:
+            for head in range(shared):
+                moved = subject(_one_head(subject, call, name, head))
+                moves = (whole != moved).flatten(2).any(-1)[0]  # (H,)
+                wanted = torch.arange(heads, device=moves.device) // (heads // shared) == head
+                if not torch.equal(moves, wanted):
+                    raise BrokenError(
+                        f"H={heads}, Hkv={shared}: {name} head {head} must move output heads "
+                        f"{_listed(wanted)}, moves {_listed(moves)}"
+                    )
+    return exactly(0, "wrong heads")
+
+
+def _one_head(subject: Subject, call: Call, name: str, head: int) -> Call:
+    tensor = call.tensors[name].clone()
+    fresh = drawn(name, tuple(tensor[:, head].shape), subject.random("A2 other"), subject.family)
+    tensor[:, head] = subject.cast(fresh)
+    return call.given(**{name: tensor})
+
+
+def _listed(flags: Tensor) -> str:
+    return ", ".join(str(int(i)) for i in flags.nonzero()[:, 0]) or "none"
+
+
+@check(
+    "A3.temperature",
+    "With S1 keys at logit ca and value 1, S2 keys at logit 0 and value 0: "
+    "o = S1 e^(ca) / (S1 e^(ca) + S2), for the default scale c = E^-0.5 and every other.",
+    families=("softmax",),
+    relations=("exact",),
+    verdict="R",
+)
+def temperature(subject: SoftmaxOperation) -> Measured:
+    """Sweep the scale; the rows compared see all keys."""
+    keys, first, width = 11, 4, 16
+    found = []
+    scales = (None, 0.5, 2.0, 0.125) if subject.promises.scale else (None,)
+    for scale in scales:
+        mask = subject.mask(Sizes(1, subject.heads, keys, keys), wide=True)
+        call = subject.draw("A3", batch=1, length=keys, width=width, mask=mask)
+        query, key, value = (torch.zeros_like(call.tensors[n]) for n in ("query", "key", "value"))
+        # q.k = a = 2, spread over two channels: half of the width would show, too
+        query[..., 0], query[..., width - 1] = 1.0, 1.0
+        key[..., :first, 0], key[..., :first, width - 1] = 1.0, 1.0
+        value[..., :first, :] = 1.0
+        call = call.given(query=query, key=key, value=value)
+        call = call if scale is None else call.saying(scale=scale)
+        c = width**-0.5 if scale is None else scale
+        mass = first * math.exp(2 * c)
+        found.append(
+            _relative(
+                subject, subject(call)[:, :, -1], mass / (mass + keys - first), 64, f"scale={scale}"
+            )
+        )
+    return worst(found)
+
+
+def _relative(subject: Subject, got: Tensor, wanted: float, terms: int, where: str) -> Measured:
+    """Measure a relative error in roundoffs: ``terms`` of the sums, four of the output."""
+    unit = terms * units.accumulation(subject.dtype) + 4 * units.roundoff(subject.dtype)
+    off = (got.double() - wanted).abs() / abs(wanted) / unit
+    value = float(off.max()) if off.isfinite().all() else float("inf")
+    return Measured(value, 1.0, f"of {unit:.3g} relative", where)
+
+
+@check(
+    "A4.row_sums",
+    "With value = 1 everywhere, every row that sees a key is 1.",
+    families=("softmax",),
+    relations=("exact",),
+    verdict="R",
+)
+def row_sums(subject: SoftmaxOperation) -> Measured:
+    """Attend to ones, over tails of blocks."""
+    found = []
+    for length in (1, 17, 64, 130):
+        call = subject.draw("A4", batch=1, length=length, width=8)
+        call = call.given(value=torch.ones_like(call.tensors["value"]))
+        sizes = Sizes(1, subject.heads, length, length)
+        sees = call.mask.to_bool(sizes, torch.device(subject.device)).expand(*sizes).any(-1)
+        if not sees.any():
+            raise InconclusiveError("no row sees a key")
+        rows = subject(call)[sees]
+        found.append(_relative(subject, rows, 1.0, 8 + length, f"L=S={length}"))
+    return worst(found)
+
+
+@check(
+    "A5.linear_in_value",
+    "F(q, k, 2v - w/2) = 2 F(q, k, v) - F(q, k, w) / 2.",
+    families=("softmax", "recurrence"),
+    relations=("exact", "approximate"),
+    verdict="R",
+)
+def linear_in_value(subject: Subject) -> Measured:
+    """Compare with the sum of two calls; powers of two add no rounding of their own."""
+    call = subject.draw("A5")
+    if subject.dtype in (torch.bfloat16, torch.float16):
+        # the sum of two inputs must be an input: keep few digits
+        call = call.given(value=(call.tensors["value"] * 4).round() / 4)
+    v = call.tensors["value"]
+    w = v.flip(2)
+    mixed = call.given(value=2 * v - w / 2)
+    one, other = subject(call).double(), subject(call.given(value=w)).double()
+    limit = bound(subject, call.given(value=2 * v.abs() + w.abs() / 2))
+    return agree(limit, subject(mixed), 2 * one - other / 2)

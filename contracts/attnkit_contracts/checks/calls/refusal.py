@@ -1,0 +1,312 @@
+"""S10: promises are two-sided. What is promised has an effect, what is not is refused by name.
+
+Accepting an argument and ignoring it is the worst answer: nothing fails, the numbers are wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import attnkit
+from attnkit.errors import UnsupportedError
+from attnkit.masks.constructors import Sizes
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, MaskPart
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.inputs.calls import disturbed, drawn, mask_part, normal
+from attnkit_contracts.judging.outputs import exactly, must_be_finite, must_differ, same_bits
+from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+from attnkit_contracts.subjects.subject import dtype_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from attnkit.promises import Promises
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.subject import Subject
+
+LENGTH = 20
+
+SOFTMAX = ("causal", "bidirectional", "cross", "gqa", "value_width", "bias", "scale", "softcap",
+           "sinks", "dropout")  # fmt: skip
+RECURRENCE = ("gqa", "value_width", "scale", "beta", "state")
+DECAYS = ("none", "head", "channel")
+
+
+def softmax_with(subject: SoftmaxOperation, feature: str) -> tuple[Call, Call]:
+    """Return a plain call and the same one with a feature."""
+    keys = LENGTH + 5 if feature == "cross" else LENGTH
+    heads = 2 if feature in ("gqa", "heads") else subject.heads
+    plain = subject.draw("S10", length=LENGTH, heads=heads)
+    sizes = Sizes(2, heads, LENGTH, keys)
+    draw = subject.random("S10 options")
+    match feature:
+        case "causal" | "bidirectional":
+            with_it = plain.masked(subject.mask(sizes, causal=feature == "causal"))
+            other = subject.mask(sizes, causal=feature != "causal")
+            return plain.masked(other), with_it
+        case "cross":
+            return plain, subject.draw("S10", length=LENGTH, keys=keys)
+        case "gqa":
+            return plain, subject.draw("S10", length=LENGTH, heads=heads, kv_heads=1)
+        case "value_width":
+            return plain, subject.draw("S10", length=LENGTH, value_width=24)
+        case "bias":
+            bias = subject.cast(normal(draw, 1, 1, LENGTH, LENGTH))
+            return plain, plain.given(bias=bias)
+        case "sinks":
+            return plain, plain.given(sinks=subject.cast(normal(draw, heads)))
+        case "scale":
+            return plain, plain.saying(scale=1.5)
+        case "softcap":
+            return plain, plain.saying(softcap=0.5)
+        case "dropout":
+            return plain, plain.saying(dropout_p=0.5)
+    return plain, plain
+
+
+def recurrence_with(subject: RecurrenceOperation, feature: str) -> tuple[Call, Call]:
+    """Return a plain call and the same one with a feature."""
+    plain = subject.draw("S10", length=LENGTH, beta=False)
+    draw = subject.random("S10 options")
+    batch, heads, length, _ = plain.tensors["value"].shape
+    match feature:
+        case "gqa":
+            return plain, subject.draw("S10", length=LENGTH, groups=1, beta=False)
+        case "value_width":
+            return plain, subject.draw("S10", length=LENGTH, value_width=24, beta=False)
+        case "scale":
+            return plain, plain.saying(scale=1.5)
+        case "beta":
+            beta = drawn("beta", (batch, heads, length), draw, "recurrence")
+            return plain, plain.given(beta=subject.cast(beta))
+        case "state":
+            filled = subject.draw("S10", length=LENGTH, state=True, beta=False)
+            return filled.without("initial_state"), filled
+    return plain, plain
+
+
+def with_feature(subject: Subject, feature: str) -> tuple[Call, Call]:
+    """Return a call without and one with a feature of the subject's family."""
+    if isinstance(subject, SoftmaxOperation):
+        return softmax_with(subject, feature)
+    assert isinstance(subject, RecurrenceOperation)
+    return recurrence_with(subject, feature)
+
+
+def _cases(names: tuple[str, ...], *, promised: bool) -> Callable[[Promises], Any]:
+    def cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
+        for name in names:
+            if getattr(promises, name) is promised:
+                yield {"feature": name}
+
+    return cases
+
+
+def _expect_refusal(subject: Subject, call: Call, feature: str) -> None:
+    """Raise `BrokenError` unless the call is refused by name and nothing was written."""
+    before = {name: tensor.clone() for name, tensor in call.tensors.items()}
+    try:
+        subject(call)
+    except UnsupportedError as error:
+        if len(str(error)) < len(feature):
+            raise BrokenError(f"{feature} is refused without a reason: {error!s}") from error
+    else:
+        raise BrokenError(f"{feature} is not promised, and was accepted in silence")
+    for name, tensor in call.tensors.items():
+        same_bits(before[name], tensor, f"{name}, while {feature} was refused")
+
+
+def _expect_effect(subject: Subject, plain: Call, with_it: Call, feature: str) -> None:
+    """Raise `BrokenError` if a feature changes the definition, but not the output."""
+    out = subject(with_it)
+    must_be_finite({"output": out}, feature)
+    if feature != "dropout":
+        without = subject.definition(plain)(plain.tensors)
+        wanted = subject.definition(with_it)(with_it.tensors)
+        must_differ(without, wanted, f"{feature}, in the definition,")
+    if feature in ("causal", "bidirectional") and not (
+        subject.promises.causal and subject.promises.bidirectional
+    ):
+        return  # there is nothing without it to compare with
+    before = subject(plain)
+    if out.shape == before.shape and bool((out == before).all()):
+        raise BrokenError(f"{feature} is promised, and ignored: the output is the same without it")
+
+
+@check(
+    "S10.promised",
+    "Every option that is promised changes the output.",
+    families=("softmax",),
+    cases=_cases(SOFTMAX, promised=True),
+    required=True,
+)
+def promised(subject: SoftmaxOperation, feature: str) -> Measured:
+    """Call with and without it."""
+    _expect_effect(subject, *softmax_with(subject, feature), feature)
+    return exactly(0, "ignored options")
+
+
+@check(
+    "S10.refused",
+    "Every option that is not promised raises UnsupportedError, before anything is written.",
+    families=("softmax",),
+    cases=_cases(SOFTMAX, promised=False),
+)
+def refused(subject: SoftmaxOperation, feature: str) -> Measured:
+    """Call with it."""
+    _expect_refusal(subject, softmax_with(subject, feature)[1], feature)
+    return exactly(0, "accepted options")
+
+
+@check(
+    "S10.recurrence_promised",
+    "Every option that is promised changes the output.",
+    families=("recurrence",),
+    cases=_cases(RECURRENCE, promised=True),
+    required=True,
+)
+def recurrence_promised(subject: RecurrenceOperation, feature: str) -> Measured:
+    """Call with and without it."""
+    _expect_effect(subject, *recurrence_with(subject, feature), feature)
+    return exactly(0, "ignored options")
+
+
+@check(
+    "S10.recurrence_refused",
+    "Every option that is not promised raises UnsupportedError, before anything is written.",
+    families=("recurrence",),
+    cases=_cases(RECURRENCE, promised=False),
+)
+def recurrence_refused(subject: RecurrenceOperation, feature: str) -> Measured:
+    """Call with it."""
+    _expect_refusal(subject, recurrence_with(subject, feature)[1], feature)
+    return exactly(0, "accepted options")
+
+
+@check(
+    "S10.decays",
+    "Every form of log_decay that is promised changes the output, every other is refused.",
+    families=("recurrence",),
+    cases=lambda _: [{"decay": decay} for decay in DECAYS],
+)
+def decays(subject: RecurrenceOperation, decay: str) -> Measured:
+    """Call with each form."""
+    call = subject.draw("S10 decay", length=LENGTH, decay=decay, beta=False)  # type: ignore[arg-type]  # one of DECAYS
+    if decay not in (subject.promises.decay or ("none",)):
+        _expect_refusal(subject, call, f"log_decay {decay}")
+    elif decay != "none":
+        halved = call.given(log_decay=call.tensors["log_decay"] / 2)
+        _expect_effect(subject, halved, call, f"log_decay {decay}")
+    return exactly(0, "ignored or accepted decays")
+
+
+@check(
+    "S10.masks",
+    "Every part of a mask that is promised changes the output, every other is refused.",
+    levels=("operation", "layer"),
+    families=("softmax", "recurrence", "mixer"),
+    cases=lambda _: [{"part": part} for part in ALL_MASK_PARTS],
+)
+def masks(subject: Subject, part: MaskPart) -> Measured:
+    """Join each part to an ordinary mask."""
+    plain = subject.draw("S10 masks", length=LENGTH)
+    hidden = mask_part(part, Sizes(2, 2, LENGTH, LENGTH), subject.device)
+    if part in subject.promises.needs:
+        hidden = _narrower(part, subject)
+    with_it = plain.masked(plain.mask & hidden)
+    if part not in subject.promises.masks:
+        # a union is also refused for what it is made of
+        _expect_refusal(subject, with_it, f"mask {part}")
+        return exactly(0, "accepted masks")
+    out = subject(with_it)
+    must_be_finite({"output": out}, f"mask {part}")
+    # a prefix shows nothing beside causal
+    if (part != "prefix" or not subject.promises.causal) and bool((subject(plain) == out).all()):
+        raise BrokenError(
+            f"mask {part} is promised, and ignored: the output is the same without it"
+        )
+    return exactly(0, "ignored masks")
+
+
+def _narrower(part: MaskPart, subject: Subject) -> attnkit.Mask:
+    """Return a mask that hides more than the one every call of this subject has."""
+    match part:
+        case "window":
+            return attnkit.sliding_window(3)
+        case "blocks":
+            own = torch.eye(-(-LENGTH // 8), dtype=torch.bool, device=subject.device)
+            return attnkit.blocks(own, 8)
+    raise InconclusiveError(f"no narrower mask of kind {part} to compare with")
+
+
+@check(
+    "S10.bidirectional",
+    "A mixer that promises to leave later tokens visible does: without a mask, other values at "
+    "tokens >= p change the outputs before p.",
+    levels=("layer",),
+    families=("mixer",),
+    applies=lambda promises: promises.bidirectional,
+)
+def bidirectional(subject: Subject) -> Measured:
+    """Disturb the second half of the tokens, and look at the first."""
+    call, half = subject.draw("S10 later", length=LENGTH), LENGTH // 2
+    later = torch.arange(LENGTH, device=subject.device) >= half
+    other = disturbed(call, later.expand(2, -1), subject.random("S10 other"), subject.family)
+    if torch.equal(subject(call)[:, :half], subject(other)[:, :half]):
+        raise BrokenError(
+            f"bidirectional is promised, but no output before token {half} depends on a later one"
+        )
+    return exactly(0, "ignored promises")
+
+
+@check(
+    "S10.needs",
+    "A call without a mask part that the subject cannot do without raises UnsupportedError.",
+    families=("softmax",),
+    applies=lambda promises: bool(promises.needs),
+)
+def needs(subject: SoftmaxOperation) -> Measured:
+    """Leave the part out."""
+    call = subject.draw("S10 needs", length=LENGTH)
+    bare = attnkit.causal() if subject.promises.causal else attnkit.full()
+    _expect_refusal(subject, call.masked(bare), f"a mask without {subject.promises.needs[0]}")
+    return exactly(0, "accepted calls")
+
+
+@check(
+    "S10.heads",
+    "A subject for one head refuses two.",
+    families=("softmax",),
+    applies=lambda promises: promises.heads == "one",
+)
+def one_head(subject: SoftmaxOperation) -> Measured:
+    """Call with two heads."""
+    _expect_refusal(subject, subject.draw("S10", length=LENGTH, heads=2), "heads")
+    return exactly(0, "accepted calls")
+
+
+@check(
+    "S10.dtypes",
+    "Every dtype that is not promised raises UnsupportedError.",
+    families=("softmax", "recurrence"),
+    cases=lambda promises: [{"other": d} for d in ALL_DTYPES if d not in promises.dtypes],
+)
+def dtypes(subject: Subject, other: str) -> Measured:
+    """Call with inputs in it."""
+    call = subject.draw("S10", length=LENGTH)
+    _expect_refusal(subject, call.map(lambda _, t: t.to(dtype_of(other))), f"dtype {other}")
+    return exactly(0, "accepted dtypes")
+
+
+@check(
+    "S10.gradients",
+    "Where gradients are not promised, inputs that require them raise UnsupportedError.",
+    families=("softmax", "recurrence"),
+    applies=lambda promises: not promises.gradients,
+)
+def no_gradients(subject: Subject) -> Measured:
+    """Call with inputs that require gradients."""
+    _expect_refusal(subject, subject.draw("S10", length=LENGTH).leaves(), "gradients")
+    return exactly(0, "accepted calls")

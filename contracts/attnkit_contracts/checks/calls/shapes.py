@@ -1,0 +1,176 @@
+"""S: what every call keeps, whatever it computes. Shapes, inputs, bits, strides, lengths."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.inputs import layouts
+from attnkit_contracts.inputs.calls import normal
+from attnkit_contracts.judging.outputs import (
+    agree,
+    bound,
+    exactly,
+    gradients,
+    near,
+    output_shape,
+    same_bits,
+    worst,
+)
+from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from attnkit.promises import Promises
+    from attnkit_contracts.catalogue import Level
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.subject import Subject
+
+ANYWHERE: tuple[Level, ...] = ("operation", "layer")
+
+
+@check(
+    "S1.output",
+    "The output is a tensor of the declared shape, in the dtype and on the device of the input, "
+    "for every length from 1 on.",
+    levels=ANYWHERE,
+    required=True,
+)
+def output(subject: Subject) -> Measured:
+    """Compare shape, dtype and device at several lengths."""
+    for length in (1, 2, 17):
+        call = subject.draw("S1", length=length)
+        out = subject(call)
+        if not isinstance(out, torch.Tensor):
+            raise BrokenError(f"expected a tensor for L={length}, got {type(out).__name__}")
+        wanted = (output_shape(call), subject.dtype, next(iter(call.tensors.values())).device)
+        got = (tuple(out.shape), out.dtype, out.device)
+        if got != wanted:
+            raise BrokenError(f"expected {wanted} for L={length}, got {got}")
+    return exactly(0, "wrong outputs")
+
+
+@check(
+    "S2.inputs_unchanged",
+    "No input tensor is written to, forward or backward: same bits, same version counter.",
+    levels=ANYWHERE,
+)
+def inputs_unchanged(subject: Subject) -> Measured:
+    """Compare every input with a copy made before the call."""
+    call = subject.draw("S2")
+    if subject.promises.gradients:
+        call = call.leaves()
+    before = {name: tensor.detach().clone() for name, tensor in call.tensors.items()}
+    versions = {name: tensor._version for name, tensor in call.tensors.items()}
+    out = subject(call)
+    if out.requires_grad:
+        out.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+    for name, tensor in call.tensors.items():
+        same_bits(before[name], tensor.detach(), f"{name} was written to")
+        if tensor._version != versions[name]:
+            raise BrokenError(f"{name} was written to, and then restored")
+    return exactly(0, "tensors written to")
+
+
+@check(
+    "S3.determinism",
+    "The same call gives the same bits, forward and backward, with other work in between.",
+    levels=ANYWHERE,
+    applies=lambda promises: promises.deterministic,
+)
+def determinism(subject: Subject) -> Measured:
+    """Call three times, with calls of another length in between."""
+    call, other = subject.draw("S3", length=65), subject.draw("S3 other", length=20)
+    first = subject(call)
+    grad_out = normal(subject.random("S3 grad"), *first.shape)
+    backward = subject.promises.gradients
+    before = gradients(subject, call, grad_out) if backward else {}
+    for _ in range(2):
+        subject(other)
+        same_bits(first, subject(call), "the output of the same call")
+    if backward:
+        after = gradients(subject, call, grad_out)
+        for name, gradient in before.items():
+            same_bits(gradient, after[name], f"the gradient of {name} of the same call")
+    return exactly(0, "different elements")
+
+
+@check(
+    "S5.strides",
+    "F(a strided view of x) = F(x.contiguous()), whatever the strides and the storage offset.",
+    levels=ANYWHERE,
+    verdict="R",
+)
+def strides(subject: Subject) -> Measured:
+    """Compare views with contiguous copies of equal values."""
+    call = subject.draw("S5", length=17)
+    limit, wanted, found = bound(subject, call), subject(call), []
+    for layout in (layouts.TRANSPOSED, layouts.EVERY_SECOND, layouts.OFFSET):
+        found.append(agree(limit, wanted, subject(call.laid(layout)), layout.name))
+    alike = call.map(lambda _, t: t[:1].expand_as(t).contiguous() if t.dim() >= 3 else t)
+    limit, wanted = bound(subject, alike), subject(alike)
+    expanded = subject(alike.laid(layouts.ONE_SAMPLE))
+    return worst([*found, agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name)])
+
+
+def _lengths(promises: Promises) -> Iterator[Mapping[str, int]]:
+    """Yield one, and what lies around edges of blocks."""
+    yield from ({"queries": n, "keys": n} for n in (1, 2, 15, 16, 17, 63, 64, 65, 129))
+    if promises.cross:
+        for queries, keys in ((1, 64), (3, 65), (17, 130)):
+            yield {"queries": queries, "keys": keys}
+
+
+@check(
+    "S8.lengths",
+    "r <= gate for L and S of 1, 2 and around multiples of 16, 64 and 128.",
+    families=("softmax", "recurrence"),
+    cases=_lengths,
+    verdict="R",
+)
+def lengths(subject: Subject, queries: int, keys: int) -> Measured:
+    """Compare with the definition."""
+    assert isinstance(subject, SoftmaxOperation | RecurrenceOperation)
+    if isinstance(subject, SoftmaxOperation):
+        call = subject.draw("S8", batch=1, length=queries, keys=keys, width=8)
+    else:
+        call = subject.draw("S8", batch=1, length=queries, width=8)
+    return near(bound(subject, call, probes=4), subject(call))
+
+
+@check(
+    "S8.empty",
+    "Empty batches and, where the family has them, empty sequences give empty outputs.",
+    levels=ANYWHERE,
+)
+def empty(subject: Subject) -> Measured:
+    """Call with B = 0, and with L = 0."""
+    calls: list[tuple[str, Call]] = [("B=0", subject.draw("S8", batch=0, length=5))]
+    calls.append(("L=0", subject.draw("S8", batch=2, length=0)))
+    for what, call in calls:
+        out = subject(call)
+        if tuple(out.shape) != output_shape(call) or out.dtype != subject.dtype:
+            raise BrokenError(
+                f"expected {output_shape(call)} {subject.dtype} for {what}, "
+                f"got {tuple(out.shape)} {out.dtype}"
+            )
+    return exactly(0, "wrong outputs")
+
+
+@check(
+    "S8.widths",
+    "r <= gate for head widths that are no multiple of 8 or 16, and for 1.",
+    families=("softmax", "recurrence"),
+    verdict="R",
+)
+def widths(subject: Subject) -> Measured:
+    """Compare with the definition at every width."""
+    assert isinstance(subject, SoftmaxOperation | RecurrenceOperation)
+    found = []
+    for width in (1, 5, 20, 80):
+        call = subject.draw("S8 widths", batch=1, length=11, width=width)
+        found.append(near(bound(subject, call, probes=4), subject(call), f"E={width}"))
+    return worst(found)

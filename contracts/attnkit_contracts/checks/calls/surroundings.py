@@ -1,0 +1,147 @@
+"""S, continued: what is around a call. Modes of autograd, layouts of memory, a process's state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from attnkit.errors import UnsupportedError
+from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.inputs import layouts
+from attnkit_contracts.inputs.calls import normal
+from attnkit_contracts.instruments.process_state import changes, process_state, unusual
+from attnkit_contracts.judging.everything import bounds, outputs
+from attnkit_contracts.judging.gradients import agree_gradients
+from attnkit_contracts.judging.outputs import (
+    agree,
+    bound,
+    exactly,
+    gradients,
+    near,
+    output_shape,
+    worst,
+)
+from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from attnkit_contracts.catalogue import Level
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.inputs.layouts import Layout
+    from attnkit_contracts.subjects.subject import Subject
+
+ANYWHERE: tuple[Level, ...] = ("operation", "layer")
+
+MODES = {
+    "inference_mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "enable_grad, without an input that requires one": torch.enable_grad,
+}
+
+
+@check(
+    "S2.process_state",
+    "A call without dropout, forward and backward, leaves what a process keeps for all its code as "
+    "it was: random numbers, default dtype, precision of products, threads, modes, warnings.",
+    levels=ANYWHERE,
+)
+def process_state_kept(subject: Subject) -> Measured:
+    """Compare snapshots; the first call, which chooses an implementation, counts too."""
+    call = subject.draw("S2", length=5)
+    grad_out = torch.ones(output_shape(call), dtype=subject.dtype, device=subject.device)
+    with unusual(), torch.no_grad():
+        before = process_state()
+        subject(call)
+        changed = changes(before)
+    with unusual():
+        before = process_state()
+        if subject.promises.gradients:
+            gradients(subject, call, grad_out)
+        changed += changes(before)
+    if changed:
+        raise BrokenError(f"a call changes {', '.join(changed)}")
+    return exactly(0, "changes")
+
+
+@check(
+    "S11.grad_modes",
+    "r <= gate for outputs and states under inference_mode, no_grad and enable_grad, whether an "
+    "input requires a gradient or not, without options and with all that are promised.",
+    families=("softmax", "recurrence"),
+    tier="standard",
+    verdict="R",
+)
+def grad_modes(subject: Subject) -> Measured:
+    """Compare with the definition; inference first, as what is kept of it may spoil the rest."""
+    assert isinstance(subject, SoftmaxOperation | RecurrenceOperation)
+    found = []
+    for options, call in _calls(subject):
+        limits = bounds(subject, call, {})
+        ways = [(name, mode, call) for name, mode in MODES.items()]
+        if subject.promises.gradients:
+            ways.append(("inputs that require gradients", torch.enable_grad, call.leaves()))
+        for way, mode, given in ways:
+            with mode():
+                got = outputs(subject, given)
+            found += [near(limits[n], got[n].detach(), f"{n}, {way}{options}") for n in got]
+    return worst(found)
+
+
+def _calls(subject: SoftmaxOperation | RecurrenceOperation) -> Iterator[tuple[str, Call]]:
+    """Yield a plain call, and one with all options that are promised, if they go together."""
+    if isinstance(subject, RecurrenceOperation):
+        yield "", subject.draw("S11", length=20, state=subject.promises.state)
+        return
+    plain = subject.draw("S11", length=20)
+    yield "", plain
+    draw, promises, rich = subject.random("S11 options"), subject.promises, plain
+    if promises.bias:
+        rich = rich.given(bias=subject.cast(normal(draw, 1, subject.heads, 20, 20)))
+    if promises.sinks:
+        rich = rich.given(sinks=subject.cast(normal(draw, subject.heads)))
+    if promises.scale:
+        rich = rich.saying(scale=0.7)
+    if promises.softcap:
+        rich = rich.saying(softcap=1.5)
+    try:
+        subject(rich)
+    except UnsupportedError:
+        return
+    yield ", with options", rich
+
+
+def _layouts(call: Call) -> Iterator[Layout]:
+    yield layouts.PACKED
+    yield layouts.TOKENS_FIRST
+    yield from (layouts.alone(name) for name, each in call.tensors.items() if each.dim() >= 3)
+
+
+@check(
+    "S5.layouts",
+    "Outputs and gradients are those of contiguous inputs where query, key and value are views of "
+    "one packed tensor (B, L, 3, H, E), where heads lie inside tokens, and where one input alone "
+    "is transposed; outputs too where one head is expanded to all.",
+    families=("softmax", "recurrence"),
+    tier="standard",
+    verdict="R",
+)
+def input_layouts(subject: Subject) -> Measured:
+    """Compare with contiguous copies of equal values."""
+    call = subject.draw("S5", length=17)
+    limit, wanted = bound(subject, call), subject(call)
+    grad_out = subject.cast(normal(subject.random("S5 grad"), *output_shape(call)))
+    with_gradients = subject.promises.gradients
+    whole = gradients(subject, call, grad_out) if with_gradients else {}
+    found = []
+    for layout in _layouts(call):
+        laid = call.laid(layout)
+        found.append(agree(limit, wanted, subject(laid), layout.name))
+        if with_gradients:
+            got = gradients(subject, laid, grad_out)
+            found.append(agree_gradients(subject, call, grad_out, whole, got, layout.name))
+    alike = call.map(lambda _, t: t[:, :1].expand_as(t).contiguous() if t.dim() >= 3 else t)
+    limit, wanted = bound(subject, alike), subject(alike)
+    expanded = subject(alike.laid(layouts.ONE_HEAD))
+    return worst([*found, agree(limit, wanted, expanded, layouts.ONE_HEAD.name)])

@@ -1,0 +1,250 @@
+"""F, continued: capacity, auxiliary losses, ties, and many tokens, experts and choices."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import attnkit
+from attnkit.errors import ConfigError, UnsupportedError
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.checks.experts.router import (
+    clear_call,
+    expert_weights,
+    gradient_errors,
+    mixture_bound,
+)
+from attnkit_contracts.judging import units
+from attnkit_contracts.judging.outputs import estimated, exactly, near, worst
+from attnkit_contracts.subjects.layers import LayerSubject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor
+
+    from attnkit.promises import Promises
+    from attnkit_contracts.inputs.calls import Call
+
+CAPACITY = 0.5
+"""A capacity factor that cannot serve more than about half of all pairs of token and expert."""
+
+LOSSES = ("load_balance_loss", "z_loss")
+
+COUNTS = (4, 32)
+"""How many experts: fewer than a token may choose at random, and more than any tile has."""
+
+TOKENS = 200
+
+
+@check(
+    "F6.capacity",
+    "With a capacity, an expert serves the first ceil(factor n k / E) that chose it of a sample's "
+    "n real tokens, and no others; a layer without capacity refuses one by name.",
+    families=("feedforward",),
+    levels=("operation", "layer"),
+    verdict="R",
+)
+def capacity(subject: LayerSubject) -> Measured:
+    """Drop about half of all pairs; in one sample, padding stands before the real tokens."""
+    promises = subject.target.variant.promises
+    try:
+        limited = LayerSubject(subject.target, capacity_factor=CAPACITY)
+        call, keep = _padded(limited, clear_call(limited, "F6"))
+        y = limited(call)
+    except (UnsupportedError, ConfigError) as error:
+        if promises.capacity:
+            raise BrokenError(f"capacity is promised, and refused: {error}") from error
+        if "capacity" not in str(error):
+            raise BrokenError(f"a capacity is refused without its name: {error}") from error
+        return exactly(0, "accepted capacities")
+    if not promises.capacity:
+        raise BrokenError("capacity is not promised, and capacity_factor is accepted in silence")
+    wanted = limited.routing({**call.tensors, **expert_weights(limited)}, keep)
+    if not wanted.dropped:
+        raise InconclusiveError("nothing exceeds the capacity")
+    routing = _recorded(limited, call)
+    if routing is not None:
+        _same_experts(routing, wanted.experts)
+        if int(routing.dropped) != wanted.dropped:
+            raise BrokenError(
+                f"{int(routing.dropped)} pairs of token and expert are said to be dropped, "
+                f"{wanted.dropped} are"
+            )
+    return near(mixture_bound(limited, call, keep), y, f"capacity_factor={CAPACITY}")
+
+
+def _padded(subject: LayerSubject, call: Call) -> tuple[Call, Tensor]:
+    """Pad the second of two samples on the left, if that is promised; return what is real, too."""
+    batch, length = call.tensors["x"].shape[:2]
+    keep = torch.ones(batch, length, dtype=torch.bool, device=subject.device)  # (B, L)
+    if "padding" not in subject.target.variant.promises.masks:
+        return call, keep
+    hidden = torch.tensor([0, length // 2 - 1], device=subject.device)
+    keep &= torch.arange(length, device=subject.device) >= hidden[:, None]
+    return call.masked(attnkit.left_padding(hidden)), keep
+
+
+def _recorded(subject: LayerSubject, call: Call) -> Any:
+    """Return the layer's record of its routing, None if it gives none."""
+    if "return_routing" not in inspect.signature(subject.layer.forward).parameters:
+        return None
+    return subject.layer(call.tensors["x"], mask=call.mask, return_routing=True)[-1]
+
+
+def _same_experts(routing: Any, wanted: Tensor) -> None:
+    """Raise `BrokenError` unless the tokens' experts are these, in any order."""
+    wrong = (routing.experts.sort(-1).values != wanted.sort(-1).values).any(-1)  # (B, L)
+    if wrong.any():
+        sample, token = wrong.nonzero()[0].tolist()
+        raise BrokenError(
+            f"the routing of {int(wrong.sum())} tokens is recorded wrongly, the first is token "
+            f"{token} of sample {sample}: it goes to {wanted[sample, token].tolist()}, recorded "
+            f"is {routing.experts[sample, token].tolist()}; -1 is dropped, or padding"
+        )
+
+
+@check(
+    "F7.losses",
+    "The auxiliary losses are E * sum_e f_e P_e and mean logsumexp(logits)^2 over the real tokens "
+    "alone (1 and log(E)^2 for a router of zeros), and so are their gradients to the router.",
+    families=("feedforward",),
+    levels=("layer",),
+    # a router computes in float32, whatever the layer does
+    dtypes=("float32", "bfloat16", "float16"),
+    verdict="R",
+)
+def losses(subject: LayerSubject) -> Measured:
+    """Compare with the closed forms, for a router of zeros too; the padding holds NaN."""
+    clear, keep = _padded(subject, clear_call(subject, "F7"))
+    x = torch.where(keep[..., None], clear.tensors["x"], float("nan"))
+    if _recorded(subject, clear) is None:
+        raise UnsupportedError(f"the layer of {subject.target.variant.name!r} records no routing")
+    router = expert_weights(subject)["router.weight"]
+    found = list(_losses(subject, clear, clear.given(x=x), keep, "router as drawn"))
+    with torch.no_grad():
+        router.zero_()
+    found += _losses(subject, clear, clear.given(x=x), keep, "router of zeros")
+    return worst(found)
+
+
+def _losses(
+    subject: LayerSubject, clear: Call, padded: Call, keep: Tensor, where: str
+) -> Iterator[Measured]:
+    router = expert_weights(subject)["router.weight"]
+    inputs = {"x": clear.tensors["x"], "router.weight": router}
+    routing = _recorded(subject, padded)
+    # the router runs in at least float32, whatever the tokens are in
+    wide = torch.promote_types(subject.dtype, torch.float32)
+
+    def both(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: getattr(subject.routing(given, keep), name) for name in LOSSES}
+
+    @torch.no_grad()
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return units.noise(both, inputs, wide, probes=probes)
+
+    limits = estimated(estimate, units.forward_gate(wide), units.PROBES)
+    for name in LOSSES:
+        loss = getattr(routing, name).reshape(1)
+        yield near(limits[name], loss, f"{name}, {where}")
+        if subject.promises.gradients:
+            yield _gradient(subject, loss, inputs, both, name)
+
+
+def _gradient(
+    subject: LayerSubject,
+    loss: Tensor,
+    inputs: Mapping[str, Tensor],
+    definition: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    name: str,
+) -> Measured:
+    router = inputs["router.weight"]
+    if not loss.requires_grad:
+        raise BrokenError(f"{name} has no gradient: the router would never learn from it")
+    (got,) = torch.autograd.grad(
+        loss, [router], torch.ones_like(loss), retain_graph=True, materialize_grads=True
+    )
+
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return units.gradient_noise(
+            lambda given: definition(given)[name],
+            inputs,
+            torch.ones_like(loss),
+            subject.dtype,
+            probes=probes,
+        )
+
+    limits = estimated(estimate, units.backward_gate(subject.dtype), units.GRADIENT_PROBES)
+    return near(limits["router.weight"], got, f"the router's gradient of {name}")
+
+
+def _options(_: Promises) -> Iterator[Mapping[str, Any]]:
+    for experts in COUNTS:
+        for top_k in (1, 3):
+            for renormalise in (True, False):
+                yield {"num_experts": experts, "top_k": top_k, "renormalise": renormalise}
+        # the gates of all experts sum to 1 either way
+        yield {"num_experts": experts, "top_k": experts, "renormalise": False}
+
+
+@check(
+    "F8.options",
+    "r <= gate and r_grad <= gate for 1, 3 and all of 4 and 32 experts per token, gates "
+    "renormalised or not, tokens spread over the experts or all sent to the same ones.",
+    families=("feedforward",),
+    levels=("operation", "layer"),
+    fields=("num_experts", "top_k", "renormalise"),
+    cases=_options,
+    tier="standard",
+    verdict="R",
+)
+def options(subject: LayerSubject, num_experts: int, top_k: int, *, renormalise: bool) -> Measured:
+    """Compare outputs and gradients of many tokens with the definition."""
+    built = LayerSubject(
+        subject.target, num_experts=num_experts, top_k=top_k, renormalise=renormalise
+    )
+    spread = clear_call(built, "F8", length=TOKENS // 2)
+    found = list(_errors(built, spread, "tokens spread"))
+    # the first number of a token is 1 and all that the router reads: the last experts win
+    x = spread.tensors["x"].clone()
+    x[..., 0] = 1.0
+    with torch.no_grad():
+        router = expert_weights(built)["router.weight"].zero_()
+        router[:, 0] = 4 * torch.arange(num_experts) / num_experts
+    return worst([*found, *_errors(built, spread.given(x=x), "tokens at the same experts")])
+
+
+def _errors(subject: LayerSubject, call: Call, where: str) -> Iterator[Measured]:
+    yield near(mixture_bound(subject, call), subject(call), where)
+    if subject.promises.gradients:
+        yield from gradient_errors(subject, call, where)
+
+
+@check(
+    "F9.ties",
+    "A router of zeros sends every token to the first k experts at the same shares, on every run.",
+    families=("feedforward",),
+    levels=("layer",),
+    verdict="R",
+)
+def ties(subject: LayerSubject) -> Measured:
+    """Call several times with a router of zeros."""
+    call = subject.draw("F9")
+    with torch.no_grad():
+        expert_weights(subject)["router.weight"].zero_()
+    limit = mixture_bound(subject, call)
+    found = []
+    for run in range(3):
+        found.append(near(limit, subject(call), f"run {run}"))
+        routing = _recorded(subject, call)
+        if routing is not None:
+            first = torch.arange(routing.experts.shape[-1], device=subject.device)
+            if (routing.experts != first).any():
+                raise BrokenError(
+                    f"equal probabilities must rank by expert index, {first.tolist()}, recorded "
+                    f"is {routing.experts[0, 0].tolist()}"
+                )
+    return worst(found)

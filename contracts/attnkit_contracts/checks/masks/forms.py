@@ -1,0 +1,250 @@
+"""M, continued: a mask means the same in every form, shape and company; gradients look back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import attnkit
+from attnkit.masks.constructors import Sizes
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.checks.masks.visibility import expect_visible, telling_call, visible
+from attnkit_contracts.inputs.calls import normal
+from attnkit_contracts.judging.gradients import gradient_bounds
+from attnkit_contracts.judging.outputs import (
+    bound,
+    exactly,
+    gradients,
+    must_differ,
+    near,
+    output_shape,
+    worst,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from attnkit.masks.constructors import Mask
+    from attnkit.promises import MaskPart, Promises
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.operations import SoftmaxOperation
+    from attnkit_contracts.subjects.subject import Subject
+
+LENGTH = 33
+"""No multiple of 8: masks with such rows are padded by some kernels."""
+
+COMPOSED: tuple[MaskPart, ...] = ("window", "documents", "dense")
+"""Parts of the mask that is written in several forms."""
+
+
+@check(
+    "M2.gradient_causality",
+    "For every t: the gradient of output t to every later token is exactly 0, and to its own not.",
+    families=("softmax", "recurrence", "mixer"),
+    levels=("operation", "layer"),
+    applies=lambda promises: promises.causal and promises.gradients,
+)
+def gradient_causality(subject: Subject) -> Measured:
+    """Send a random gradient into one token at a time."""
+    length = 70
+    call = subject.draw("M2", batch=1, length=length).leaves()
+    if subject.family != "recurrence" and not call.mask.is_causal:
+        call = call.masked(call.mask & attnkit.causal())
+    with torch.enable_grad():
+        out = subject(call)
+    name = "x" if "x" in call.tensors else "value"
+    for t in (0, 16, 35, 63):
+        grad_out = torch.zeros_like(out)
+        drawn = normal(subject.random(f"M2 {t}"), *out[..., t, :].shape)
+        grad_out[..., t, :] = subject.cast(drawn)
+        (found,) = torch.autograd.grad(out, [call.tensors[name]], grad_out, retain_graph=True)
+        reached = (found != 0).movedim(-2, -1).flatten(0, -2).any(0)  # (L,)
+        if not reached[t]:
+            raise InconclusiveError(f"output {t} does not depend on its own {name}")
+        later = reached[t + 1 :].nonzero()
+        if len(later):
+            j = t + 1 + int(later[0])
+            raise BrokenError(f"output {t} sends a gradient to {name} {j}, which is later")
+    return exactly(0, "gradients to later tokens")
+
+
+def _forms(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield the ways to write a mask that are promised."""
+    if "dense" in promises.masks:
+        yield {"form": "dense"}
+        yield {"form": "polarity"}
+    if promises.bias:
+        yield {"form": "bias of -inf"}
+        yield {"form": "bias of the smallest number"}
+
+
+@check(
+    "M6.mask_forms",
+    "A mask gives the same whether it is composed of parts, a bool tensor (True = may attend), or "
+    "added to the logits as -inf or the smallest number; its negation does not.",
+    families=("softmax",),
+    relations=("exact",),
+    cases=_forms,
+    verdict="R",
+)
+def mask_forms(subject: SoftmaxOperation, form: str) -> Measured:
+    """Compare every form with the definition of the composed mask."""
+    sizes = Sizes(2, subject.heads, LENGTH, LENGTH)
+    base = subject.mask(sizes, wide=True)
+    call = subject.draw("M6", length=LENGTH, mask=base)
+    parts: list[MaskPart] = [part for part in COMPOSED if part in subject.promises.masks]
+    composed = base
+    for part in parts or list(COMPOSED[-1:]):
+        composed = composed & subject.part(part, sizes)
+    limit = bound(subject, call.masked(composed))
+    seen = composed.to_bool(sizes, torch.device(subject.device)).expand(*sizes)
+    if form == "polarity":
+        hidden = subject(call.masked(base & attnkit.dense(~seen)))
+        shown = subject(call.masked(base & attnkit.dense(seen)))
+        must_differ(limit.exact, bound(subject, call).exact, "the mask, in the definition,")
+        if torch.equal(hidden, shown):
+            raise BrokenError("a mask and its negation give the same")
+        return near(limit, shown, form)
+    if form == "dense":
+        written = call.masked(base & attnkit.dense(seen))
+    else:
+        least = float("-inf") if form.endswith("inf") else torch.finfo(subject.dtype).min
+        bias = torch.zeros(tuple(sizes), dtype=subject.dtype, device=subject.device)
+        written = call.given(bias=bias.masked_fill(~seen, least))
+    found = [near(limit, subject(written), form)]
+    if form == "dense" and parts:
+        found.append(near(limit, subject(call.masked(composed)), "composed of parts"))
+    return worst(found)
+
+
+def _shapes(sizes: Sizes) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes that broadcast to (B, H, L, S)."""
+    batch, heads, queries, keys = sizes
+    yield from ((keys,), (1, keys), (queries, keys), (1, queries, keys), (heads, queries, keys))
+    yield from ((1, 1, queries, keys), (batch, 1, 1, keys), (batch, 1, queries, keys))
+    yield from ((1, heads, 1, keys), tuple(sizes))
+
+
+@check(
+    "M7.broadcast",
+    "A bool mask or a bias of any shape that broadcasts to (B, H, L, S) gives what it gives "
+    "written out, forward and backward, expanded views among them.",
+    families=("softmax",),
+    relations=("exact",),
+    applies=lambda promises: promises.bias or "dense" in promises.masks,
+    cases=lambda promises: [
+        {"given": given}
+        for given, promised in (("mask", "dense" in promises.masks), ("bias", promises.bias))
+        if promised
+    ],
+    verdict="R",
+)
+def broadcast(subject: SoftmaxOperation, given: str) -> Measured:
+    """Compare every shape with the definition, whose mask or bias is written out."""
+    sizes = Sizes(2, subject.heads, LENGTH - 2, LENGTH if subject.promises.cross else LENGTH - 2)
+    base = subject.mask(sizes, wide=True)
+    call = subject.draw("M7", length=sizes.queries, keys=sizes.keys, mask=base)
+    draw = subject.random("M7 values")
+    found: list[Measured] = []
+    for shape in _shapes(sizes):
+        numbers, where = normal(draw, *shape), f"{given} {shape}"
+        if given == "mask":
+            found += _masked_errors(subject, call, (numbers > -1).to(subject.device), sizes, where)
+        else:
+            found += _biased_errors(subject, call, subject.cast(numbers), sizes, where)
+    return worst(found)
+
+
+def _masked_errors(
+    subject: SoftmaxOperation, call: Call, seen: Tensor, sizes: Sizes, where: str
+) -> Iterator[Measured]:
+    expanded = seen.expand(*sizes)
+    limit = bound(subject, call.masked(call.mask & attnkit.dense(expanded.contiguous())))
+    for view, what in ((seen, where), (expanded, f"{where}, expanded")):
+        yield near(limit, subject(call.masked(call.mask & attnkit.dense(view))), what)
+
+
+def _biased_errors(
+    subject: SoftmaxOperation, call: Call, bias: Tensor, sizes: Sizes, where: str
+) -> Iterator[Measured]:
+    expanded = bias.expand(*sizes)
+    limit = bound(subject, call.given(bias=expanded.contiguous()))
+    for view, what in ((bias, where), (expanded, f"{where}, expanded")):
+        yield near(limit, subject(call.given(bias=view)), what)
+    if subject.promises.gradients:
+        biased = call.given(bias=bias)
+        grad_out = subject.cast(normal(subject.random("M7 grad"), *output_shape(biased)))
+        wanted = gradient_bounds(subject, biased, grad_out)["bias"]
+        got = gradients(subject, biased, grad_out)["bias"]
+        yield near(wanted, got, f"gradient of {where}")
+
+
+def _together(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield all promised parts that hide something, with and without later keys."""
+    for way in ("causal", "bidirectional"):
+        parts = [
+            part
+            for part in promises.masks
+            # a prefix shows nothing beside causal; a union is made of the others
+            if part not in (*promises.needs, "union") and not (part == "prefix" and way == "causal")
+        ]
+        if getattr(promises, way) and len(parts) + (way == "causal") > 1:
+            yield {"mask": "+".join((way, *parts))}
+
+
+@check(
+    "M12.composition",
+    "Masks joined by & show the intersection of what each shows, and each of them alone hides "
+    "something that the others do not.",
+    families=("softmax",),
+    relations=("exact",),
+    cases=_together,
+)
+def composition(subject: SoftmaxOperation, mask: str) -> Measured:
+    """Join all parts that are promised; then leave out one at a time."""
+    way, *names = mask.split("+")
+    sizes = Sizes(2, subject.heads, 40, 40)
+    device = torch.device(subject.device)
+    parts = {name: _wide(name, sizes, subject.device) for name in names}
+    base = subject.mask(sizes, causal=way == "causal", wide=True)
+    joined, wanted = base, base.to_bool(sizes, device).expand(*sizes)
+    for part in parts.values():
+        joined, wanted = joined & part, wanted & part.to_bool(sizes, device)
+    told = telling_call(subject, sizes)
+    shown = visible(subject, told, joined)
+    expect_visible(shown, wanted, mask)
+    for name in parts:
+        others = base
+        for other, part in parts.items():
+            others = others if other == name else others & part
+        if bool((others.to_bool(sizes, device).expand(*sizes) == wanted).all()):
+            raise InconclusiveError(f"{name} hides nothing that the others show")
+        if torch.equal(visible(subject, told, others), shown):
+            raise BrokenError(f"{mask}: {name} is ignored beside the others")
+    return exactly(0, "wrong pairs")
+
+
+def _wide(part: str, sizes: Sizes, device: str) -> Mask:
+    """Return a mask that hides little, so that each of several hides something of its own."""
+    batch, _, queries, keys = sizes
+    name: MaskPart = part  # type: ignore[assignment]  # a name of a mask part
+    i = torch.arange(queries, device=device)[:, None] + keys - queries
+    j = torch.arange(keys, device=device)
+    match name:
+        case "window":
+            return attnkit.sliding_window(keys - 12)
+        case "padding":
+            return attnkit.padding(torch.tensor([keys - 3] * batch, device=device))
+        case "documents":
+            return attnkit.documents((j >= 8).long().expand(batch, keys))
+        case "prefix":
+            return attnkit.prefix_lm(torch.tensor([keys - 10] * batch, device=device))
+        case "dense":
+            return attnkit.dense(((i + 2 * j) % 7 > 0) | (i == j))
+        case _:
+            size = 8
+            row = torch.arange(-(-keys // size), device=device)
+            return attnkit.blocks((row[:, None] - row) % 3 < 2, size)

@@ -1,0 +1,205 @@
+"""M, continued: rows that see nothing, and what padding holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+import attnkit
+from attnkit.masks.constructors import Sizes
+from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.checks.masks.documents import plain_masks
+from attnkit_contracts.checks.masks.visibility import beside, masked_calls
+from attnkit_contracts.foreign.layers import is_foreign
+from attnkit_contracts.inputs.calls import TIME_AXIS, normal
+from attnkit_contracts.judging.gradients import analytic_bounds
+from attnkit_contracts.judging.outputs import (
+    exactly,
+    gradients,
+    must_be_finite,
+    must_differ,
+    near,
+    output_shape,
+    same_bits,
+    worst,
+)
+from attnkit_contracts.subjects.layers import LayerSubject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from attnkit.masks.constructors import Mask
+    from attnkit.promises import Promises
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.operations import SoftmaxOperation
+    from attnkit_contracts.subjects.subject import Subject
+
+
+def _can_hide_all(promises: Promises) -> bool:
+    return bool({"dense", "padding"} & set(promises.masks)) or (
+        promises.causal and promises.cross and not promises.needs
+    )
+
+
+@check(
+    "M8.masked_rows",
+    "A(i) = {} gives output 0, zero gradients for query i, and no gradient from row i to any key "
+    "or value; all gradients are finite.",
+    families=("softmax",),
+    relations=("exact",),
+    applies=_can_hide_all,
+)
+def masked_rows(subject: SoftmaxOperation) -> Measured:
+    """Hide every key of some rows in each way that is promised."""
+    found = []
+    for what, call, rows in masked_calls(subject):
+        out = subject(call)
+        must_be_finite({"output": out}, what)
+        wrong = int((out[rows] != 0).sum())
+        if wrong:
+            raise BrokenError(
+                f"{what}: {wrong} elements of rows that see nothing are not 0", value=wrong
+            )
+        if subject.promises.gradients:
+            _expect_no_gradient(subject, call, rows, what)
+        found.append(exactly(0, "wrong elements"))
+    return worst(found)
+
+
+def _expect_no_gradient(subject: SoftmaxOperation, call: Call, rows: Tensor, what: str) -> None:
+    grad_out = normal(subject.random("M8"), *rows.shape, call.tensors["value"].shape[3])
+    grad_out = grad_out.to(subject.device)
+    whole = gradients(subject, call, grad_out)
+    must_be_finite(whole, f"{what}: gradients")
+    if (whole["query"][rows] != 0).any():
+        raise BrokenError(f"{what}: a query that sees nothing gets a gradient")
+    alone = gradients(subject, call, torch.where(rows[..., None], grad_out, 0.0))
+    for name, gradient in alone.items():
+        if (gradient != 0).any():
+            raise BrokenError(f"{what}: rows that see nothing send a gradient to {name}")
+
+
+@check(
+    "M8.infinite_bias",
+    "A bias of -inf hides its key as a mask does: outputs and gradients are those under the mask, "
+    "and a row of nothing but -inf gives 0, and its query a gradient of 0.",
+    families=("softmax",),
+    relations=("exact",),
+    applies=lambda promises: promises.bias,
+    verdict="R",
+)
+def infinite_bias(subject: SoftmaxOperation) -> Measured:
+    """Hide some keys of all rows, and every key of one."""
+    length = 20
+    call = subject.draw("M8", length=length)
+    at = torch.arange(length, device=subject.device)
+    hidden = ((at[:, None] + 3 * at) % 4 == 1) & (at[:, None] != at)  # (L, S)
+    hidden[5] = True
+    bias = subject.cast(normal(subject.random("M8 bias"), 1, subject.heads, length, length))
+    plain = call.given(bias=bias).masked(call.mask & attnkit.dense(~hidden))
+    call = call.given(bias=bias.masked_fill(hidden, float("-inf")))
+    out = subject(call)
+    must_be_finite({"output": out}, "bias of -inf")
+    rows = (at == 5).expand(out.shape[:3])
+    if (out[rows] != 0).any():
+        raise BrokenError("a row whose bias is -inf everywhere is not 0")
+    grad_out, got = None, {}
+    if subject.promises.gradients:
+        grad_out = subject.cast(normal(subject.random("M8"), *out.shape))
+        got = gradients(subject, call, grad_out)
+        if (got["query"][rows] != 0).any():
+            raise BrokenError("a query whose bias is -inf everywhere gets a gradient")
+    limit, limits = analytic_bounds(subject, plain, grad_out)
+    found = [near(limits[n], got[n], f"bias of -inf: the gradient of {n}") for n in got]
+    return worst([near(limit, out, "bias of -inf"), *found])
+
+
+HELD: tuple[tuple[float, ...], ...] = ((1e4, -1e4), (float("inf"), float("nan")))
+"""What padding holds, in one call each: numbers, and what is none."""
+
+
+def _paddings(length: int, device: str) -> Iterator[tuple[str, Mask, Tensor]]:
+    """Yield what, the mask, and which tokens are padding, (B, L), of twice three samples."""
+    at = torch.arange(length, device=device)
+    counts = torch.tensor([0, 1, length - 1] * 2, device=device)
+    yield "padding", attnkit.padding(length - counts), at >= length - counts[:, None]
+    yield "left padding", attnkit.left_padding(counts), at < counts[:, None]
+
+
+def _filled(subject: Subject, call: Call, where: Tensor, values: Tensor) -> Call:
+    """Return the call with each sample's value, (B,), in its padded tokens; decays stay legal.
+
+    The queries of softmax attention are left alone: no mask hides them, each has a row of its own.
+    """
+    kept = ("query",) if subject.family == "softmax" else ()
+
+    def fill(name: str, tensor: Tensor) -> Tensor:
+        if name not in TIME_AXIS or name in kept:
+            return tensor
+        shape = [1] * tensor.dim()
+        shape[0], shape[TIME_AXIS[name]] = where.shape
+        sign = -1.0 if name == "log_decay" else 1.0
+        held = (sign * values).to(tensor).reshape(-1, *[1] * (tensor.dim() - 1))
+        return torch.where(where.reshape(shape), held, tensor)
+
+    return call.map(fill)
+
+
+@check(
+    "M9.padding_content",
+    "What padding holds, however large, NaN and inf included, does not move the outputs of real "
+    "tokens or their gradients by one bit; of a foreign layer, NaN and inf if it promises "
+    "stops_nan.",
+    levels=("operation", "layer"),
+    applies=lambda promises: "padding" in promises.masks,
+)
+def padding_content(subject: Subject) -> Measured:
+    """Fill the padding with 1e4, -1e4, inf and NaN; samples are padded differently."""
+    finite = is_foreign(subject.target.variant) and not subject.promises.stops_nan
+    for what, call, where in _padded(subject):
+        plain = subject(call)
+        real = beside(~where, plain)
+        must_be_finite({"output": plain[real]}, what)
+        for values in HELD[:1] if finite else HELD:
+            held = torch.tensor(values, device=subject.device).repeat_interleave(3)  # (B,)
+            filled = _filled(subject, call, where, held)
+            out = subject(filled)
+            for sample, value in enumerate(held.tolist()):
+                pair = plain[sample][real[sample]], out[sample][real[sample]]
+                same_bits(*pair, f"real tokens, {what} holds {value}")
+            if subject.promises.gradients:
+                told = " and ".join(map(str, values))
+                _expect_gradients(subject, filled, where, real, f"{what} holds {told}")
+    return exactly(0, "moved elements")
+
+
+def _padded(subject: Subject) -> Iterator[tuple[str, Call, Tensor]]:
+    """Yield what, a call with padding, and which of its tokens are padding, (B, L)."""
+    length = 21
+    call = subject.draw("M9", batch=6, length=length)
+    ways = {"": call.mask}
+    if isinstance(subject, LayerSubject):
+        ways = plain_masks(subject, Sizes(6, 2, length, length))
+    for way, mask in ways.items():
+        plain = subject(call.masked(mask))
+        for what, hidden, where in _paddings(length, subject.device):
+            padded = call.masked(mask & hidden)
+            what = f"{way} {what}".strip()
+            must_differ(plain, subject(padded), what)
+            yield what, padded, where
+
+
+def _expect_gradients(subject: Subject, call: Call, where: Tensor, real: Tensor, what: str) -> None:
+    """Finite everywhere, and zero at padded keys and values."""
+    grad_out = normal(subject.random("M9 grad"), *output_shape(call)).to(subject.device)
+    found = gradients(subject, call, torch.where(real[..., None], grad_out, 0.0))
+    must_be_finite(found, f"{what}: gradients")
+    for name in ("x", "key", "value"):
+        if name in found:
+            # (B, ..., L, width) -> (B, L, ...)
+            at_padding = found[name].movedim(TIME_AXIS[name], 1)[where]
+            if (at_padding != 0).any():
+                raise BrokenError(f"{what}: the padding's {name} gets a gradient")

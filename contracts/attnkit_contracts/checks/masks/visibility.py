@@ -1,0 +1,308 @@
+"""M: who may look at what. Structure is tested exactly, never with a tolerance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import attnkit
+from attnkit.masks.constructors import Sizes
+from attnkit.promises import ALL_MASK_PARTS
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.inputs.calls import disturbed, mask_part, normal
+from attnkit_contracts.judging.outputs import exactly, must_differ, unmoved
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from attnkit.masks.constructors import Mask
+    from attnkit.promises import MaskPart, Promises
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.operations import SoftmaxOperation
+    from attnkit_contracts.subjects.subject import Subject
+
+CUTS = range(3, 200, 7)
+"""Where a suffix begins: 7 has no divisor in common with 8 or 16, so that a leak anywhere within
+a block shows in some block; cuts at the edges of blocks alone would hide it."""
+
+
+@check(
+    "M1.suffix_perturbation",
+    "For every p: other finite values at tokens >= p leave the outputs before p as they are, "
+    "to the bit.",
+    levels=("operation", "layer"),
+    applies=lambda promises: promises.causal,
+)
+def suffix_perturbation(subject: Subject) -> Measured:
+    """Disturb another suffix of every sample, and compare the outputs before it."""
+    length = 200  # no multiple of 16 or 64, and more than three blocks of 64
+    call = subject.draw("M1", batch=1, length=length)
+    if call.mask.per_batch:
+        call = subject.draw("M1", batch=len(CUTS), length=length)
+    else:
+        call = call.samples(torch.zeros(len(CUTS), dtype=torch.int64, device=subject.device))
+    if subject.family != "recurrence" and not call.mask.is_causal:
+        call = call.masked(call.mask & attnkit.causal())
+    cuts = torch.tensor(CUTS, device=subject.device)[:, None]
+    later = torch.arange(length, device=subject.device) >= cuts  # (B, L)
+    whole = subject(call)
+    moved = subject(disturbed(call, later, subject.random("M1 other"), subject.family))
+    after = beside(later, whole)
+    for sample, cut in enumerate(CUTS):
+        changed = whole[sample][after[sample]], moved[sample][after[sample]]
+        must_differ(*changed, f"disturbing tokens from {cut} on")
+    what = "outputs before a token, disturbed from there on"
+    unmoved(subject, call, (~after,), (whole, moved), what)
+    return exactly(0, "moved elements")
+
+
+def beside(tokens: Tensor, out: Tensor) -> Tensor:
+    """Return flags of tokens, (B, L), as flags of outputs (B, L, D) or (B, H, L, Ev)."""
+    return tokens if out.dim() == 3 else tokens[:, None].expand(out.shape[:3])
+
+
+def _shapes(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield the masks to try: plain ones, and each promised part on top."""
+    ways = [way for way in ("causal", "bidirectional") if getattr(promises, way)]
+    for way in ways:
+        yield {"mask": way}
+        for part in promises.masks:
+            if part not in promises.needs:
+                yield {"mask": f"{way}+{part}"}
+
+
+def named_mask(subject: SoftmaxOperation, name: str, sizes: Sizes) -> Mask:
+    """Return the mask that `_shapes` names."""
+    way, *parts = name.split("+")
+    mask = subject.mask(sizes, causal=way == "causal")
+    for part in ALL_MASK_PARTS:
+        mask = mask & subject.part(part, sizes) if part in parts else mask
+    return mask
+
+
+def telling_call(subject: SoftmaxOperation, sizes: Sizes) -> Call:
+    """Return a call whose output is its weights: value j is the j-th unit vector."""
+    batch, heads, queries, keys = sizes
+    call = subject.draw(
+        "support", batch=batch, heads=heads, length=queries, keys=keys, width=keys, value_width=0
+    )
+    # logits within a few units: no visible weight underflows in float16
+    query = call.tensors["query"] / 2
+    ones = torch.eye(keys, dtype=subject.dtype, device=subject.device)
+    return call.given(query=query, value=ones.expand(batch, heads, keys, keys).contiguous())
+
+
+def visible(subject: SoftmaxOperation, call: Call, mask: Mask) -> Tensor:
+    """Return which keys reach which outputs of a `telling_call`, (B, H, L, S)."""
+    return subject(call.masked(mask)) != 0
+
+
+def expect_visible(found: Tensor, wanted: Tensor, what: str) -> None:
+    """Raise `BrokenError` at the first query that reads a key it must not, or misses one."""
+    wanted = wanted.broadcast_to(found.shape)
+    wrong = found != wanted
+    if wrong.any():
+        b, h, i, j = (int(index) for index in wrong.nonzero()[0])
+        does, must = ("reads", "must not") if found[b, h, i, j] else ("does not read", "must")
+        raise BrokenError(
+            f"{what}: query {i} of head {h}, sample {b} {does} key {j}, but {must}; "
+            f"{int(wrong.sum())} of {wrong.numel()} pairs are wrong",
+            value=float(wrong.sum()),
+        )
+
+
+@check(
+    "M3.support",
+    "{j : the output of query i depends on value j} = A(i), both ways, forward and backward.",
+    families=("softmax",),
+    relations=("exact",),
+    cases=_shapes,
+)
+def support(subject: SoftmaxOperation, mask: str) -> Measured:
+    """Compare what outputs and gradients reach with the declared mask."""
+    sizes = Sizes(2, subject.heads, 70, 70)
+    shown = named_mask(subject, mask, sizes)
+    declared = shown.to_bool(sizes, torch.device(subject.device))
+    if declared.all():
+        ways = "mask hides nothing"
+        if "+" in mask:
+            raise InconclusiveError(f"the {ways}, so the check proves nothing")
+    told = telling_call(subject, sizes)
+    expect_visible(visible(subject, told, shown), declared, "forward")
+    if subject.promises.gradients:
+        _expect_gradients(subject, sizes, shown, declared)
+    return exactly(0, "wrong pairs")
+
+
+def _expect_gradients(
+    subject: SoftmaxOperation, sizes: Sizes, mask: Mask, declared: Tensor
+) -> None:
+    """Send a gradient into one query at a time; keys it does not see must get exactly none."""
+    batch, _, queries, keys = sizes
+    call = subject.draw("M3 grad", batch=batch, length=queries, keys=keys, mask=mask).leaves()
+    with torch.enable_grad():
+        out = subject(call)
+    declared = declared.broadcast_to(tuple(sizes))
+    for i in (0, queries // 2 + 1, queries - 1):
+        one = torch.zeros_like(out)
+        one[:, :, i] = 1.0
+        leaves = [call.tensors[name] for name in ("value", "key")]
+        in_value, in_key = torch.autograd.grad(out, leaves, one, retain_graph=True)
+        reached = (in_value != 0).any(-1)  # (B, H, S)
+        expect_visible(reached[:, :, None], declared[:, :, i : i + 1], f"gradient of query {i}")
+        if (in_key != 0).any(-1)[~declared[:, :, i]].any():
+            raise BrokenError(f"backward: query {i} sends a gradient to a key that it does not see")
+
+
+@check(
+    "M4.window",
+    "With window W, query i reads exactly {j : p - W < j <= p} (also p < j < p + W where later "
+    "keys are visible), p = i + S - L.",
+    families=("softmax",),
+    relations=("exact",),
+    applies=lambda promises: "window" in promises.masks,
+)
+def window(subject: SoftmaxOperation) -> Measured:
+    """Compare with the formula for windows around block edges, at L = S and L < S."""
+    keys = 70
+    for queries in (keys, 9) if subject.promises.cross else (keys,):
+        sizes = Sizes(1, subject.heads, queries, keys)
+        told = telling_call(subject, sizes)
+        for size in (1, 2, 63, 64, 65, keys, keys + 5):
+            for causal in _ways(subject.promises):
+                others = subject.mask(sizes, causal=causal, wide=True)
+                mask = others & attnkit.sliding_window(size)
+                p = torch.arange(queries, device=subject.device)[:, None] + keys - queries
+                j = torch.arange(keys, device=subject.device)
+                wanted = (p - j < size) & ((j <= p) if causal else (j - p < size))
+                what = f"window_size={size}, L={queries}, S={keys}, causal={causal}"
+                expect_visible(visible(subject, told, mask), wanted, what)
+    return exactly(0, "wrong pairs")
+
+
+def _ways(promises: Promises) -> list[bool]:
+    ways = (("causal", True), ("bidirectional", False))
+    return [causal for name, causal in ways if getattr(promises, name)]
+
+
+def _unequal(promises: Promises) -> Iterator[Mapping[str, int]]:
+    """Yield L and S; for more queries than keys, some parts of masks have no meaning."""
+    pairs = [(1, 40), (5, 40), (39, 70)] + ([] if promises.needs else [(40, 33)])
+    yield from ({"queries": queries, "keys": keys} for queries, keys in pairs)
+
+
+@check(
+    "M5.alignment",
+    "Causal with L != S: query i reads exactly {j : j <= i + S - L}; a single query reads all.",
+    families=("softmax",),
+    relations=("exact",),
+    applies=lambda promises: promises.causal and promises.cross,
+    cases=_unequal,
+)
+def alignment(subject: SoftmaxOperation, queries: int, keys: int) -> Measured:
+    """Compare with the formula for fewer and for more queries than keys."""
+    sizes = Sizes(1, subject.heads, queries, keys)
+    mask = subject.mask(sizes, causal=True, wide=True)
+    i = torch.arange(queries, device=subject.device)[:, None]
+    wanted = torch.arange(keys, device=subject.device) <= i + keys - queries
+    told = telling_call(subject, sizes)
+    expect_visible(visible(subject, told, mask), wanted, f"L={queries}, S={keys}")
+    return exactly(0, "wrong pairs")
+
+
+@check(
+    "M11.documents",
+    "Other values in one document leave the outputs of every other document as they are, to the "
+    "bit.",
+    levels=("operation", "layer"),
+    applies=lambda promises: "documents" in promises.masks,
+)
+def documents(subject: Subject) -> Measured:
+    """Disturb one document of every sample; lengths 1, 64, 65 and 10, and the reverse."""
+    ids = torch.repeat_interleave(torch.arange(4), torch.tensor([1, 64, 65, 10]))
+    ids = torch.stack((ids, ids.flip(0).neg())).repeat_interleave(3, 0)  # (B, L)
+    chosen = torch.tensor([0, 1, 2, 0, -1, -2])  # the document of each sample
+    where = (ids == chosen[:, None]).to(subject.device)  # (B, L)
+    call = subject.draw("M11", batch=len(ids), length=ids.shape[1])
+    call = call.masked(call.mask & attnkit.documents(ids.to(subject.device)))
+    whole = subject(call)
+    moved = subject(disturbed(call, where, subject.random("M11 other"), subject.family))
+    inside = beside(where, whole)
+    for sample, document in enumerate(chosen.abs().tolist()):
+        changed = whole[sample][inside[sample]], moved[sample][inside[sample]]
+        must_differ(*changed, f"disturbing document {document}")
+    what = "outputs outside of the one document of a sample that is disturbed"
+    unmoved(subject, call, (~inside,), (whole, moved), what)
+    return exactly(0, "moved elements")
+
+
+def _hiding(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield the promised parts of masks that say which token sees which."""
+    for part in promises.masks:
+        if part != "padding" and part not in promises.needs:
+            yield {"part": part}
+
+
+@check(
+    "M13.hidden_tokens",
+    "A mixer under a mask: the gradient of output i to every token that the mask hides from i, its "
+    "own aside, is exactly 0.",
+    levels=("layer",),
+    families=("mixer",),
+    applies=lambda promises: promises.gradients and bool(set(promises.masks) - {"padding"}),
+    cases=_hiding,
+)
+def hidden_tokens(subject: Subject, part: MaskPart) -> Measured:
+    """Send a random gradient into one token at a time."""
+    length = 40
+    call = subject.draw("M13", length=length).leaves()
+    sizes = Sizes(2, 1, length, length)
+    mask = call.mask & mask_part(part, sizes, subject.device)
+    seen = mask if subject.promises.bidirectional else mask & attnkit.causal()
+    shown = seen.to_bool(sizes, torch.device(subject.device)).expand(2, 1, -1, -1)[:, 0]
+    if shown.all():
+        raise InconclusiveError(f"mask {part} hides nothing, so the check proves nothing")
+    with torch.enable_grad():
+        out = subject(call.masked(mask))
+    for i in (0, 13, 26, 39):
+        grad_out = torch.zeros_like(out)
+        grad_out[:, i] = subject.cast(normal(subject.random(f"M13 {i}"), 2, out.shape[2]))
+        (found,) = torch.autograd.grad(out, [call.tensors["x"]], grad_out, retain_graph=True)
+        wrong = (found != 0).any(-1) & ~shown[:, i]  # (B, L)
+        wrong[:, i] = False
+        if wrong.any():
+            sample, j = (int(index) for index in wrong.nonzero()[0])
+            raise BrokenError(
+                f"output {i} of sample {sample} sends a gradient to token {j}, which mask {part} "
+                f"hides from it; so do {int(wrong.sum())} pairs"
+            )
+    return exactly(0, "gradients to hidden tokens")
+
+
+def masked_calls(subject: SoftmaxOperation) -> Iterator[tuple[str, Call, Tensor]]:
+    """Yield calls with rows that see nothing: what, the call, and those rows (B, H, L)."""
+    queries = keys = 20
+    sizes = Sizes(2, subject.heads, queries, keys)
+    promises = subject.promises
+    base = subject.mask(sizes)
+    if "dense" in promises.masks:
+        rows = torch.ones(queries, keys, dtype=torch.bool, device=subject.device)
+        rows[[0, 7, 19]] = False
+        yield "dense", *_call_with(subject, sizes, base & attnkit.dense(rows))
+    if "padding" in promises.masks:
+        lengths = torch.tensor([0, keys], device=subject.device)
+        yield "padding of length 0", *_call_with(subject, sizes, base & attnkit.padding(lengths))
+        counts = torch.tensor([6, 0], device=subject.device)
+        yield "left padding", *_call_with(subject, sizes, base & attnkit.left_padding(counts))
+    if promises.causal and promises.cross and not promises.needs:
+        sizes = Sizes(2, subject.heads, 25, keys)
+        yield "causal with L > S", *_call_with(subject, sizes, subject.mask(sizes, causal=True))
+
+
+def _call_with(subject: SoftmaxOperation, sizes: Sizes, mask: Mask) -> tuple[Call, Tensor]:
+    call = subject.draw("masked rows", length=sizes.queries, keys=sizes.keys, mask=mask)
+    seen = mask.to_bool(sizes, torch.device(subject.device)).expand(*sizes)
+    return call, ~seen.any(-1)

@@ -1,0 +1,200 @@
+"""N: errors against the float64 definition, forward and backward, in derived units."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnkit.masks.constructors import Sizes
+from attnkit_contracts.catalogue import Measured, check
+from attnkit_contracts.inputs.calls import mask_part, normal
+from attnkit_contracts.judging.gradients import gradient_bounds
+from attnkit_contracts.judging.outputs import (
+    bound,
+    gradients,
+    must_be_finite,
+    near,
+    output_shape,
+    worst,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from attnkit.promises import Promises
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+    from attnkit_contracts.subjects.subject import Subject
+
+OPTIONS = ("cross", "gqa", "value_width", "bias", "scale", "softcap", "sinks")
+LONG = 130
+"""Tokens, more than two chunks of 64, the largest that is common."""
+
+
+def softmax_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield plain calls, each promised option alone, and all of them together."""
+    yield {"inputs": "causal" if promises.causal else "bidirectional"}
+    if promises.causal and promises.bidirectional:
+        yield {"inputs": "bidirectional"}
+    yield {"inputs": "large"}
+    promised = [name for name in OPTIONS if getattr(promises, name)]
+    for name in promised:
+        yield {"inputs": name}
+    if len(promised) > 1:
+        yield {"inputs": "+".join(promised)}
+
+
+def softmax_call(subject: SoftmaxOperation, inputs: str) -> Call:
+    """Return the call that a case of `softmax_cases` names."""
+    names = inputs.split("+")
+    queries, keys = (23, 50) if "cross" in names else (50, 50)
+    heads = 4 if "gqa" in names else subject.heads
+    kv_heads = 2 if "gqa" in names else heads
+    sizes = Sizes(2, heads, queries, keys)
+    causal = False if inputs == "bidirectional" else None
+    call = subject.draw(
+        f"N {inputs}",
+        length=queries,
+        keys=keys,
+        heads=heads,
+        kv_heads=kv_heads,
+        value_width=24 if "value_width" in names else None,
+        mask=subject.mask(sizes, causal=causal),
+    )
+    draw = subject.random(f"N {inputs} options")
+    if "large" in names:
+        call = call.map(lambda _, tensor: tensor * 4)
+    if "bias" in names:
+        call = call.given(bias=subject.cast(normal(draw, 1, heads, queries, keys)))
+    if "sinks" in names:
+        call = call.given(sinks=subject.cast(normal(draw, heads)))
+    if "scale" in names:
+        call = call.saying(scale=0.7)
+    if "softcap" in names:
+        call = call.saying(softcap=1.5)
+    return call
+
+
+def recurrence_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield every promised form of decay, with and without the options."""
+    for decay in promises.decay or ("none",):
+        yield {"inputs": decay}
+    for name in ("gqa", "value_width", "beta", "scale"):
+        if getattr(promises, name):
+            yield {"inputs": name}
+    if promises.state:
+        yield {"inputs": "state"}
+    for part in ("padding", "documents"):
+        if part in promises.masks:
+            yield {"inputs": part}
+
+
+def _backward_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
+    """Yield what a recurrence is trained on: beside the usual, what is longer than its chunks."""
+    yield from recurrence_cases(promises)
+    yield {"inputs": "long"}
+
+
+def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
+    """Return the call that a case of `recurrence_cases`, or of `_backward_cases`, names."""
+    decay = inputs if inputs in ("none", "head", "channel") else None
+    is_long = inputs == "long"
+    call = subject.draw(
+        f"N {inputs}",
+        batch=1 if is_long else 2,
+        length=LONG if is_long else 24,
+        heads=4 if inputs == "gqa" else 2,
+        groups=2,
+        value_width=24 if inputs == "value_width" else None,
+        decay=decay,  # type: ignore[arg-type]  # one of the three, as tested above
+        beta=inputs == "beta",
+        state=inputs == "state",
+    )
+    sizes = Sizes(2, 2, 24, 24)
+    if inputs == "padding":
+        call = call.masked(mask_part("padding", sizes, subject.device))
+    if inputs == "documents":
+        call = call.masked(mask_part("documents", sizes, subject.device))
+    return call.saying(scale=0.7) if inputs == "scale" else call
+
+
+def _real(call: Call, tensor: Tensor) -> Tensor:
+    """Return which rows of an output count: not those of padded tokens."""
+    real = torch.ones(tensor.shape[:-1], dtype=torch.bool, device=tensor.device)
+    for each in call.mask.conjuncts():
+        if each.parts == {"padding"} and call.tensors["query"].shape[2] == tensor.shape[-2]:
+            keep = each.to_bool(Sizes(len(tensor), 1, 1, tensor.shape[-2]), tensor.device)
+            real &= keep[:, 0, :, :]  # (B, 1, L)
+    return real
+
+
+@check(
+    "N1.forward",
+    "r = |o - o*| / unit <= gate against the float64 definition of the same rounded inputs.",
+    families=("softmax",),
+    cases=softmax_cases,
+    verdict="R",
+    required=True,
+)
+def forward(subject: SoftmaxOperation, inputs: str) -> Measured:
+    """Compare with the definition; see `attnkit_contracts.judging.units`."""
+    call = softmax_call(subject, inputs)
+    return near(bound(subject, call), subject(call))
+
+
+@check(
+    "N1.recurrence",
+    "r = |o - o*| / unit <= gate against the recurrence run token by token in float64.",
+    families=("recurrence",),
+    cases=recurrence_cases,
+    verdict="R",
+    required=True,
+)
+def recurrence(subject: RecurrenceOperation, inputs: str) -> Measured:
+    """Compare real tokens with the definition."""
+    call = recurrence_call(subject, inputs)
+    limit, out = bound(subject, call), subject(call)
+    must_be_finite({"output": out}, inputs)
+    real = _real(call, out)[..., None]
+    limit = limit._replace(exact=torch.where(real, limit.exact, 0.0))
+    return near(limit, torch.where(real, out, 0.0))
+
+
+@check(
+    "N2.backward",
+    "r_grad <= gate for the gradient of every differentiable input, with a normal grad_out.",
+    families=("softmax",),
+    applies=lambda promises: promises.gradients,
+    cases=softmax_cases,
+    verdict="R",
+)
+def backward(subject: SoftmaxOperation, inputs: str) -> Measured:
+    """Compare with the gradients of the definition."""
+    return _gradient_error(subject, softmax_call(subject, inputs))
+
+
+@check(
+    "N2.recurrence_backward",
+    "r_grad <= gate for the gradient of every differentiable input, the initial state included.",
+    families=("recurrence",),
+    applies=lambda promises: promises.gradients,
+    cases=_backward_cases,
+    verdict="R",
+)
+def recurrence_backward(subject: RecurrenceOperation, inputs: str) -> Measured:
+    """Compare with the gradients of the definition."""
+    return _gradient_error(subject, recurrence_call(subject, inputs))
+
+
+def _gradient_error(subject: Subject, call: Call) -> Measured:
+    grad_out = subject.cast(normal(subject.random("N2"), *output_shape(call)))
+    grad_out = torch.where(_real(call, grad_out)[..., None], grad_out, 0.0)
+    got = gradients(subject, call, grad_out)
+    must_be_finite(got, "gradients")
+    return worst(
+        near(limit, got[name], f"the gradient of {name}")
+        for name, limit in gradient_bounds(subject, call, grad_out).items()
+    )

@@ -1,0 +1,163 @@
+"""T, continued: pieces of a sequence that has a mask, and of layers with options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+import torch
+
+import attnkit
+from attnkit.errors import ConfigError, UnsupportedError
+from attnkit_contracts.catalogue import Measured, check
+from attnkit_contracts.checks.state.pieces import pieces
+from attnkit_contracts.judging.outputs import agree, bound, must_differ, part, worst
+from attnkit_contracts.subjects.layers import LayerSubject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from attnkit.masks.constructors import Mask
+    from attnkit.promises import Promises
+    from attnkit_contracts.inputs.calls import Call
+
+LENGTH = 32
+
+PIECES = (9, 1, 1, 13, 0, 1, 7)
+"""Lengths of chunks, `LENGTH` tokens in all: a prompt, steps, further chunks."""
+
+
+def _goes_on(promises: Promises) -> bool:
+    return promises.state and not {"documents", "padding"} & set(promises.needs)
+
+
+@check(
+    "T7.masked_steps",
+    "A prompt, then steps and chunks from its state, each under the mask of the tokens so far, "
+    "give the real tokens what F gives them under the whole mask, for padding on the left and on "
+    "both sides, for documents, and for both; NaN in padding changes nothing.",
+    levels=("layer",),
+    applies=lambda promises: (
+        _goes_on(promises) and bool({"documents", "padding"} & set(promises.masks))
+    ),
+    verdict="R",
+)
+def masked_steps(subject: LayerSubject) -> Measured:
+    """Pad and cut three samples differently; padding and documents reach over several pieces."""
+    call, found = subject.draw("T7", batch=3, length=LENGTH), []
+    plain = subject(call)
+    for what, ends, counts, ids in _masks(subject):
+        at = torch.arange(LENGTH, device=subject.device)
+        real = (at >= counts[:, None]) & (at < ends[:, None])  # (B, L)
+        masked = call.masked(call.mask & _hidden(ends, counts, ids, LENGTH))
+        whole, limit = subject(masked), bound(subject, masked, probes=4)
+        if subject.family != "feedforward":
+            must_differ(plain[real], whole[real], what)
+        empty = call.given(x=torch.where(real[..., None], call.tensors["x"], float("nan")))
+        got = _masked_pieces(subject, empty, ends, counts, ids)
+        found.append(agree(part(limit, (real,)), whole[real], got[real], what))
+    return worst(found)
+
+
+def _masks(subject: LayerSubject) -> Iterator[tuple[str, Tensor, Tensor, Tensor | None]]:
+    """Yield what, where each sample ends and begins, (B,) twice, and its documents, (B, S)."""
+    masks = subject.promises.masks
+    whole = torch.tensor([LENGTH] * 3, device=subject.device)
+    ends, counts = (torch.tensor(each, device=subject.device) for each in ((32, 30, 26), (0, 4, 8)))
+    later = torch.tensor([0, 5, 12], device=subject.device)  # more than the prompt has, too
+    cuts = torch.tensor([[9, 17], [3, 11], [10, 25]], device=subject.device)
+    ids = (torch.arange(LENGTH, device=subject.device)[:, None] >= cuts[:, None]).sum(-1)
+    if "padding" in masks:
+        yield "left padding", whole, later, None
+        yield "padding on both sides", ends, counts, None
+    if "documents" in masks:
+        yield "documents", whole, whole * 0, ids
+    if {"documents", "padding"} <= set(masks):
+        yield "documents behind left padding", whole, counts, ids
+
+
+def _hidden(ends: Tensor, counts: Tensor, ids: Tensor | None, tokens: int) -> Mask:
+    """Return the mask of the first tokens."""
+    mask = attnkit.full() if ids is None else attnkit.documents(ids[:, :tokens])
+    if counts.any():
+        mask &= attnkit.left_padding(counts.clamp(max=tokens))
+    if (ends < LENGTH).any():
+        mask &= attnkit.padding(ends.clamp(max=tokens))
+    return mask
+
+
+def _masked_pieces(
+    subject: LayerSubject, call: Call, ends: Tensor, counts: Tensor, ids: Tensor | None
+) -> Tensor:
+    state, outputs, start = subject.begin(3), [], 0
+    for length in PIECES:
+        stop = start + length
+        out, state = subject.advance(
+            call.tokens(start, stop), state, _hidden(ends, counts, ids, stop)
+        )
+        outputs.append(out)
+        start = stop
+    return torch.cat(outputs, 1)
+
+
+VALUES: dict[str, Any] = {
+    "rotary_base": 100.0,
+    "window_size": 5,
+    "softcap": 0.5,
+    "num_kv_heads": 1,
+    "value_head_dim": 12,
+    "scale": 1.5,
+    "conv_size": 3,
+}
+"""Options to step with, beside every choice and switch that a configuration has."""
+
+LEFT_OUT = ("implementation", "is_causal", "context_dim")
+"""What is checked as itself, or must be as it is for a layer to have a state."""
+
+
+@check(
+    "T7.option_steps",
+    "F in pieces, with its state, is F for every option of the layer, alone and all together.",
+    levels=("layer",),
+    applies=_goes_on,
+    verdict="R",
+)
+def option_steps(subject: LayerSubject) -> Measured:
+    """Build a layer for each switch, choice and known field of its configuration."""
+    found, taken = [], dict[str, Any]()
+    for options in [{}, *_options(subject)]:
+        measured = _in_pieces(subject, options)
+        if measured is not None:
+            found.append(measured)
+            taken |= options
+    together = _in_pieces(subject, taken)
+    return worst([*found, together] if together is not None else found)
+
+
+def _options(subject: LayerSubject) -> Iterator[dict[str, Any]]:
+    """Yield one option each, other than what the layer has."""
+    for name, field in type(subject.config).model_fields.items():
+        has = getattr(subject.config, name)
+        if name in LEFT_OUT:
+            continue
+        if field.annotation is bool:
+            yield {name: not has}
+        elif get_origin(field.annotation) is not None and all(
+            isinstance(each, str) for each in get_args(field.annotation)
+        ):
+            yield from ({name: each} for each in get_args(field.annotation) if each != has)
+        elif name in VALUES and VALUES[name] != has:
+            yield {name: VALUES[name]}
+
+
+def _in_pieces(subject: LayerSubject, options: Mapping[str, Any]) -> Measured | None:
+    """Measure the subject with options; None where they or a state with them are refused."""
+    try:
+        with_it = LayerSubject(subject.target, **options)
+        call = with_it.draw("T7 options", length=LENGTH)
+        got = pieces(with_it, call, PIECES)
+    except (ConfigError, UnsupportedError):
+        return None
+    where = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return agree(bound(with_it, call, probes=4), with_it(call), got, where)

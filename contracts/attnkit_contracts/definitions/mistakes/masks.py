@@ -1,0 +1,219 @@
+"""Wrong ways to read a mask: each returns which keys are seen, bool (B, H, L, S).
+
+Part of `mistakes_softmax`. A part of a mask that is read wrongly stands beside others that are
+read rightly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from attnkit.masks.constructors import (
+    Blocks,
+    Causal,
+    Dense,
+    Documents,
+    Mask,
+    Or,
+    Padding,
+    PrefixLM,
+    Sizes,
+    SlidingWindow,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+Visible = "Callable[[Mask, Sizes, torch.device], Tensor]"
+
+
+class Grid(NamedTuple):
+    """Positions: ``i`` of queries, (L, 1); ``p`` of queries among the keys; ``j`` of keys, (S,)."""
+
+    i: Tensor
+    p: Tensor
+    j: Tensor
+
+
+def grid(sizes: Sizes, device: torch.device) -> Grid:
+    """Return the positions of a call."""
+    i = torch.arange(sizes.queries, device=device)[:, None]
+    return Grid(i, i + sizes.keys - sizes.queries, torch.arange(sizes.keys, device=device))
+
+
+def visible(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+    """Read a mask rightly."""
+    return mask.to_bool(sizes, device).expand(*sizes)
+
+
+def misread(
+    *kinds: type[Mask], seen: Callable[[Mask, Grid, Sizes], Tensor]
+) -> Callable[[Mask, Sizes, torch.device], Tensor]:
+    """Return a reader that takes parts of these kinds for something else."""
+
+    def read(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+        found = torch.ones(*sizes, dtype=torch.bool, device=device)
+        for part in mask.conjuncts():
+            wrong = isinstance(part, kinds)
+            found = found & (
+                seen(part, grid(sizes, device), sizes) if wrong else part.to_bool(sizes, device)
+            )
+        return found
+
+    return read
+
+
+def ignoring(*kinds: type[Mask]) -> Callable[[Mask, Sizes, torch.device], Tensor]:
+    """Return a reader that overlooks parts of these kinds."""
+    return misread(*kinds, seen=lambda _part, at, _sizes: (at.p == at.p) & (at.j == at.j))
+
+
+def upper_left(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+    """Count queries from the first key on."""
+    if isinstance(part, SlidingWindow):
+        return (at.i - at.j).abs() < part.window_size
+    return at.j <= at.i
+
+
+def window_of(extra: int) -> Callable[[Mask, Grid, Sizes], Tensor]:
+    """Return windows that are too long by some keys."""
+
+    def seen(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+        assert isinstance(part, SlidingWindow)
+        return (at.p - at.j).abs() < part.window_size + extra
+
+    return seen
+
+
+def earlier_only(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+    """Limit earlier keys and no later ones."""
+    assert isinstance(part, SlidingWindow)
+    return at.p - at.j < part.window_size
+
+
+def earlier_and_causal(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+    """Hide all later keys with the window."""
+    return earlier_only(part, at, sizes) & (at.j <= at.p)
+
+
+def two_sided(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+    """Drop the causal part wherever there is a window."""
+    reader = ignoring(Causal) if mask.window is not None else visible
+    return reader(mask, sizes, device)
+
+
+def other_side(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+    """Look for padding at the other end, (B, 1, 1, S)."""
+    assert isinstance(part, Padding)
+    seen = torch.ones(sizes.batch, 1, 1, sizes.keys, dtype=torch.bool, device=at.j.device)
+    if part.lengths is not None:
+        seen = seen & (at.j >= sizes.keys - part.lengths[:, None, None, None])
+    if part.starts is not None:
+        seen = seen & (at.j < sizes.keys - part.starts[:, None, None, None])
+    return seen
+
+
+def inverted_part(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+    """Take True for hidden."""
+    return ~part.to_bool(sizes, at.j.device)
+
+
+def inverted(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+    """Take the whole mask's True for hidden."""
+    return ~visible(mask, sizes, device)
+
+
+def any_part(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+    """Show a key that any part allows."""
+    parts = [part.to_bool(sizes, device).expand(*sizes) for part in mask.conjuncts()]
+    return torch.stack(parts).any(0) if parts else visible(mask, sizes, device)
+
+
+def both_sides(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+    """Take ``|`` for ``&``."""
+    assert isinstance(part, Or)
+    device = at.j.device
+    return part.left.to_bool(sizes, device) & part.right.to_bool(sizes, device)
+
+
+def without_tail(block: int) -> Callable[[Mask, Sizes, torch.device], Tensor]:
+    """Return a reader that overlooks keys behind the last whole block."""
+
+    def read(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+        whole = sizes.keys // block * block
+        kept = torch.arange(sizes.keys, device=device) < (whole or sizes.keys)
+        return visible(mask, sizes, device) & kept
+
+    return read
+
+
+def without_newest(
+    *, least: int = 0, stepping: bool = False
+) -> Callable[[Mask, Sizes, torch.device], Tensor]:
+    """Return a reader that overlooks the last key, of many keys alone or of one query alone."""
+
+    def read(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+        lost = sizes.keys > least and (sizes.queries == 1 or not stepping)
+        kept = torch.arange(sizes.keys, device=device) < sizes.keys - lost
+        return visible(mask, sizes, device) & kept
+
+    return read
+
+
+def strict(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+    """Hide a query's own key."""
+    return at.j < at.p
+
+
+def one_ahead(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+    """Show the next key."""
+    return at.j <= at.p + 1
+
+
+def as_causal(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+    """Take a prefix for nothing but causal."""
+    return at.j <= at.p
+
+
+READERS = (
+    ("upper_left_causal", "the causal mask aligned upper-left instead of lower-right",
+     (misread(Causal, seen=upper_left), misread(Causal, SlidingWindow, seen=upper_left))),
+    ("causal_ignored", "the causal mask ignored", (ignoring(Causal),)),
+    ("causal_strict", "the causal mask hiding a query's own key", (misread(Causal, seen=strict),)),
+    ("causal_one_ahead", "the causal mask showing one later key",
+     (misread(Causal, seen=one_ahead),)),
+    ("window_one_long", "a window of one key more", (misread(SlidingWindow, seen=window_of(1)),)),
+    ("window_one_short", "a window of one key less",
+     (misread(SlidingWindow, seen=window_of(-1)),)),
+    ("window_two_sided", "a window that reaches both ways although the mask is causal",
+     (two_sided,)),
+    ("window_one_sided", "a window that limits earlier keys only",
+     (misread(SlidingWindow, seen=earlier_only), misread(SlidingWindow, seen=earlier_and_causal))),
+    ("window_ignored", "the window ignored", (ignoring(SlidingWindow),)),
+    ("padding_ignored", "the padding ignored", (ignoring(Padding),)),
+    ("padding_other_side", "the padding taken to be at the other end",
+     (misread(Padding, seen=other_side),)),
+    ("documents_ignored", "the documents ignored", (ignoring(Documents),)),
+    ("prefix_ignored", "the prefix ignored",
+     (ignoring(PrefixLM), misread(PrefixLM, seen=as_causal))),
+    ("dense_ignored", "the dense mask ignored", (ignoring(Dense),)),
+    ("dense_inverted", "the polarity of the dense mask inverted (True taken for hidden)",
+     (misread(Dense, seen=inverted_part),)),
+    ("blocks_ignored", "the block map ignored", (ignoring(Blocks),)),
+    ("mask_inverted", "the polarity of the whole mask inverted (True taken for hidden)",
+     (inverted,)),
+    ("mask_ignored", "the whole mask ignored", (ignoring(Mask),)),
+    ("parts_or", "the parts of the mask joined by or instead of and", (any_part,)),
+    ("union_and", "the two sides of a union joined by and instead of or",
+     (misread(Or, seen=both_sides),)),
+    ("newest_key_dropped", "the newest key dropped",
+     (*(without_newest(least=least) for least in (0, 16, 32, 64, 128)),
+      without_newest(stepping=True))),
+    ("tail_dropped", "the keys behind the last whole block dropped",
+     tuple(without_tail(block) for block in (16, 32, 64, 128))),
+)  # fmt: skip
+"""Name, statement and readers of every mistake that is about masks."""

@@ -1,0 +1,116 @@
+"""What is wrong with one call: its output, its gradients, or what it did to its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from attnkit.errors import AttnkitError, UnsupportedError
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError
+from attnkit_contracts.diagnosis import observations as experiments
+from attnkit_contracts.diagnosis.observations import Fault
+from attnkit_contracts.inputs.calls import normal
+from attnkit_contracts.judging import outputs as judging
+from attnkit_contracts.judging.gradients import gradient_bounds
+from attnkit_contracts.subjects.layers import LayerSubject
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.judging.outputs import Bound
+    from attnkit_contracts.subjects.subject import Subject
+
+
+def fault_of(subject: Subject, call: Call) -> Fault | None:
+    """Return what is wrong with a call; None for nothing, or for no way to tell.
+
+    Args:
+        subject: Whose call it is.
+        call: One that brings a ``grad_out`` is asked for its gradients, not for its output.
+    """
+    if "grad_out" in call.tensors:
+        return _gradient_fault(subject, call)
+    if not _tellable(subject, call):
+        return None
+    seen = experiments.observe(subject, call)
+    if not experiments.is_finite(seen.plain):
+        return None
+    if seen.error is not None:
+        return _raised(seen.error)
+    # a write is told where it spoils nothing: else the wrong output is
+    written = next((Fault("write", name) for name in seen.written), None)
+    try:
+        limits = experiments.expected(subject, seen)
+    except (InconclusiveError, AttnkitError):
+        return written
+    dtype = next(iter(call.tensors.values())).dtype
+    wrong = [_fault(name, seen.got[name], limit, dtype) for name, limit in limits.items()]
+    first = next((each for each in wrong if each is not None), None)
+    return written if first is None else replace(first, written=seen.written)
+
+
+def _tellable(subject: Subject, call: Call) -> bool:
+    """Return whether a call has an answer: dropout shows only where values may be any width."""
+    if not call.extras.get("dropout_p"):
+        return True
+    query, value = call.tensors["query"], call.tensors["value"]
+    return subject.promises.value_width or query.shape[3] == value.shape[2]
+
+
+def _raised(error: Exception) -> Fault | None:
+    # a refusal is an answer
+    if isinstance(error, UnsupportedError):
+        return None
+    return Fault(f"raises {type(error).__name__}", told=str(error))
+
+
+def _fault(name: str, got: Tensor, limit: Bound, dtype: torch.dtype) -> Fault | None:
+    if got.shape != limit.exact.shape:
+        return Fault("shape", name, got, limit, f"{tuple(got.shape)}")
+    if name == "out" and got.dtype != dtype:
+        return Fault("dtype", name, got, limit, str(got.dtype))
+    if not got.isfinite().all() and limit.exact.isfinite().all():
+        return Fault("not finite", name, got, limit)
+    fault = Fault("values", name, got, limit)
+    return fault if fault.error > 1 else None
+
+
+def with_grad_out(subject: Subject, call: Call) -> Call:
+    """Return a call that brings the gradient of its output, too."""
+    shape = judging.output_shape(call)
+    return call.given(grad_out=subject.cast(normal(subject.random("gradient"), *shape)))
+
+
+def _gradient_fault(subject: Subject, call: Call) -> Fault | None:
+    grad_out = call.arguments()["grad_out"]
+    call = experiments.without_padding(
+        subject, call.without("grad_out").map(lambda _, tensor: tensor.detach())
+    )
+    if grad_out.shape != judging.output_shape(call):
+        return None
+    try:
+        found = judging.gradients(subject, call, grad_out)
+    except BrokenError as error:
+        return Fault("no gradient", "gradient", told=str(error))
+    except UnsupportedError:
+        return None
+    # whatever a stranger's code raises is what we look for
+    except Exception as error:
+        return Fault(f"raises {type(error).__name__}", "gradient", told=str(error))
+    if isinstance(subject, LayerSubject):
+        # its float64 is its own, and routes tokens as it likes
+        return None
+    try:
+        limits = gradient_bounds(subject, call, grad_out)
+    except (AttnkitError, InconclusiveError, RuntimeError):
+        return None
+    for name, limit in limits.items():
+        got = found.get(name)
+        if got is None:
+            continue
+        fault = Fault("values", f"gradient of {name}", got, limit)
+        if fault.error > 1:
+            return fault
+    return None

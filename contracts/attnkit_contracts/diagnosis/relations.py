@@ -1,0 +1,355 @@
+"""Rules between calls of a layer, written as the few lines of Python that show one to be broken.
+
+A layer without a definition has nothing that a single call could be compared with; what a check
+found broken is a rule between calls. The lines here are both what is run to find the smallest such
+call and what is written down for it: a script shows what was seen, since it is what was run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+import attnkit
+from attnkit_contracts.definitions import oracle
+from attnkit_contracts.diagnosis import smallest as shrinking
+from attnkit_contracts.diagnosis.scripts import layer_script, mask_source, placed
+from attnkit_contracts.judging import outputs as judging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from attnkit.masks.constructors import Mask
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.layers import LayerSubject
+
+CALLS = 4
+"""How many calls of a check are looked at."""
+
+FEW = 12
+"""Up to so many tokens every place is tried, beyond them every seventh, as M1 does."""
+
+
+class Relation(NamedTuple):
+    """A rule between calls.
+
+    Attributes:
+        told: What is said of a layer that breaks it.
+        lines: Show it, for a ``layer`` and its input ``x``; end in an AssertionError.
+        cases: Yields what to put into both, for a call.
+    """
+
+    told: str
+    lines: str
+    cases: Callable[[LayerSubject, Call], Iterator[Mapping[str, Any]]]
+
+    def shown(self, subject: LayerSubject, call: Call) -> Shown | None:
+        """Return how a call breaks the rule; None if it does not."""
+        for case in self.cases(subject, call):
+            told = self.told.format(**case)
+            said = {"mask": _said(call.mask), "told": told, **case}
+            lines = self.lines.strip().format(**said)
+            if _fails(lines, subject, call):
+                return Shown(told, tuple(lines.splitlines()))
+        return None
+
+
+class Shown(NamedTuple):
+    """How a call breaks a rule."""
+
+    told: str
+    lines: tuple[str, ...]
+
+
+class Found(NamedTuple):
+    """The smallest call that was found to break a rule, how, and the whole script."""
+
+    call: Call
+    told: str
+    script: str
+
+
+def explained(subject: LayerSubject, calls: tuple[Call, ...], rule: str) -> Found | None:
+    """Return what breaks a rule; None where it has no lines here, or none of the calls breaks it.
+
+    Args:
+        subject: Whose calls they are.
+        calls: Of the check that failed.
+        rule: The id of the check.
+    """
+    plain = [call.map(lambda _, tensor: tensor.detach()) for call in calls[:CALLS]]
+    # a context would have to be cut and written down as well
+    plain = [call for call in plain if set(call.tensors) == {"x"}]
+    for relation in RELATIONS.get(rule, ()):
+        for call in plain:
+            shown = relation.shown(subject, call)
+            if shown is not None:
+                return _smallest(relation, subject, call, shown)
+    return None
+
+
+def _smallest(relation: Relation, subject: LayerSubject, call: Call, shown: Shown) -> Found:
+    def lines(other: Call) -> tuple[str, ...]:
+        again = relation.shown(subject, other)
+        return () if again is None else again.lines
+
+    smallest = shrinking.shrink(subject, call, lambda other: bool(lines(other)))
+    # what is not deterministic may be right the next time
+    shown = relation.shown(subject, smallest) or shown
+    return Found(smallest, shown.told, layer_script(subject, smallest, lines))
+
+
+def _fails(lines: str, subject: LayerSubject, call: Call) -> bool:
+    """Run the lines, and return whether they end in an AssertionError."""
+    x = call.tensors["x"].detach().clone()
+    space = {"torch": torch, "attnkit": attnkit, "layer": subject.layer, "x": x}
+    try:
+        with torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
+            # lines of this module, with numbers and masks put in
+            exec(lines, space)
+    except AssertionError:
+        return True
+    # a stranger's code may raise anything else: then the lines do not show what they are about
+    except Exception:
+        return False
+    return False
+
+
+def _said(mask: Mask) -> str:
+    return f", mask={mask_source(mask)}" if mask.conjuncts() else ""
+
+
+def _places(length: int) -> Iterator[int]:
+    """Yield where to cut; see `FEW`."""
+    yield from range(1, length) if length <= FEW else range(3, length, 7)
+
+
+def _allowed(subject: LayerSubject, call: Call) -> str:
+    """Return how far two right outputs may be apart, as a number."""
+    limit = judging.bound(subject, call, probes=4)
+    return f"{float((2 * limit.gate * limit.unit).max()):.3g}"
+
+
+def _cuts(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    for place in _places(call.tensors["x"].shape[1]):
+        yield {"t": place}
+
+
+def _prefixes(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    allowed = _allowed(subject, call)
+    for place in _places(call.tensors["x"].shape[1]):
+        own = _said(shrinking.tokens(call, 0, place).mask)
+        yield {"t": place, "own": own, "allowed": allowed}
+
+
+def _outputs(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    for place in _places(call.tensors["x"].shape[1]):
+        yield {"t": place - 1, "later": place}
+
+
+def _samples(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    batch = len(call.tensors["x"])
+    if batch > 1:
+        allowed = _allowed(subject, call)
+        for b in range(batch):
+            own = _said(shrinking.samples(call, [b]).mask)
+            yield {"b": b, "at": f"{b} : {b + 1}", "own": own, "allowed": allowed}
+
+
+def _padded(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    x = call.tensors["x"]
+    real = oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
+    if real.any() and not real.all():
+        for held, number in (("1e4", "1e4"), ("NaN", 'float("nan")')):
+            written = f"torch.tensor({real.tolist()}){placed(real)}"
+            yield {"real": written, "held": held, "number": number}
+
+
+def _padded_gradients(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    if subject.promises.gradients:
+        yield from _padded(subject, call)
+
+
+def _documents(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    rest, marked = attnkit.full(), []
+    for part in call.mask.conjuncts():
+        if part.parts == {"documents"}:
+            marked.append(part)
+        else:
+            rest &= part
+    if not marked:
+        return
+    x = call.tensors["x"]
+    first = oracle.restarts(call.mask, x.shape[0], x.shape[1], x.device)
+    allowed = _allowed(subject, call)
+    for b, row in enumerate(first):
+        edges = [0, *row.nonzero().flatten().tolist(), x.shape[1]]
+        for start, stop in itertools.pairwise(edges):
+            single = shrinking.samples(call.masked(rest), [b])
+            own = _said(shrinking.tokens(single, start, stop).mask)
+            at = f"{b} : {b + 1}, {start} : {stop}"
+            yield {"b": b, "t": start, "at": at, "own": own, "allowed": allowed}
+
+
+def _stepwise(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    x = call.tensors["x"]
+    if not call.mask.conjuncts():
+        yield {"batch": len(x), "length": x.shape[1], "allowed": _allowed(subject, call)}
+
+
+def _alike(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    yield {"allowed": _allowed(subject, call)}
+
+
+def _once(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    yield {}
+
+
+def _differentiable(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+    if subject.dtype == torch.float64:
+        yield {}
+
+
+_SAME = """
+print("one  ", one)
+print("other", other)
+assert torch.equal(one, other), "{told}"
+"""
+
+_NEAR = """
+print("one  ", one)
+print("other", other)
+off = float((one - other).abs().max())
+# as far as two right outputs may be apart
+assert off <= {allowed}, f"{told}: off by {{off:.3g}}"
+"""
+
+RELATIONS: Mapping[str, tuple[Relation, ...]] = {
+    "M1.suffix_perturbation": (
+        Relation(
+            "outputs before token {t} move when tokens from {t} on do",
+            """
+later = x.clone()
+later[:, {t}:] = 1 - 3 * x[:, {t}:]
+one, other = layer(x{mask})[:, :{t}], layer(later{mask})[:, :{t}]"""
+            + _SAME,
+            _cuts,
+        ),
+    ),
+    "M2.gradient_causality": (
+        Relation(
+            "output {t} sends a gradient to later tokens",
+            """
+x.requires_grad_()
+y = layer(x{mask})
+(gradient,) = torch.autograd.grad(y[:, {t}].square().sum(), x)
+print("gradient of output {t} to tokens from {later} on", gradient[:, {later}:])
+assert not gradient[:, {later}:].any(), "{told}"
+""",
+            _outputs,
+        ),
+    ),
+    "M9.padding_content": (
+        Relation(
+            "outputs of real tokens move when padding holds {held}",
+            """
+real = {real}
+filled = x.masked_fill(~real[..., None], {number})
+one, other = layer(x{mask})[real], layer(filled{mask})[real]"""
+            + _SAME,
+            _padded,
+        ),
+        Relation(
+            "gradients of real tokens move when padding holds {held}",
+            """
+real = {real}
+x.requires_grad_()
+filled = x.masked_fill(~real[..., None], {number})
+(one,) = torch.autograd.grad(layer(x{mask})[real].square().sum(), x)
+(other,) = torch.autograd.grad(layer(filled{mask})[real].square().sum(), x)
+one, other = one[real], other[real]"""
+            + _SAME,
+            _padded_gradients,
+        ),
+    ),
+    "M11.packed": (
+        Relation(
+            "the document from token {t} of sample {b} on gives something else alone",
+            """
+one, other = layer(x{mask})[{at}], layer(x[{at}]{own})"""
+            + _NEAR,
+            _documents,
+        ),
+    ),
+    "A1.batch_independence": (
+        Relation(
+            "sample {b} gives something else alone",
+            """
+one, other = layer(x{mask})[{at}], layer(x[{at}]{own})"""
+            + _NEAR,
+            _samples,
+        ),
+    ),
+    "T1.prefix": (
+        Relation(
+            "the first {t} tokens give something else alone",
+            """
+one, other = layer(x{mask})[:, :{t}], layer(x[:, :{t}]{own})"""
+            + _NEAR,
+            _prefixes,
+        ),
+    ),
+    "T2.steps": (
+        Relation(
+            "token by token, with the state handed on, it gives something else",
+            """
+state, steps = layer.init_state({batch}), []
+for i in range({length}):
+    y, state = layer(x[:, i : i + 1], state=state)
+    steps.append(y)
+one, other = layer(x), torch.cat(steps, 1)"""
+            + _NEAR,
+            _stepwise,
+        ),
+    ),
+    "S3.determinism": (
+        Relation(
+            "the same call gives something else the second time",
+            """
+one, other = layer(x{mask}), layer(x{mask})"""
+            + _SAME,
+            _once,
+        ),
+    ),
+    "S5.strides": (
+        Relation(
+            "equal numbers at other strides give something else",
+            """
+one, other = layer(x{mask}), layer(x.mT.contiguous().mT{mask})"""
+            + _NEAR,
+            _alike,
+        ),
+    ),
+    "N3.central_differences": (
+        Relation(
+            "the gradient is not the slope of the output",
+            """
+direction, h = x.roll(1, -1), 2.0**-20
+with torch.no_grad():
+    slope = (layer(x + h * direction{mask}) - layer(x - h * direction{mask})).sum() / (2 * h)
+x.requires_grad_()
+(gradient,) = torch.autograd.grad(layer(x{mask}).sum(), x)
+print("slope   ", float(slope))
+print("gradient", float((gradient * direction).sum()))
+off = float(((gradient * direction).sum() - slope).abs())
+assert off <= 1e-6 * float((gradient * direction).abs().sum()), "{told}"
+""",
+            _differentiable,
+        ),
+    ),
+}
+"""By the id of the check that asks for it; the first that is broken is shown."""

@@ -1,0 +1,325 @@
+"""A few lines of Python that show a wrong call with torch, attnkit and the variant alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnkit.errors import AttnkitError
+from attnkit.masks.constructors import Blocks, Dense, Documents, Or, Padding, PrefixLM
+from attnkit.registry import registry
+from attnkit.registry.discovery import SESSION
+from attnkit_contracts.diagnosis import observations as experiments
+from attnkit_contracts.diagnosis.faults import fault_of
+from attnkit_contracts.diagnosis.smallest import is_small
+from attnkit_contracts.subjects.layers import LayerSubject, sample_options
+from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from attnkit.interface import Variant
+    from attnkit.masks.constructors import Mask
+    from attnkit_contracts.diagnosis.observations import Fault
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.judging.outputs import Bound
+    from attnkit_contracts.subjects.subject import Subject
+
+SEEDS = 4
+EXPECTED_NUMBERS = 256
+
+RECIPES = {
+    "log_decay": "-torch.rand({shape}, dtype={dtype})",
+    "beta": "torch.rand({shape}, dtype={dtype})",
+    "initial_state": "torch.randn({shape}, dtype={dtype})",
+}
+"""How tensors are drawn, by name; the others are `torch.randn`."""
+
+DEFAULT = "torch.randn({shape}, dtype={dtype})"
+
+
+def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> str:
+    """Return the script, which ends in an error as long as the call is wrong.
+
+    It is empty where a call, or the variant, cannot be written down.
+
+    Args:
+        subject: Whose call it is.
+        call: A wrong one, as small as it can be.
+        persists: Whether another call is wrong in the same way.
+    """
+    where = whereabouts(subject.target.variant)
+    if where is None or call.extras.get("dropout_p"):
+        return ""
+    written = _inputs(call, persists)
+    if written is None:
+        return ""
+    call, lines = written
+    fault = fault_of(subject, call)
+    imports, variant = where
+    body = [] if fault is None else _shown(subject, call, variant, fault)
+    if not body:
+        return ""
+    return "\n".join(["import torch", "", "import attnkit", *imports, "", *lines, "", *body])
+
+
+def layer_script(subject: LayerSubject, call: Call, shows: Callable[[Call], Sequence[str]]) -> str:
+    """Return a script of lines that show more than one call of a layer to be wrong.
+
+    Args:
+        subject: Whose layer it is.
+        call: As small as it can be.
+        shows: Returns the lines that show it for a call, behind those that make ``layer`` and
+            ``x``; none if another call is right.
+    """
+    where = whereabouts(subject.target.variant)
+    written = None if where is None else _inputs(call, lambda other: bool(shows(other)))
+    if where is None or written is None:
+        return ""
+    imports, variant = where
+    call, lines = written
+    made = _made(subject, variant)
+    return "\n".join(
+        ["import torch", "", "import attnkit", *imports, "", *lines, *made, "", *shows(call)]
+    )
+
+
+def _shown(subject: Subject, call: Call, variant: str, fault: Fault) -> list[str]:
+    """Return lines that make a call and end in an error if it is wrong; none if too many."""
+    undefined = isinstance(subject, LayerSubject) and not experiments.is_mixture(subject)
+    if undefined and fault.kind == "values":
+        return []
+    if "grad_out" in call.tensors:
+        made = _gradient_lines(subject, call, variant, fault)
+    else:
+        made = _call_lines(subject, call, variant, "got", of_state=fault.name == "state")
+    if fault.got is None or fault.limit is None:
+        return _around_a_write(made, fault.name) if fault.kind == "write" else made
+    shown = [*made, 'print("got     ", got)']
+    if fault.kind == "shape":
+        return [*shown, f"assert got.shape == {tuple(fault.limit.exact.shape)}, got.shape"]
+    if fault.kind == "dtype":
+        return [*shown, f"assert got.dtype == torch.{subject.target.dtype}, got.dtype"]
+    if undefined:
+        return [*shown, "assert got.isfinite().all()"]
+    return _compared(fault.limit, subject.target.dtype, placed(fault.got), shown)
+
+
+def _compared(limit: Bound, dtype: str, there: str, shown: list[str]) -> list[str]:
+    """Return lines that compare what a call gives with the definition's answer."""
+    exact, allowed = limit.exact, (limit.unit * limit.gate).expand_as(limit.exact)
+    if exact.numel() > EXPECTED_NUMBERS:
+        return []
+    digits = 17 if dtype == "float64" else 8
+    return [
+        "# the float64 definition's answer, and how far off another may be",
+        f"expected = {_tensor(exact, 'torch.float64', digits)}{there}",
+        f"allowed = {_tensor(allowed, 'torch.float64', 3)}{there}",
+        'print("expected", expected)',
+        *shown,
+        "off = (got.double() - expected).abs()",
+        'assert (off <= allowed).all(), f"off by up to {off.max():.3g}"',
+    ]
+
+
+def _around_a_write(made: list[str], name: str) -> list[str]:
+    return [
+        f"before = {name}.clone()",
+        *made,
+        'print("before", before)',
+        f'print("after ", {name})',
+        f'assert torch.equal({name}, before), "{name} is written to"',
+    ]
+
+
+def _inputs(call: Call, persists: Callable[[Call], bool]) -> tuple[Call, list[str]] | None:
+    """Return lines that make the tensors of a call: drawn anew if that shows the fault as well."""
+    laid = [] if call.layout is None else call.layout.lines(call.tensors)
+    for seed in range(SEEDS):
+        drawn, lines = _drawn(call, seed)
+        try:
+            if persists(drawn):
+                return drawn, [*lines, *laid]
+        # the same calls are legal, but a stranger's code may raise what it likes
+        except (AttnkitError, RuntimeError, ValueError):
+            continue
+    if not is_small(call):
+        return None
+    written = [
+        f"{name} = {_tensor(tensor, str(tensor.dtype))}{placed(tensor)}"
+        for name, tensor in call.tensors.items()
+    ]
+    return call, [*written, *laid]
+
+
+def _drawn(call: Call, seed: int) -> tuple[Call, list[str]]:
+    """Return a call with tensors drawn as the lines beside it say."""
+    lines, tensors = [f"torch.manual_seed({seed})"], {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, tensor in call.tensors.items():
+            shape = ", ".join(map(str, tensor.shape))
+            recipe = RECIPES.get(name, DEFAULT).format(shape=shape, dtype=tensor.dtype)
+            lines.append(f"{name} = {recipe}{placed(tensor)}")
+            numbers = (torch.randn if "randn" in recipe else torch.rand)(
+                *tensor.shape, dtype=tensor.dtype
+            )
+            tensors[name] = (-numbers if recipe.startswith("-") else numbers).to(tensor.device)
+    drawn = call.given(**tensors)
+    # a layout may repeat the first sample, or head
+    return drawn.map(lambda name, _: drawn.arguments()[name].contiguous()), lines
+
+
+def placed(tensor: Tensor) -> str:
+    """Return what is put behind a tensor as written, so that it is where this one is."""
+    return "" if tensor.device.type == "cpu" else f'.to("{tensor.device.type}")'
+
+
+def _tensor(tensor: Tensor, dtype: str, digits: int = 17) -> str:
+    """Write a tensor down."""
+    numbers = _numbers(tensor.detach().cpu().tolist(), digits)
+    return f"torch.tensor({numbers}, dtype={dtype})"
+
+
+def _numbers(numbers: Any, digits: int) -> str:
+    if isinstance(numbers, list):
+        return f"[{', '.join(_numbers(each, digits) for each in numbers)}]"
+    if not math.isfinite(numbers):
+        return f"{'-' if numbers < 0 else ''}torch.{'nan' if numbers != numbers else 'inf'}"
+    return repr(float(f"{numbers:.{digits}g}"))
+
+
+def _call_lines(
+    subject: Subject, call: Call, variant: str, name: str, *, of_state: bool = False
+) -> list[str]:
+    """Return lines that make the call, and call its output, or its state, by a name."""
+    given = [f"mask={mask_source(call.mask)}"] if call.mask.conjuncts() else []
+    target = subject.target
+    if isinstance(subject, LayerSubject):
+        return [*_made(subject, variant), f"{name} = layer({', '.join(['x', *given])})"]
+    given += [f"{key}={value!r}" for key, value in call.extras.items() if value is not None]
+    options = [each for each in call.tensors if each not in ("query", "key", "value", "grad_out")]
+    given += [f"{each}={each}" for each in options]
+    given.append(f'implementation="{target.implementation}"')
+    if isinstance(subject, SoftmaxOperation):
+        given.insert(-1, f"variant={variant}")
+        return _called(f"{name} = attnkit.attention", ["query", "key", "value", *given])
+    assert isinstance(subject, RecurrenceOperation)
+    chosen = subject.options()
+    if chosen != target.variant.options():
+        said = ", ".join(f"{key}={value!r}" for key, value in chosen.model_dump().items())
+        given.insert(-1, f"options=attnkit.get_variant({variant}).options({said})")
+        if not variant.startswith("'"):
+            given[-2] = f"options={variant}.options({said})"
+    pair = f"_, {name}" if of_state else f"{name}, _"
+    arguments = [variant, "query", "key", "value", *given]
+    return _called(f"{pair} = attnkit.recurrence", arguments)
+
+
+def _gradient_lines(subject: Subject, call: Call, variant: str, fault: Fault) -> list[str]:
+    """Return lines that ask for the gradient that is wrong; for all if none comes."""
+    inputs = [name for name in call.tensors if name != "grad_out"]
+    name = fault.name.removeprefix("gradient of ")
+    asked = name if fault.limit is not None else f"[{', '.join(inputs)}]"
+    return [
+        *(f"{each}.requires_grad_()" for each in inputs),
+        *_call_lines(subject, call, variant, "out"),
+        f"got = torch.autograd.grad(out, {asked}, grad_out)[0]",
+    ]
+
+
+def _made(subject: Subject, variant: str) -> list[str]:
+    """Return lines that make the layer with the weights that it was checked with."""
+    target = subject.target
+    options = sample_options(target.variant)
+    if target.implementation != "layer":
+        options["implementation"] = target.implementation
+    said = [f"{key}={value!r}" for key, value in options.items()]
+    device = "" if target.device == "cpu" else f'"{target.device}", '
+    return [
+        f"torch.manual_seed({target.seed})",
+        *_called("layer = attnkit.create", [variant, "dtype=torch.float32", *said]),
+        f"layer = layer.to({device}torch.{target.dtype}).eval()",
+    ]
+
+
+def _called(function: str, arguments: list[str]) -> list[str]:
+    """Return a call, on one line if that is short enough."""
+    line = f"{function}({', '.join(arguments)})"
+    return [line] if len(line) <= 96 else [f"{function}(", *_wrapped(arguments), ")"]
+
+
+def _wrapped(arguments: list[str]) -> list[str]:
+    """Return arguments in lines of at most 96 characters."""
+    lines: list[str] = []
+    for each in arguments:
+        if lines and len(lines[-1]) + len(each) + 2 <= 96:
+            lines[-1] += f" {each},"
+        else:
+            lines.append(f"    {each},")
+    return lines
+
+
+def mask_source(mask: Mask) -> str:
+    """Return Python that makes a mask."""
+    parts = mask.conjuncts()
+    return " & ".join(map(_part_source, parts)) if parts else "attnkit.full()"
+
+
+def _part_source(part: Mask) -> str:
+    if isinstance(part, Padding):
+        name, counts = "padding", part.lengths
+        if counts is None:
+            name, counts = "left_padding", part.starts
+        assert counts is not None
+        return f"attnkit.{name}({counts.tolist()})"
+    if isinstance(part, PrefixLM):
+        return f"attnkit.prefix_lm({part.prefix.tolist()})"
+    if isinstance(part, Documents):
+        return f"attnkit.documents(torch.tensor({part.ids.tolist()}))"
+    if isinstance(part, Dense):
+        return f"attnkit.dense(torch.tensor({part.tensor.tolist()}))"
+    if isinstance(part, Blocks):
+        return f"attnkit.blocks(torch.tensor({part.block_map.tolist()}), {part.block_size})"
+    if isinstance(part, Or):
+        return f"({mask_source(part.left)} | {mask_source(part.right)})"
+    return repr(part)
+
+
+def whereabouts(variant: Variant) -> tuple[list[str], str] | None:
+    """Return lines that import a variant, and what it is then called; None if nothing does.
+
+    An installed variant is called by its name, another one is looked for in the modules that are
+    loaded and that a new process can import, or says itself how it is made.
+    """
+    for entry in registry.default().entries():
+        if entry.name == variant.name and entry.owner != SESSION:
+            return [], repr(variant.name)
+    for made in (variant.layer, *(each.function for each in variant.implementations)):
+        source = getattr(made, "source", None)
+        if isinstance(source, str):
+            door = source.partition("(")[0]
+            return [f"from attnkit_contracts import {door}", "", f"VARIANT = {source}"], "VARIANT"
+    for name, module in list(sys.modules.items()):
+        if name.startswith("_") or not _is_importable(name):
+            continue
+        for attribute, value in list(vars(module).items()):
+            if value is variant:
+                return [f"from {name} import {attribute}"], attribute
+    return None
+
+
+def _is_importable(name: str) -> bool:
+    module = sys.modules.get(name)
+    if getattr(module, "__file__", None) is None:
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError, AttributeError):
+        return False

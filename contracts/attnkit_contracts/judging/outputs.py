@@ -1,0 +1,296 @@
+"""How outputs are compared: against the definition, with each other, and bit by bit."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured
+from attnkit_contracts.definitions.answers import question
+from attnkit_contracts.judging import units
+from attnkit_contracts.subjects.layers import LayerSubject
+from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import Tensor
+
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.subject import Subject
+
+
+Answer = TypeVar("Answer")
+
+Index = Any
+"""What a tensor can be indexed with."""
+
+
+BETTER = 8
+"""How many times as many probes a better estimate takes."""
+
+FAR = 8
+"""An estimate from a few probes is not so many times too low."""
+
+Place = tuple[int, ...]
+
+
+class Bound(NamedTuple):
+    """The definition's answer and how large an error of it may be.
+
+    Attributes:
+        exact: float64, shaped as the output.
+        unit: Of the error, shaped as the output or broadcasting to it.
+        gate: How many units pass.
+        name: Of the unit.
+        better: Estimates the unit from more probes; None for a unit that is no estimate, or the
+            best there is.
+    """
+
+    exact: Tensor
+    unit: Tensor
+    gate: float
+    name: str
+    better: Callable[[], Tensor] | None = None
+
+
+def is_exact(subject: Subject) -> bool:
+    """Return whether the subject is softmax attention itself."""
+    return isinstance(subject, SoftmaxOperation) and subject.target.variant.relation == "exact"
+
+
+def answered(
+    subject: Subject, what: str, call: Call, *further: Tensor, ask: Callable[[], Answer]
+) -> Answer:
+    """Return the definition's answer to a call; an operation's is kept for equal calls.
+
+    Args:
+        subject: Whose definition it is. A layer's depends on its weights and is asked each time,
+            and so is one that is an implementation itself.
+        what: Is asked.
+        call: About which.
+        further: Other tensors that the answer depends on.
+        ask: Computes the answer.
+    """
+    if isinstance(subject, RecurrenceOperation) or (
+        isinstance(subject, SoftmaxOperation) and is_exact(subject)
+    ):
+        about = f"{what} of {subject.target.variant.name} in {subject.dtype}"
+        asked = question(about, call, subject.read(call), *further)
+        return subject.target.answers.to(asked, ask)
+    return ask()
+
+
+def estimated(
+    estimate: Callable[[int], Mapping[str, tuple[Tensor, Tensor]]], gate: float, probes: int
+) -> dict[str, Bound]:
+    """Return the bound of every result whose unit is estimated from probes.
+
+    Args:
+        estimate: The definition's results and their units, by name, from so many probes.
+        gate: How many units pass.
+        probes: How many are enough for what is nowhere near the gate.
+    """
+    again = functools.cache(lambda: estimate(BETTER * probes))
+
+    def better(name: str) -> Tensor:
+        return again()[name][1]
+
+    return {
+        name: Bound(exact, unit, gate, "probe units", functools.partial(better, name))
+        for name, (exact, unit) in estimate(probes).items()
+    }
+
+
+def bound(subject: Subject, call: Call, probes: int = units.PROBES) -> Bound:
+    """Return the definition's answer to a call, and the unit of its errors."""
+    what = f"output, with {probes} probes"
+    return answered(subject, what, call, ask=lambda: _bound(subject, call, probes))
+
+
+@torch.no_grad()
+def _bound(subject: Subject, call: Call, probes: int) -> Bound:
+    if isinstance(subject, SoftmaxOperation) and is_exact(subject):
+        exact = subject.exact(call)
+        unit = units.analytic(exact, call.tensors["value"], subject.dtype)
+        return Bound(exact.out, unit, units.ANALYTIC_GATE, "analytic units")
+    inputs = dict(call.tensors)
+    if isinstance(subject, LayerSubject):
+        inputs |= subject.parameters()
+    definition = subject.definition(call)
+
+    @torch.no_grad()
+    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return units.noise(
+            lambda given: {"out": definition(given)},
+            inputs,
+            subject.dtype,
+            probes=probes,
+            together=samples_alike(subject),
+        )
+
+    return estimated(estimate, units.forward_gate(subject.dtype), probes)["out"]
+
+
+def samples_alike(subject: Subject) -> bool:
+    """Return whether further samples may simply be put behind those of a call."""
+    return isinstance(subject, RecurrenceOperation)
+
+
+def near(limit: Bound, got: Tensor, where: str = "") -> Measured:
+    """Measure the error of an output."""
+    if got.shape != limit.exact.shape:
+        raise BrokenError(
+            f"expected shape {tuple(limit.exact.shape)}, got {tuple(got.shape)} {where}"
+        )
+    value, place = _error(limit, limit.gate, got, limit.exact)
+    return Measured(value, limit.gate, limit.name, f"{where} {place}".strip())
+
+
+def agree(limit: Bound, one: Tensor, other: Tensor, where: str = "") -> Measured:
+    """Measure how far two outputs are apart that may each be off by the gate."""
+    if one.shape != other.shape:
+        raise BrokenError(f"expected shape {tuple(one.shape)}, got {tuple(other.shape)} {where}")
+    value, place = _error(limit, 2 * limit.gate, one, other)
+    return Measured(value, 2 * limit.gate, limit.name, f"{where} {place}".strip())
+
+
+def _error(limit: Bound, gate: float, got: Tensor, wanted: Tensor) -> tuple[float, Place]:
+    """Return the largest error in units, and where it is.
+
+    Nothing is red for a unit that a few probes put too low by chance: what is beyond the gate, and
+    not far beyond it, is measured again with a better estimate.
+    """
+    value, place = units.error(got, wanted, limit.unit)
+    if limit.better is not None and gate < value <= FAR * gate:
+        return units.error(got, wanted, limit.better())
+    return value, place
+
+
+def part(limit: Bound, index: tuple[Index, ...]) -> Bound:
+    """Return the bound of a part of the output."""
+    shape, better = limit.exact.shape, limit.better
+    return limit._replace(
+        exact=limit.exact[index],
+        unit=limit.unit.broadcast_to(shape)[index],
+        better=None if better is None else lambda: better().broadcast_to(shape)[index],
+    )
+
+
+def worst(measured: Iterable[Measured]) -> Measured:
+    """Return what is nearest to its threshold, or beyond it the most.
+
+    Raises:
+        InconclusiveError: Nothing was measured.
+    """
+    found = list(measured)
+    if not found:
+        raise InconclusiveError("no case of this check fits the promises")
+    return max(found, key=_share)
+
+
+def _share(measured: Measured) -> float:
+    if measured.value != measured.value:
+        return float("inf")
+    return measured.value / measured.threshold if measured.threshold else measured.value
+
+
+def exactly(count: int, unit: str) -> Measured:
+    """Return what an exact check found: it may count nothing wrong, ever."""
+    return Measured(float(count), 0.0, unit)
+
+
+def same_bits(one: Tensor, other: Tensor, what: str) -> None:
+    """Raise `BrokenError` unless two tensors are equal to the last bit."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        raise BrokenError(
+            f"{what}: {tuple(one.shape)} {one.dtype} != {tuple(other.shape)} {other.dtype}"
+        )
+    different = ~((one == other) | (one.isnan() & other.isnan()))
+    if different.any():
+        place = tuple(int(i) for i in different.nonzero()[0])
+        raise BrokenError(
+            f"{what}: {int(different.sum())} of {one.numel()} elements changed, the first at "
+            f"{place}: {one[place].item():.6g} became {other[place].item():.6g}",
+            value=float(different.sum()),
+        )
+
+
+def unmoved(
+    subject: Subject,
+    call: Call,
+    index: tuple[Index, ...],
+    pair: tuple[Tensor, Tensor],
+    what: str,
+    *,
+    limit: Bound | None = None,
+) -> None:
+    """Raise `BrokenError` unless part of a call's output is the same in both of a pair, to the bit.
+
+    A mixture of experts may differ by rounding: how many tokens an expert gets, and so how its
+    product is summed, depends on all of them.
+
+    Args:
+        subject: What computed the pair.
+        call: Of the first of them.
+        index: Which part.
+        pair: The output of the call, and that of a call with other values elsewhere.
+        what: Is said if they differ.
+        limit: The call's bound, where it is at hand.
+    """
+    whole, moved = (out[index] for out in pair)
+    if subject.family != "feedforward":
+        same_bits(whole, moved, what)
+        return
+    limit = bound(subject, call) if limit is None else limit
+    found = agree(part(limit, index), whole, moved)
+    if not found.value <= found.threshold:
+        raise BrokenError(f"{what}: moved by {found.value:.4g} {found.unit} at {found.where}")
+
+
+def must_differ(one: Tensor, other: Tensor, what: str) -> None:
+    """Raise `InconclusiveError` if a change changed nothing: then a test of it proves nothing."""
+    if torch.equal(one, other):
+        raise InconclusiveError(f"{what} changed nothing, so the check proves nothing")
+
+
+def must_be_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise `BrokenError` if anything is NaN or infinite."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise BrokenError(f"{what}: {name} is not finite")
+
+
+def gradients(subject: Subject, call: Call, grad_out: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of every tensor of a call; one that gets none is `BrokenError`."""
+    leaves = call.leaves()
+    with torch.enable_grad():
+        out = subject(leaves)
+        if not out.requires_grad:
+            raise BrokenError("the output does not require gradients although every input does")
+        found = torch.autograd.grad(
+            out, list(leaves.tensors.values()), grad_out.to(out), allow_unused=True
+        )
+    return named_gradients(leaves.tensors, found)
+
+
+def named_gradients(names: Iterable[str], found: Iterable[Tensor | None]) -> dict[str, Tensor]:
+    """Return gradients by name; one that is missing is `BrokenError`."""
+    got: dict[str, Tensor] = {}
+    for name, gradient in zip(names, found, strict=True):
+        if gradient is None:
+            raise BrokenError(f"{name} got no gradient, not even zero")
+        got[name] = gradient
+    return got
+
+
+def output_shape(call: Call) -> tuple[int, ...]:
+    """Return the shape that the output must have."""
+    if "x" in call.tensors:
+        return tuple(call.tensors["x"].shape)
+    query, value = call.tensors["query"], call.tensors["value"]
+    if query.shape[1] > value.shape[1]:
+        return (*query.shape[:3], value.shape[3])
+    return (query.shape[0], value.shape[1], query.shape[2], value.shape[3])

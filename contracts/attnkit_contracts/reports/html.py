@@ -1,0 +1,188 @@
+"""A report as one HTML page that needs no other file, no script and no network.
+
+The layout is ``templates/report.html.j2``; here is what it shows. `attnkit_contracts.reports.plot`
+places the marks of its plot.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+from attnkit.promises import ALL_DTYPES
+from attnkit_contracts.catalogue import all_checks
+from attnkit_contracts.reports import plot
+from attnkit_contracts.reports.markdown import cells, title
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import jinja2
+
+    from attnkit_contracts.reports.records import Record, Report
+
+
+class Cell(NamedTuple):
+    """One cell of the matrix: counts, the worst that is in it, and where its failures are."""
+
+    group: str
+    counts: str
+    others: tuple[str, ...]
+    tone: str
+    link: str
+
+
+class Row(NamedTuple):
+    """One implementation of a variant."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+
+class Refusal(NamedTuple):
+    """Everything that has no verdict for one and the same reason."""
+
+    status: str
+    reason: str
+    ids: tuple[str, ...]
+
+
+def to_html(report: Report) -> str:
+    """Return the page."""
+    groups, rows = _matrix(report)
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            groups=groups,
+            rows=rows,
+            failures=_failures(report),
+            anchors=_anchors(report),
+            statements=_statements(report),
+            refusals=_refusals(report),
+            known=[each for each in report.records if each.status == "xfail"],
+            explained_by=_explained_by,
+            counts=sorted(report.counts().items()),
+            strips=plot.strips(report),
+            ticks=plot.ticks(),
+            limit=plot.position(1.0),
+            height=plot.height(),
+            dtypes=[each for each in ALL_DTYPES if any(r.dtype == each for r in report.records)],
+            facts=_facts(report),
+            sections=[_rendered(section) for section in report.sections],
+            evidence=_evidence(report),
+        )
+    )
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """Return the templates of this package; what is put into them is escaped."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("attnkit_contracts.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _matrix(report: Report) -> tuple[list[str], list[Row]]:
+    groups, found = cells(report)
+    anchors = _anchors(report)
+    return (
+        [title(group) for group in groups],
+        [
+            Row(name, tuple(_cell(group, by_group.get(group, []), anchors) for group in groups))
+            for name, by_group in found.items()
+        ],
+    )
+
+
+def _cell(group: str, records: list[Record], anchors: dict[str, str]) -> Cell:
+    passed = sum(record.status == "passed" for record in records)
+    others = [record.status for record in records if record.status != "passed"]
+    told = tuple(f"{others.count(status)} {status}" for status in sorted(set(others)))
+    red = [record for record in records if record.is_red]
+    if not records:
+        return Cell(title(group), "n/a", (), "none", "")
+    tone = "red" if red else "mixed" if others else "green"
+    link = anchors[red[0].id] if red else ""
+    return Cell(title(group), f"{passed}/{len(records)}", told, tone, link)
+
+
+def _anchors(report: Report) -> dict[str, str]:
+    """Return the name of each red record within the page."""
+    return {record.id: f"failure-{i}" for i, record in enumerate(report.failures(), 1)}
+
+
+def _failures(report: Report) -> dict[str, dict[str, list[Record]]]:
+    """Return the red records by implementation, then by check."""
+    found: dict[str, dict[str, list[Record]]] = {}
+    for record in report.failures():
+        by_check = found.setdefault(f"{record.variant} / {record.implementation}", {})
+        by_check.setdefault(record.check, []).append(record)
+    return found
+
+
+def _statements(report: Report) -> dict[str, str]:
+    """Return the rule of every check that the page explains; of checks installed here."""
+    wanted = {record.check for record in (*report.failures(), *report.advice())}
+    if not wanted:
+        return {}
+    return {each.id: each.statement for each in all_checks() if each.id in wanted}
+
+
+def _explained_by(record: Record) -> list[tuple[str, str]]:
+    """Return what a record says about its failure, by heading; the script last."""
+    told = record.model_dump()
+    headings = {
+        "diagnosis": "Diagnosis",
+        "smallest": "Smallest call",
+        "elements": "Expected and got",
+        "reproduction": "Script",
+    }
+    return [(headings[name], told[name]) for name in headings if told.get(name)]
+
+
+def _refusals(report: Report) -> list[Refusal]:
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for record in report.records:
+        if record.status in ("unsupported", "skipped_env"):
+            found[record.status, record.reason].append(record.id)
+    return [Refusal(status, reason, tuple(ids)) for (status, reason), ids in found.items()]
+
+
+def _facts(report: Report) -> Iterable[tuple[str, str]]:
+    """Return the environment, by name."""
+    header = report.header
+    names = ("attnkit", "torch", "python", "platform", "device", "threads", "tier", "seed")
+    owners = {f"{r.owner} {r.version}".strip() for r in report.records}
+    return [
+        *((name, str(getattr(header, name))) for name in names),
+        ("variants", ", ".join(header.variants)),
+        ("offered by", ", ".join(sorted(owners))),
+    ]
+
+
+def _evidence(report: Report) -> dict[str, list[Record]]:
+    """Return every record, by implementation."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for record in report.records:
+        found[f"{record.variant} / {record.implementation}"].append(record)
+    return dict(found)
+
+
+def _rendered(section: str) -> str:
+    """Return an extension's Markdown as HTML that is safe to put into the page.
+
+    The parser escapes tags, and without images nothing is loaded from elsewhere.
+    """
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    return str(parser.render(section))

@@ -1,0 +1,144 @@
+"""A report as Markdown: a matrix of variants by groups of checks, then every failure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from attnkit_contracts.catalogue import GROUPS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from attnkit_contracts.reports.records import Record, Report
+
+
+def to_markdown(report: Report) -> str:
+    """Return the whole report; counts are always out of those expected, never percentages."""
+    header = report.header
+    verdict = "passed" if report.passed else "NOT passed"
+    told = ", ".join(f"{count} {status}" for status, count in sorted(report.counts().items()))
+    lines = [
+        f"# Conformance: {verdict}",
+        "",
+        f"{header.executed_count} of {header.expected_count} expected checks executed: "
+        f"{told or 'none'}.",
+        "",
+        f"attnkit {header.attnkit}, torch {header.torch}, Python {header.python}, "
+        f"{header.platform}, device {header.device}, {header.threads} threads, "
+        f"tier {header.tier}, seed {header.seed}.",
+        "",
+        *_matrix(report),
+        *_listed("Required, without a verdict", header.required_missing),
+        *_listed("Extensions that failed: their checks are missing", header.broken_extensions),
+        *_explained("Failures", report.failures()),
+        *_explained("New checks that fail, not red yet", report.advice()),
+        *_known(report),
+        *_undecided(report),
+        *_proofs(report),
+        *(line for section in report.sections for line in (section.strip(), "")),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def matrix(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows: implementations by groups of checks, ``41/41`` in each cell."""
+    groups, found = cells(report)
+    return (
+        ["variant / implementation", *map(title, groups)],
+        [
+            [row, *(_cell(by_group.get(group, [])) for group in groups)]
+            for row, by_group in found.items()
+        ],
+    )
+
+
+def cells(report: Report) -> tuple[list[str], dict[str, dict[str, list[Record]]]]:
+    """Return the groups of checks that occur, and the records by implementation and group."""
+    found: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in report.records:
+        found[f"{record.variant} / {record.implementation}"][record.check[0]].append(record)
+    occur = dict.fromkeys(group for by_group in found.values() for group in by_group)
+    known = dict.fromkeys([*GROUPS, *occur])
+    return [group for group in known if group in occur], found
+
+
+def title(group: str) -> str:
+    """Return what a group's letter stands for; of an extension's group, the letter."""
+    return f"{group}: {GROUPS[group]}" if group in GROUPS else group
+
+
+def _matrix(report: Report) -> list[str]:
+    headings, rows = matrix(report)
+    if not rows:
+        return []
+    lines = [headings, ["---"] * len(headings), *rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def _cell(records: list[Record]) -> str:
+    """Say ``41/41``, and how many have which other status."""
+    if not records:
+        return "n/a"
+    passed = sum(record.status == "passed" for record in records)
+    others = [record.status for record in records if record.status != "passed"]
+    told = [f"{status} {others.count(status)}" for status in sorted(set(others))]
+    return " ".join([f"{passed}/{len(records)}", *told])
+
+
+def _listed(heading: str, names: Iterable[str]) -> list[str]:
+    lines = [f"- `{name}`" for name in names]
+    return [f"## {heading}", "", *lines, ""] if lines else []
+
+
+def _explained(heading: str, records: Iterable[Record]) -> list[str]:
+    lines = []
+    for record in records:
+        lines += [
+            f"### `{record.id}`: {record.status}",
+            "",
+            *_fenced("text", record.told),
+            *_fenced("python", record.reproduction),
+        ]
+    return [f"## {heading}", "", *lines] if lines else []
+
+
+def _fenced(language: str, text: str) -> list[str]:
+    """Return a fenced block; its fence is longer than any within it."""
+    if not text:
+        return []
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return [f"{fence}{language}", text, fence, ""]
+
+
+def _known(report: Report) -> list[str]:
+    records = [record for record in report.records if record.status == "xfail"]
+    lines = [f"- `{record.id}`: {_line(record.reason)}" for record in records]
+    return ["## Known failures", "", *lines, ""] if lines else []
+
+
+def _undecided(report: Report) -> list[str]:
+    """List what has no verdict, once for every reason."""
+    reasons = Counter(
+        (record.status, _line(record.reason))
+        for record in report.records
+        if record.status in ("unsupported", "skipped_env")
+    )
+    lines = [f"- {count} {status}: {reason}" for (status, reason), count in reasons.items()]
+    return ["## Without a verdict", "", *lines, ""] if lines else []
+
+
+def _proofs(report: Report) -> list[str]:
+    """Say of every check of an extension whether it catches what it must."""
+    lines = [
+        f"- `{proof.check}` on `{proof.wrong}`: "
+        + (f"caught by `{proof.caught_by}`" if proof.caught_by else "NOT caught")
+        for proof in report.proofs
+    ]
+    lines += [f"- `{name}`: brings no wrong variant" for name in report.unproven]
+    return ["## Checks of extensions", "", *lines, ""] if lines else []
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

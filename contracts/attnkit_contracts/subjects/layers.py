@@ -1,0 +1,239 @@
+"""Layers as subjects, with a small configuration derived from the variant's fields."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.func import functional_call
+
+import attnkit
+from attnkit.errors import UnsupportedError
+from attnkit.masks.constructors import Mask, Sizes
+from attnkit.promises import ALL_DTYPES
+from attnkit_contracts.catalogue import InconclusiveError
+from attnkit_contracts.definitions import oracle
+from attnkit_contracts.inputs.calls import Call, mask_part, normal
+from attnkit_contracts.subjects.subject import Subject, dtype_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from attnkit.interface import LayerConfig, Variant
+    from attnkit.state import State
+    from attnkit_contracts.subjects.subject import Target
+
+EMBED_DIM = 32
+
+SAMPLES: dict[str, Any] = {
+    "embed_dim": EMBED_DIM,
+    "num_heads": 4,
+    "head_dim": 8,
+    "window_size": 7,
+    "hidden_dim": 24,
+    "num_experts": 4,
+    "top_k": 2,
+    "block_size": 8,
+    "state_size": 8,
+    "chunk_size": 8,
+}
+"""Values for fields that have no default; a field's own ``examples`` go before these."""
+
+EXPERTS = ("router.weight", "gate_up_proj", "down_proj")
+"""What `LayerSubject.mixture` reads; the first axis of each counts the experts."""
+
+
+def sample_options(variant: Variant) -> dict[str, Any]:
+    """Return options that build a small layer of a variant.
+
+    Every field without a default takes its first ``examples`` value, or one of `SAMPLES`.
+
+    Raises:
+        InconclusiveError: A field has neither.
+    """
+    fields = variant.config.model_fields
+    options: dict[str, Any] = {}
+    for name, field in fields.items():
+        if field.examples:
+            options[name] = field.examples[0]
+        elif field.is_required():
+            if name not in SAMPLES:
+                raise InconclusiveError(
+                    f"{variant.config.__name__}.{name} has no default; say a value to check "
+                    f"with as Field(examples=[...])"
+                )
+            options[name] = SAMPLES[name]
+    if "num_heads" in fields and variant.promises.heads == "one":
+        options["num_heads"] = 1
+    if "num_kv_heads" in fields and variant.promises.gqa:
+        options.setdefault("num_kv_heads", max(1, options.get("num_heads", 2) // 2))
+    if "is_causal" in fields and variant.promises.causal:
+        options["is_causal"] = True
+    if "window_size" in fields and "window" in variant.promises.needs:
+        options.setdefault("window_size", SAMPLES["window_size"])
+    return options
+
+
+def build(target: Target, dtype: torch.dtype, **options: Any) -> Any:
+    """Return a layer of the target's variant; the same weights for every dtype, but rounded."""
+    chosen = {**sample_options(target.variant), **options}
+    if target.implementation != "layer":
+        chosen.setdefault("implementation", target.implementation)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(target.seed)
+        layer = attnkit.create(target.variant, dtype=torch.float32, **chosen)
+    return layer.to(device=target.device, dtype=dtype).eval()
+
+
+class LayerSubject(Subject):
+    """The layer of a variant; of one implementation where the family has no operation.
+
+    Attributes:
+        given: Options beyond those of `sample_options`.
+        layer: In evaluation mode.
+    """
+
+    def __init__(self, target: Target, **options: Any) -> None:
+        super().__init__(target)
+        self.given = options
+        self.layer = build(target, self.dtype, **options)
+        self.needs = target.promises.needs if self._refuses_bare() else ()
+
+    def _refuses_bare(self) -> bool:
+        """Return whether a call must bring the mask parts that the variant cannot do without."""
+        if not self.target.promises.needs:
+            return False
+        bare = torch.zeros(1, 2, self.config.embed_dim, dtype=self.dtype, device=self.device)
+        width = getattr(self.config, "context_dim", None)
+        further = {} if width is None else {"context": bare.new_zeros(1, 2, width)}
+        try:
+            self.layer(bare, **further)
+        except UnsupportedError:
+            return True
+        return False
+
+    def mask(self, sizes: Sizes) -> Mask:
+        """Return the plainest mask that a call may have."""
+        mask = attnkit.full()
+        for part in self.needs:
+            mask &= mask_part(part, sizes, self.device)
+        return mask
+
+    @property
+    def config(self) -> LayerConfig:
+        """Of the layer."""
+        found: LayerConfig = self.layer.config
+        return found
+
+    def draw(
+        self, label: str, *, batch: int = 2, length: int = 33, mask: Mask | None = None
+    ) -> Call:
+        """Return a call of L tokens; see `Subject.draw`."""
+        x = normal(self.random(label), batch, length, self.config.embed_dim)
+        mask = self.mask(Sizes(batch, 1, length, length)) if mask is None else mask
+        return Call({"x": self.cast(x)}, mask)
+
+    def __call__(self, call: Call) -> Tensor:
+        self.calls.append(call)
+        self.last = f"layer({call.describe()}) with {self.config!r}"
+        given = call.arguments()
+        further = {n: t for n, t in given.items() if n == "context"}
+        y: Tensor = self.layer(given["x"], mask=call.mask, **further)
+        return y
+
+    def begin(self, batch: int) -> State:
+        """Return the state before the first token."""
+        state: State = self.layer.init_state(batch)
+        return state
+
+    def advance(self, call: Call, state: State, hidden: Mask | None = None) -> tuple[Tensor, State]:
+        """Return the outputs of further tokens and the state after them.
+
+        Args:
+            call: Of these tokens; its own mask, which is of these alone, is left out.
+            state: After the tokens before.
+            hidden: Over all tokens so far, in addition to the plainest mask; None for nothing.
+        """
+        x = call.tensors["x"]
+        mask = self.mask(Sizes(len(x), 1, x.shape[1], state.tokens + x.shape[1]))
+        call = call.masked(mask if hidden is None else mask & hidden)
+        self.last = f"layer({call.describe()}, state=<{state.tokens} tokens>) with {self.config!r}"
+        y, state = self.layer(x, mask=call.mask, state=state)
+        return y, state
+
+    def twin(self) -> Any:
+        """Return the layer with the same weights in the widest dtype that is promised.
+
+        What it gives is only compared with what the layer itself gives otherwise, never taken
+        for the truth. A variant without float64 has its errors measured by its float32.
+        """
+        promised = self.target.variant.promises.dtypes
+        widest = min(promised, key=ALL_DTYPES.index)
+        twin = build(self.target, dtype_of(widest), **{**self.given, "implementation": "auto"})
+        twin.load_state_dict(self.layer.state_dict())
+        return twin
+
+    def definition(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        twin = self.twin()
+        dtype = next(twin.parameters()).dtype
+
+        def function(tensors: Mapping[str, Tensor]) -> Tensor:
+            given = {name: t.to(dtype) for name, t in tensors.items()}
+            named: dict[str, Any] = {"mask": call.mask}
+            x = given.pop("x")
+            if "context" in given:
+                named |= {"context": given.pop("context")}
+            y: Tensor = functional_call(twin, given, (x,), named)
+            return y.double()
+
+        return function
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+        return dict(self.layer.named_parameters())
+
+    def expert_weights(self) -> dict[str, Tensor] | None:
+        """Return what the definition of a mixture of experts reads; None if the layer has others.
+
+        Returns:
+            ``router.weight`` (E, D), ``gate_up_proj`` (E, 2F, D) and ``down_proj`` (E, D, F).
+        """
+        held = self.parameters()
+        found = {name: held[name] for name in EXPERTS if name in held}
+        if len(found) < len(EXPERTS) or found["down_proj"].dim() != 3:
+            return None
+        router, gate_up, down = (tuple(weight.shape) for weight in found.values())
+        experts, width, hidden = down
+        fits = router == (experts, width) and gate_up == (experts, 2 * hidden, width)
+        return found if fits else None
+
+    def mixture(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
+        """Return the definition of a mixture of experts in float64.
+
+        Args:
+            tensors: ``x`` (B, L, D), ``router.weight`` (E, D), ``gate_up_proj`` (E, 2F, D) and
+                ``down_proj`` (E, D, F).
+            keep: (B, L), False at padding.
+        """
+        return oracle.mixture(
+            tensors["x"],
+            tensors["router.weight"],
+            tensors["gate_up_proj"],
+            tensors["down_proj"],
+            **self._router_options(),
+            keep=keep,
+        )
+
+    def routing(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> oracle.Routed:
+        """Return what the definition's router decides; tensors and keep as of `mixture`."""
+        router = tensors["router.weight"]
+        return oracle.routing(tensors["x"], router, **self._router_options(), keep=keep)
+
+    def _router_options(self) -> dict[str, Any]:
+        return {
+            "top_k": int(getattr(self.config, "top_k", 1)),
+            "renormalise": getattr(self.config, "renormalise", True),
+            "capacity_factor": getattr(self.config, "capacity_factor", None),
+        }

@@ -1,0 +1,260 @@
+"""Which implementation runs: exactly the one that was named, or the cheapest of those that can.
+
+A call is a `Problem`. An implementation can take it if it promises all that the problem needs,
+does not refuse it, finds its packages, and has passed a small real call
+(`attnkit.choice.first_call`) on this device and dtype. Nothing else is ever chosen; `fallback` is
+the caller's to give.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from attnkit.choice.first_call import probe
+from attnkit.errors import ArgumentError, RegistryError, UnsupportedError
+from attnkit.interface import Implementation, Variant, load
+from attnkit.problem import unmet
+from attnkit.registry.registry import default
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from attnkit.problem import Problem
+
+AUTO = "auto"
+OWNER = "attnkit"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An implementation that takes a call.
+
+    Attributes:
+        variant: Whose implementation it is.
+        name: The implementation's name.
+        function: What to call; its signature is the family's, see `attnkit.interface`.
+    """
+
+    variant: Variant
+    name: str
+    function: Callable[..., Any]
+
+    @property
+    def key(self) -> str:
+        """``variant.implementation``."""
+        return f"{self.variant.name}.{self.name}"
+
+
+class Candidate(BaseModel):
+    """What was found out about one implementation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str
+    implementation: str
+    cost: float | None = Field(description="estimated seconds; None for one that cannot")
+    reasons: tuple[str, ...] = Field(description="why it cannot; empty for one that can")
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        told = "; ".join(self.reasons) or f"{(self.cost or 0) * 1e6:.3g} us estimated"
+        return f"{self.variant}.{self.implementation}: {told}"
+
+
+class Choice(BaseModel):
+    """What runs, and why not the others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chosen: str | None = Field(description="variant.implementation, or None if nothing can")
+    candidates: tuple[Candidate, ...] = Field(description="cheapest first, then those that cannot")
+
+    def __str__(self) -> str:
+        """Show one line per candidate."""
+        return "\n".join([f"chosen: {self.chosen or 'none'}", *map(str, self.candidates)])
+
+
+def choose(
+    variant: Variant | str,
+    problem: Problem,
+    implementation: str = AUTO,
+    fallback: Iterable[str] = (),
+) -> Chosen:
+    """Return the implementation that takes a problem.
+
+    Args:
+        variant: A variant or its name; ``auto`` for all exact softmax variants of attnkit itself.
+        problem: The call.
+        implementation: A name, or ``auto`` for the cheapest that can.
+        fallback: Names to try, in this order, if ``implementation`` cannot.
+
+    Raises:
+        UnsupportedError: Nothing that was asked for can take it; the message has every reason.
+        ArgumentError: No implementation has this name.
+    """
+    if torch.compiler.is_compiling():
+        # not on top: it loads all of torch's compiler, which takes longer than most calls
+        from attnkit.choice.graphs import key_while_compiling
+
+        name = variant if isinstance(variant, str) else variant.name
+        return CHOSEN[key_while_compiling(name, problem, implementation, tuple(fallback))]
+    return choose_now(variant, problem, implementation, tuple(fallback))
+
+
+def explain_choice(variant: Variant | str, problem: Problem, implementation: str = AUTO) -> Choice:
+    """Return what `choose` takes for a problem, and why not the others."""
+    candidates, chosen = [], None
+    offers = _offers(variant, implementation, problem.family)
+    for offer in sorted(offers, key=lambda offer: offer[1].cost(problem)):
+        reasons = _reasons(offer[1], problem)
+        if not reasons and chosen is None:
+            failed = probe(*offer, problem)
+            reasons = (failed,) if failed else ()
+            chosen = chosen if failed else f"{offer[0].name}.{offer[1].name}"
+        candidates.append(
+            Candidate(
+                variant=offer[0].name,
+                implementation=offer[1].name,
+                cost=None if reasons else offer[1].cost(problem),
+                reasons=reasons,
+            )
+        )
+    candidates.sort(key=lambda candidate: bool(candidate.reasons))
+    return Choice(chosen=chosen, candidates=tuple(candidates))
+
+
+def resolve(variant: Variant | str) -> tuple[Variant, ...]:
+    """Return the variants that are meant: one, or for ``auto`` attnkit's own exact softmax ones."""
+    registry = default()
+    if isinstance(variant, str):
+        if variant != AUTO:
+            return (registry.get(variant),)
+        own = [registry.get(entry.name) for entry in registry.entries() if entry.owner == OWNER]
+        return tuple(v for v in own if v.family == "softmax" and v.relation == "exact")
+    if not isinstance(variant, Variant):
+        raise ArgumentError(
+            f"variant must be a name or an attnkit.Variant, got {type(variant).__name__}"
+        )
+    if variant.name in registry.names() and registry.get(variant.name) is not variant:
+        raise ArgumentError(
+            f"variant {variant.name!r} is not the one that is registered under this name; "
+            "give yours another name"
+        )
+    return (variant,)
+
+
+def implementations_of(variant: Variant) -> tuple[Implementation, ...]:
+    """Return the variant's own, and what extensions add to it if it is registered."""
+    registry = default()
+    if variant.name in registry.names():
+        return registry.implementations(variant.name)
+    return variant.implementations
+
+
+_DOORS = {
+    "softmax": "attnkit.attention",
+    "recurrence": "attnkit.recurrence",
+    "feedforward": "its layer, attnkit.create",
+    "mixer": "its layer, attnkit.create",
+}
+CHOSEN: dict[str, Chosen] = {}
+_MOST = 4096
+_remembered: dict[object, Chosen] = {}
+
+
+def choose_now(
+    variant: Variant | str, problem: Problem, implementation: str, fallback: tuple[str, ...]
+) -> Chosen:
+    """Choose, outside of any graph, once per question."""
+    # by identity: the entry keeps its variant alive, so the number stays its own
+    whose = variant if isinstance(variant, str) else id(variant)
+    key = (whose, problem, implementation, fallback, default().generation)
+    chosen = _remembered.get(key)
+    if chosen is None:
+        chosen = _choose_anew(variant, problem, implementation, fallback)
+        if len(_remembered) >= _MOST:
+            _remembered.clear()
+        _remembered[key] = chosen
+    return chosen
+
+
+def _choose_anew(
+    variant: Variant | str, problem: Problem, implementation: str, fallback: tuple[str, ...]
+) -> Chosen:
+    refused: list[Candidate] = []
+    for name in (implementation, *fallback):
+        choice = explain_choice(variant, problem, name)
+        if choice.chosen is not None:
+            owner, _, chosen = choice.chosen.partition(".")
+            return _load(variant, owner, chosen)
+        refused += choice.candidates
+    raise UnsupportedError(_refusal(variant, problem, refused))
+
+
+def _load(variant: Variant | str, owner: str, name: str) -> Chosen:
+    found = variant if isinstance(variant, Variant) else default().get(owner)
+    function = next(i.function for i in implementations_of(found) if i.name == name)
+    chosen = Chosen(found, name, load(function))
+    CHOSEN[chosen.key] = chosen
+    return chosen
+
+
+def _offers(
+    variant: Variant | str, implementation: str, family: str
+) -> list[tuple[Variant, Implementation]]:
+    variants = resolve(variant)
+    for each in variants:
+        if each.family != family:
+            raise ArgumentError(
+                f"variant {each.name!r} is of family {each.family!r}, this call is of family "
+                f"{family!r}; run it through {_DOORS[each.family]}"
+            )
+    offers = [(each, one) for each in variants for one in implementations_of(each)]
+    named = [offer for offer in offers if implementation in (AUTO, offer[1].name)]
+    if offers and not named:
+        names = ", ".join(dict.fromkeys(one.name for _, one in offers))
+        whose = f"variant {variants[0].name!r}" if len(variants) == 1 else "any built-in variant"
+        raise ArgumentError(
+            f"no implementation {implementation!r} of {whose}; there are: {names}, or 'auto'"
+        )
+    return named
+
+
+def _reasons(implementation: Implementation, problem: Problem) -> tuple[str, ...]:
+    reasons = [str(reason) for reason in unmet(problem, implementation.promises)]
+    reasons += [
+        f"package {name} is not installed"
+        for name in implementation.packages
+        if importlib.util.find_spec(name) is None
+    ]
+    # a refusal may presume what the promises say
+    refusal = None if reasons else implementation.refuses(problem)
+    return (*reasons, refusal) if refusal else tuple(reasons)
+
+
+def _refusal(variant: Variant | str, problem: Problem, refused: list[Candidate]) -> str:
+    name = variant if isinstance(variant, str) else variant.name
+    lines = [f"variant {name!r} cannot take this call:", *(f"  {each}" for each in refused)]
+    able = ", ".join(_able(variant, problem)) or "none"
+    return "\n".join([*lines, f"what can: {able}"])
+
+
+def _able(variant: Variant | str, problem: Problem) -> list[str]:
+    """Name the implementations of this variant that can, and the variants of its family."""
+    registry, name = default(), variant if isinstance(variant, str) else variant.name
+    offers = _offers(variant, AUTO, problem.family) if name != AUTO else []
+    able = [f"{name}.{each.name}" for _, each in offers if not _reasons(each, problem)]
+    for other in registry.names():
+        try:
+            found = registry.get(other)
+        except RegistryError:
+            continue  # who asks for this name is told; here it just cannot help
+        each_can = (not _reasons(each, problem) for each in implementations_of(found))
+        if other != name and found.family == problem.family and any(each_can):
+            able.append(other)
+    return able

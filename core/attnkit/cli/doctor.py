@@ -1,0 +1,139 @@
+"""What is installed, what runs here, what is broken; the data behind ``attnkit doctor``."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from attnkit.choice.decision import implementations_of
+from attnkit.choice.first_call import probe
+from attnkit.errors import RegistryError
+from attnkit.problem import Problem, unmet
+from attnkit.registry.registry import default
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from attnkit.interface import Implementation, Variant
+
+PACKAGES = ("attnkit", "torch", "triton", "pydantic", "pluggy", "pytest", "transformers")
+
+
+class Trial(BaseModel):
+    """A small call of one implementation on one device in one dtype."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str
+    implementation: str
+    device: str
+    dtype: str
+    called: bool = Field(description="False where loading it is all that can be tried")
+    trouble: str | None = Field(description="why it failed; None if it did not")
+
+    @property
+    def outcome(self) -> str:
+        """What came of it, in words."""
+        return self.trouble or ("runs" if self.called else "loads")
+
+
+class BrokenReport(BaseModel):
+    """A plugin that does not load."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plugin: str
+    traceback: str
+
+
+class Diagnosis(BaseModel):
+    """All that ``attnkit doctor`` says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    versions: dict[str, str]
+    devices: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    broken: tuple[BrokenReport, ...]
+
+    @property
+    def is_well(self) -> bool:
+        """True if no plugin is broken and every promised implementation runs."""
+        return not self.broken and not any(trial.trouble for trial in self.trials)
+
+
+def diagnose() -> Diagnosis:
+    """Look at every plugin, and call every implementation once per device and dtype."""
+    devices = _devices()
+    return Diagnosis(
+        versions={"python": platform.python_version(), **_versions()},
+        devices=devices,
+        trials=tuple(_trials(devices)),
+        broken=tuple(
+            BrokenReport(plugin=str(each), traceback=each.traceback) for each in default().broken()
+        ),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _devices() -> tuple[str, ...]:
+    import torch
+
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def _trials(devices: tuple[str, ...]) -> Iterator[Trial]:
+    registry = default()
+    for name in registry.names():
+        try:
+            variant = registry.get(name)
+        except RegistryError:
+            continue  # told as broken
+        for implementation in implementations_of(variant):
+            for device in devices:
+                if device in implementation.promises.devices:
+                    yield from _try(variant, implementation, device)
+
+
+def _try(variant: Variant, implementation: Implementation, device: str) -> Iterator[Trial]:
+    promises = implementation.promises
+    for dtype in promises.dtypes:
+        problem = Problem(
+            family=variant.family,
+            device=device,
+            dtype=dtype,
+            batch=1,
+            heads=1,
+            kv_heads=1,
+            query_length=64,
+            key_length=64,
+            head_dim=16,
+            value_head_dim=16,
+            causal=promises.causal,
+            mask_parts=frozenset(promises.needs),
+            window=16 if "window" in promises.needs else None,
+            decay=promises.decay[0] if promises.decay else "none",
+            state=variant.family == "recurrence",
+        )
+        reasons = [str(reason) for reason in unmet(problem, promises)]
+        yield Trial(
+            variant=variant.name,
+            implementation=implementation.name,
+            device=device,
+            dtype=dtype,
+            # an expert's weights are the layer's own record, so no call can be made up here
+            called=variant.family != "feedforward",
+            trouble="; ".join(reasons) or probe(variant, implementation, problem),
+        )

@@ -1,0 +1,290 @@
+"""Names become variants here: lazily, loudly, and with the owner's name on everything.
+
+`attnkit.registry.discovery` reads from metadata who offers what; the module behind a name is
+imported when the name is asked for (`attnkit.registry.loader`). What goes wrong in one plugin is
+raised for those who ask for its name, and for nobody else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Self
+
+from attnkit.errors import (
+    ArgumentError,
+    BrokenPluginError,
+    DuplicateVariantError,
+    UnknownVariantError,
+)
+from attnkit.hookspecs import EXTENSION_GROUP, VARIANT_GROUP
+from attnkit.registry import loader as plugin
+from attnkit.registry.declarations import complaint
+from attnkit.registry.discovery import SESSION, Entry, discover
+from attnkit.registry.extensions import Extensions
+from attnkit.registry.loader import BrokenPlugin, Fault
+from attnkit.registry.variant_table import VariantTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from attnkit.interface import Implementation, Variant
+    from attnkit.swaps.api import Host
+
+
+class Registry:
+    """The variants of some entries, and those registered in this session.
+
+    Args:
+        entries: What is installed; none for a registry that holds only what it is given.
+
+    Attributes:
+        generation: Changes whenever a name may resolve to something else.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        entries = tuple(entries)
+        self.generation = 0
+        self._installed = tuple(each for each in entries if each.group == VARIANT_GROUP)
+        self._extensions = Extensions(
+            tuple(each for each in entries if each.group == EXTENSION_GROUP)
+        )
+        self._session: dict[str, Registration] = {}
+        self._variants: dict[str, Variant] = {}
+        self._implementations: dict[str, tuple[Implementation, ...]] = {}
+        self._offered: dict[str, tuple[Variant, ...]] = {}
+        self._broken: dict[Entry, BrokenPlugin] = {}
+        # guards the tables only: a plugin's code never runs under it, because that code may
+        # import, and whoever holds that import's lock may be waiting for this one
+        self._lock = threading.RLock()
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return every offer of a variant, by name; of a duplicate name, every owner's."""
+        with self._lock:
+            session = tuple(each.entry for each in self._session.values())
+        return tuple(sorted(self._installed + session))
+
+    def names(self) -> tuple[str, ...]:
+        """Return every name that is offered, sorted."""
+        return tuple(sorted({entry.name for entry in self.entries()}))
+
+    def get(self, name: str) -> Variant:
+        """Return the variant of this name; the first time, import the module that offers it.
+
+        Raises:
+            UnknownVariantError: Nobody offers it.
+            DuplicateVariantError: Several distributions offer it.
+            BrokenPluginError: Its plugin does not load.
+        """
+        found = self._variants.get(name)
+        if found is not None:
+            return found
+        with self._lock:
+            entry = self._entry(name)
+            if entry.owner == SESSION:
+                return self._session[name].variant
+        variant = self._load(entry)
+        with self._lock:
+            return self._variants.setdefault(name, variant)
+
+    def implementations(self, name: str) -> tuple[Implementation, ...]:
+        """Return the variant's own implementations, then those that extensions add to it.
+
+        Raises:
+            RegistryError: As `get`, and where two owners offer an implementation of one name.
+        """
+        found = self._implementations.get(name)
+        if found is not None:
+            return found
+        generation = self.generation
+        own = self.get(name).implementations
+        offers = [(self._entry(name), implementation) for implementation in own]
+        for entry, added in self._extensions.implementations():
+            offers += [(entry, implementation) for implementation in added.get(name, ())]
+        _check_one_owner(name, offers)
+        implementations = tuple(implementation for _, implementation in offers)
+        with self._lock:
+            if generation == self.generation:
+                self._implementations[name] = implementations
+        return implementations
+
+    def hosts(self) -> tuple[Host, ...]:
+        """Return the adapters of all extensions."""
+        return self._extensions.items("attnkit_hosts")
+
+    def contracts(self) -> tuple[Any, ...]:
+        """Return the further checks of all extensions."""
+        return self._extensions.items("attnkit_contracts")
+
+    def report_sections(self, report: object) -> tuple[str, ...]:
+        """Return what extensions add to a conformance report, as Markdown."""
+        return self._extensions.report_sections(report)
+
+    def broken_extensions(self) -> tuple[BrokenPlugin, ...]:
+        """Return the extensions that have failed so far; asks none of them anything."""
+        return self._extensions.failed()
+
+    def fault(self, entry: Entry) -> BrokenPlugin | None:
+        """Load the variant of an entry, and return why that fails, or None."""
+        if entry.owner != SESSION:
+            try:
+                self._load(entry)
+            except BrokenPluginError:
+                return self._broken[entry]
+        return None
+
+    def broken(self) -> tuple[BrokenPlugin, ...]:
+        """Load every plugin and return those that fail, variants before extensions."""
+        faults = (self.fault(entry) for entry in self._installed)
+        return tuple(fault for fault in faults if fault) + self._extensions.broken()
+
+    def register(self, variant: Variant) -> Registration:
+        """Offer a variant in this session, until `Registration.undo`.
+
+        Raises:
+            ArgumentError: The declaration is incomplete.
+            DuplicateVariantError: The name is taken.
+        """
+        wrong = complaint(variant)
+        if wrong:
+            raise ArgumentError(f"cannot register: {wrong}")
+        registration = Registration(self, variant)
+        with self._lock:
+            owners = [str(entry) for entry in self.entries() if entry.name == variant.name]
+            if owners:
+                raise DuplicateVariantError(
+                    f"attention variant {variant.name!r} is already offered by "
+                    f"{', '.join(owners)}; register yours under another name"
+                )
+            self._session[variant.name] = registration
+            self._variants[variant.name] = variant
+            self._changed()
+        return registration
+
+    def _undo(self, registration: Registration) -> None:
+        """Take a registration back; a later one of the same name stays."""
+        name = registration.variant.name
+        with self._lock:
+            if self._session.get(name) is registration:
+                del self._session[name], self._variants[name]
+                self._changed()
+
+    def _changed(self) -> None:
+        self.generation += 1
+        self._implementations.clear()
+
+    def _entry(self, name: str) -> Entry:
+        """Return the one entry of this name."""
+        found = [entry for entry in self.entries() if entry.name == name]
+        if not found:
+            unreadable = self._extensions.unreadable()
+            raise UnknownVariantError(_unknown(name, self.names(), unreadable))
+        if len(found) > 1:
+            raise DuplicateVariantError(f"attention variant {name!r} is {_offered(found)}")
+        return found[0]
+
+    def _load(self, entry: Entry) -> Variant:
+        """Return the variant of an installed entry; the first failure is final."""
+        broken = self._broken.get(entry)
+        if broken is None:
+            try:
+                return plugin.pick(entry.name, self._offers(entry))
+            except Fault as fault:
+                broken = BrokenPlugin.after(entry, fault)
+                with self._lock:
+                    broken = self._broken.setdefault(entry, broken)
+        raise BrokenPluginError(f"{broken}; update or uninstall {entry.owner}") from broken.error
+
+    def _offers(self, entry: Entry) -> tuple[Variant, ...]:
+        """Ask a module for its variants, once for all entries that share it."""
+        offered = self._offered.get(entry.module)
+        if offered is None:
+            manager = plugin.load(entry)
+            offered = plugin.ask(manager, "attnkit_variants", plugin.read_variants)
+            if offered is None:
+                raise Fault("has no hook attnkit_variants, or it returned None")
+            with self._lock:
+                offered = self._offered.setdefault(entry.module, offered)
+        return offered
+
+
+class Registration:
+    """A variant of this session; a context manager that undoes it at the end."""
+
+    def __init__(self, registry: Registry, variant: Variant) -> None:
+        self.variant = variant
+        self.entry = Entry(name=variant.name, owner=SESSION, version="", module="")
+        self._registry = registry
+
+    def undo(self) -> None:
+        """Take the variant out again; nothing happens the second time."""
+        self._registry._undo(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+
+@functools.cache
+def default() -> Registry:
+    """Return the registry of what is installed here, the same one each time."""
+    # two threads that ask first at once must not get one each
+    with _FIRST:
+        return _installed()
+
+
+_FIRST = threading.Lock()
+
+
+@functools.cache
+def _installed() -> Registry:
+    return Registry(discover())
+
+
+def get_variant(name: str) -> Variant:
+    """Return an installed or registered variant; see `Registry.get`."""
+    return default().get(name)
+
+
+def list_variants() -> VariantTable:
+    """Return a table of all variants; only printing it imports their declarations."""
+    return VariantTable(default())
+
+
+def register(variant: Variant) -> Registration:
+    """Offer a variant in this session; see `Registry.register`."""
+    return default().register(variant)
+
+
+def _unknown(name: str, names: tuple[str, ...], unreadable: tuple[Entry, ...]) -> str:
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    notes = "".join(f" {entry}: {entry.module} {entry.unreadable}." for entry in unreadable)
+    return f"no attention variant {name!r}.{hint} Installed: {', '.join(names) or 'none'}.{notes}"
+
+
+def _offered(entries: list[Entry]) -> str:
+    """Continue "X is ..." for what is offered more than once."""
+    owners = sorted({str(entry) for entry in entries})
+    if len(owners) > 1:
+        return (
+            f"offered by several distributions: {', '.join(owners)}. Uninstall all but one of them."
+        )
+    modules = ", ".join(sorted({entry.module for entry in entries}))
+    return (
+        f"offered {len(entries)} times by {owners[0]} ({modules}); "
+        f"update or uninstall {entries[0].owner}"
+    )
+
+
+def _check_one_owner(name: str, offers: list[tuple[Entry, Implementation]]) -> None:
+    counts = Counter(implementation.name for _, implementation in offers)
+    for repeated in (each for each, count in counts.items() if count > 1):
+        entries = [entry for entry, each in offers if each.name == repeated]
+        raise DuplicateVariantError(
+            f"implementation {repeated!r} of attention variant {name!r} is {_offered(entries)}"
+        )

@@ -1,0 +1,412 @@
+"""The transaction behind `attnkit.swap`: try, attach, verify; or leave the model as it was.
+
+    before    the model runs as it is
+    trial     every site answers with the model's own function and tries the variant beside it
+    noise     every site answers with its own function plus rounding noise (exact swaps)
+    after     the variants stand at their sites; all must have run
+    leaks     so they do, and inputs change where some outputs may not look
+
+Nothing stays attached unless all five pass: what was attached is undone in reverse order,
+whatever is raised. `attnkit.swaps.outputs` has the measurements and their bounds.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from attnkit.errors import ArgumentError, SwapError, SwapRefusedError, VerificationError
+from attnkit.hosts.leak_probes import neighbours
+from attnkit.hosts.mounts import undo_all
+from attnkit.registry.registry import default
+from attnkit.swaps import weights as added
+from attnkit.swaps.api import refusal
+from attnkit.swaps.families import mixer_of, trial_of
+from attnkit.swaps.isolation import cuda_devices, fresh, undisturbed
+from attnkit.swaps.leaks import Prober, Subject, check_leaks
+from attnkit.swaps.outputs import NOISE_RUNS, Counting, apart, compare_outputs
+from attnkit.swaps.plan import spelled
+from attnkit.swaps.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from attnkit.promises import Relation
+    from attnkit.sites import Attachment, Host, Mixer
+    from attnkit.swaps.families import AnyTrial, Standing
+    from attnkit.swaps.plan import Assignment, Plan
+
+
+_NOTHING_COMPARED = (
+    "the model returned no tensor of floats that its host knows to find, so that its outputs were "
+    "not compared; the sites were"
+)
+
+
+class Swap:
+    """A verified swap that can be undone; as a context manager, undone at the end.
+
+    Attributes:
+        receipt: What was swapped, what ran and what was measured.
+        active: Whether the variants still stand in the model.
+        added: The modules with weights of their own that it put there.
+    """
+
+    def __init__(
+        self,
+        receipt: Receipt,
+        attachments: Sequence[Attachment],
+        brought: Sequence[added.Added] = (),
+    ) -> None:
+        self.receipt = receipt
+        self.active = True
+        self.added = tuple(brought)
+        self._attachments = tuple(attachments)
+
+    def restore(self) -> None:
+        """Put back the original objects, by identity; nothing happens the second time.
+
+        Raises:
+            SwapError: A later swap stands on top of this one; restore that first, nothing is
+                changed. Or some sites could not be undone, and all others were.
+        """
+        if not self.active:
+            return
+        blocked = [why for each in self._attachments if (why := each.blocked())]
+        if blocked:
+            raise SwapError("restore is refused, nothing was changed:\n  " + "\n  ".join(blocked))
+        self.active = False
+        undo_all(self._attachments)
+
+    def save(self, where: str | Path) -> Path:
+        """Write the receipt beside a checkpoint, for `attnkit.reapply`; return its path.
+
+        Weights that the swap added go into a file beside it, with those of the layers whose place
+        they took, see `attnkit.swaps.weights`.
+
+        Args:
+            where: The folder or the file of the checkpoint, see `receipts.receipt_path`.
+        """
+        path = receipt_path(where)
+        if self.added:
+            added.save(self.added, added.weights_path(path))
+        self.receipt.save(path)
+        return path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def __repr__(self) -> str:
+        """Show the receipt."""
+        return str(self.receipt) + ("" if self.active else "\n\nrestored")
+
+
+def carry_out(
+    model: nn.Module,
+    plan: Plan,
+    assignments: Sequence[Assignment],
+    hosts: Mapping[str, Host],
+    sample: Mapping[str, object] | None,
+    accept: Relation,
+    remarks: Sequence[str] = (),
+    fill: Callable[[Sequence[added.Added]], None] | None = None,
+) -> Swap:
+    """Swap and verify, or raise and leave the model as it was; see `api.swap_filled`."""
+    transaction = _Transaction(model, assignments, hosts)
+    generated = sample is None
+    sample = transaction.settle(sample)
+    before = transaction.before(sample, generated=generated)
+    mixers = transaction.mixers()
+    brought = added.added_by(model, assignments, mixers)
+    if fill is not None:
+        fill(brought)
+        paths = {each.path for each in brought}
+        assignments = [replace(a, trained=a.site.path in paths) for a in assignments]
+        transaction.assignments = assignments
+    trials, quiet = transaction.trial(sample, mixers)
+    exact = all(assignment.relation == "exact" for assignment in assignments)
+    noise = transaction.noise(sample, trials, quiet) if exact else []
+    sites = [trial.receipt() for trial in trials]
+    after = transaction.after(sample, sites, mixers)
+    outputs = compare_outputs(before, after, noise, sites)
+    _check_outputs(outputs, sites, own=compare_outputs(before, quiet, noise, sites))
+    leaks = transaction.leaks(sample, before, after, trials, mixers)
+    if not outputs:
+        remarks = (*remarks, _NOTHING_COMPARED)
+    receipt = Receipt(
+        model=type(model).__name__,
+        plan=spelled(plan),
+        accept=accept,
+        sample={name: _described(value) for name, value in sample.items()},
+        generated=generated,
+        sites=tuple(sites),
+        outputs=outputs,
+        leaks=leaks,
+        versions=_versions(transaction.used),
+        owners=_owners(assignments),
+        remarks=tuple(remarks),
+        added=tuple(each.path for each in brought),
+    )
+    return Swap(receipt, transaction.attach(mixers), brought)
+
+
+class _Transaction:
+    """The steps of one swap; each leaves nothing behind if it raises."""
+
+    def __init__(
+        self, model: nn.Module, assignments: Sequence[Assignment], hosts: Mapping[str, Host]
+    ) -> None:
+        self.model = model
+        self.assignments = assignments
+        self.hosts = hosts
+        self.used = {a.site.host: hosts[a.site.host] for a in assignments}
+        self.host = self.used[assignments[0].site.host]
+
+    def settle(self, sample: Mapping[str, object] | None) -> Mapping[str, object]:
+        """Settle which host runs the model, the first that knows its inputs; return the sample.
+
+        A model may be one host's and hold another's layers.
+        """
+        sites = [assignment.site for assignment in self.assignments]
+        rest = (host for name, host in self.hosts.items() if name not in self.used)
+        if sample is not None and not isinstance(sample, Mapping):
+            raise ArgumentError(
+                "sample must be keyword arguments of the model's forward, as in "
+                f"{{'input_ids': ...}}, got {type(sample).__name__}"
+            )
+        able = [*self.used.values(), *(host for host in rest if host.sites(self.model))]
+        if sample is not None and len(able) == 1:
+            return sample
+        refusals = []
+        for host in able:
+            try:
+                made = host.sample(self.model, sites)
+            except SwapError as error:
+                refusals.append(str(error))
+            else:
+                self.host = host
+                return made if sample is None else sample
+        if sample is None:
+            raise SwapError("\n".join(dict.fromkeys(refusals)))
+        return sample
+
+    def before(self, sample: Mapping[str, object], *, generated: bool) -> Mapping[str, Tensor]:
+        """Run the model as it is.
+
+        Raises:
+            SwapError: It does not run on the sample.
+        """
+        try:
+            return self.run(sample, [])
+        except Exception as error:
+            shapes = ", ".join(f"{name} {_described(value)}" for name, value in sample.items())
+            model = type(self.model).__name__
+            if generated:
+                raise SwapError(
+                    f"{model} does not run on a generated sample ({shapes}): {error}; give the "
+                    "swap sample={...}, keyword arguments of the model's forward"
+                ) from error
+            raise SwapError(
+                f"sample: {model} does not run on it ({shapes}): {type(error).__name__}: {error}; "
+                "give keyword arguments of the model's forward that it runs on as it is, or leave "
+                "sample out to have one made"
+            ) from error
+
+    def run(self, sample: Mapping[str, object], mixers: Sequence[Mixer]) -> Mapping[str, Tensor]:
+        """Run the model with mixers at the sites, and take them away again."""
+        attached = self.attach(mixers)
+        try:
+            with undisturbed(self.model):
+                return self.host.run(self.model, fresh(sample))
+        finally:
+            undo_all(attached)
+
+    def attach(self, mixers: Sequence[Mixer]) -> list[Attachment]:
+        """Put a mixer at each site, or at none."""
+        attached: list[Attachment] = []
+        try:
+            # no mixers, no changes
+            for assignment, mixer in zip(self.assignments, mixers, strict=False):
+                site, label = assignment.site, assignment.variant.name
+                attached.append(self.used[site.host].attach(self.model, site, mixer, label))
+        except BaseException:
+            undo_all(attached)
+            raise
+        return attached
+
+    def mixers(self) -> list[Standing]:
+        """Build what will stand at each site; torch's random state is put back."""
+        pairs = [(self.used[a.site.host], a) for a in self.assignments]
+        with torch.random.fork_rng(cuda_devices(self.model)):
+            return [mixer_of(self.model, host, assignment) for host, assignment in pairs]
+
+    def trial(
+        self, sample: Mapping[str, object], mixers: Sequence[Standing]
+    ) -> tuple[list[AnyTrial], Mapping[str, Tensor]]:
+        """Try the variants beside the model's own functions; return the outputs of those too.
+
+        Raises:
+            SwapRefusedError: Some cannot take what arrives; all sites are listed.
+            VerificationError: Some compute something else; the worst are listed.
+        """
+        trials = list(map(trial_of, self.assignments, mixers))
+        outputs = self.run(sample, trials)
+        refused = [(t.assignment.site.path, tuple(dict.fromkeys(t.refusals))) for t in trials]
+        if any(reasons for _, reasons in refused):
+            raise SwapRefusedError(refusal([each for each in refused if each[1]]))
+        unused = [t.assignment.site.path for t in trials if not t.units]
+        if unused:
+            raise VerificationError(
+                f"the swap was not made: the model ran without calling {', '.join(unused)}, so "
+                "nothing is known about them; give a sample that uses them, or leave them out"
+            )
+        wrong = [r for r in (t.receipt() for t in trials) if not r.error_after <= r.allowed]
+        if wrong:
+            raise VerificationError("\n".join(["the swap was not made:", *map(_wrong, wrong)]))
+        return trials, outputs
+
+    def after(
+        self,
+        sample: Mapping[str, object],
+        sites: Sequence[SiteReceipt],
+        mixers: Sequence[Mixer],
+    ) -> Mapping[str, Tensor]:
+        """Run the model with the variants.
+
+        Raises:
+            VerificationError: A site was called more or less often than before.
+        """
+        counters = [Counting(mixer) for mixer in mixers]
+        outputs = self.run(sample, counters)
+        for site, counter in zip(sites, counters, strict=True):
+            if site.calls != counter.calls:
+                raise VerificationError(
+                    f"the swap was undone: {site.path} was called {site.calls} times before and "
+                    f"{counter.calls} times after"
+                )
+        return outputs
+
+    def leaks(
+        self,
+        sample: Mapping[str, object],
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        trials: Sequence[AnyTrial],
+        mixers: Sequence[Mixer],
+    ) -> tuple[LeakReceipt, ...]:
+        """Ask the whole model whether later tokens, padding, documents or samples leak.
+
+        Raises:
+            VerificationError: Something does that did not before.
+        """
+        sites = [assignment.site for assignment in self.assignments]
+        subject = Subject(
+            run=self.run,
+            sample=sample,
+            before=before,
+            after=after,
+            mixers=mixers,
+            noisy=lambda generator: [trial.noisy(generator) for trial in trials],
+            sites=[trial.receipt() for trial in trials],
+        )
+        host = self.host
+        if not isinstance(host, Prober):
+            return check_leaks(neighbours(sample), subject)
+        return check_leaks(host.probes(self.model, sites, sample), subject)
+
+    def noise(
+        self,
+        sample: Mapping[str, object],
+        trials: Sequence[AnyTrial],
+        quiet: Mapping[str, Tensor],
+    ) -> list[Mapping[str, Tensor]]:
+        """Say what rounding noise at the sites does to the outputs, in a few runs."""
+        runs: list[Mapping[str, Tensor]] = []
+        for seed in range(NOISE_RUNS):
+            generator = torch.Generator().manual_seed(seed)
+            noisy = self.run(sample, [trial.noisy(generator) for trial in trials])
+            runs.append({name: apart(noisy[name], out) for name, out in quiet.items()})
+        return runs
+
+
+def _check_outputs(
+    outputs: Sequence[OutputReceipt], sites: Sequence[SiteReceipt], own: Sequence[OutputReceipt]
+) -> None:
+    """Raise `VerificationError` if outputs moved by more than rounding.
+
+    Args:
+        outputs: Of the model with the variants.
+        sites: What was measured at the sites.
+        own: Outputs of the model with its own functions at the sites, compared like ``outputs``.
+    """
+    worst = max(sites, key=lambda site: site.error_after)
+    for out in outputs:
+        if not math.isfinite(out.largest):
+            raise VerificationError(
+                f"the swap was undone: output {out.name!r} is finite in other places than before"
+            )
+        if _is_beyond(out):
+            also = (
+                "; it moves with the model's own functions there as well: if another swap stands "
+                "in these layers, restore that one first"
+            )
+            raise VerificationError(
+                f"the swap was undone: output {out.name!r} {out.shape} moved by {out.moved:.3g} "
+                f"noise units (largest change {out.largest:.3g}), at most {out.allowed:.3g} is "
+                f"rounding; largest error of a site: {worst.path}, {worst.error_after:.3g} units"
+                f"{also if any(map(_is_beyond, own)) else ''}"
+            )
+
+
+def _is_beyond(out: OutputReceipt) -> bool:
+    return out.moved is not None and out.allowed is not None and not out.moved <= out.allowed
+
+
+def _wrong(site: SiteReceipt) -> str:
+    own = "" if site.error_before is None else f" (the model's own: {site.error_before:.3g})"
+    if site.error_before == math.inf:
+        return (
+            f"  {site.path} ({site.layer}): the model's own output is not finite, so that nothing "
+            "can be compared with it; give a sample that the model computes"
+        )
+    return (
+        f"  {site.path} ({site.layer}): {', '.join(site.implementations)} is off by "
+        f"{site.error_after:.3g} rounding units{own}, at most {site.allowed:g} is rounding"
+    )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return repr(value)
+
+
+def _versions(hosts: Mapping[str, Host]) -> dict[str, str]:
+    names = ("attnkit", "torch", *(host.name for host in hosts.values() if host.tested))
+    installed = {name: _version(name) for name in names}
+    return {"python": platform.python_version(), **installed}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed as a distribution"
+
+
+def _owners(assignments: Sequence[Assignment]) -> dict[str, str]:
+    entries = {entry.name: str(entry) for entry in default().entries()}
+    names = dict.fromkeys(assignment.variant.name for assignment in assignments)
+    return {name: entries.get(name, "given as an object") for name in names}

@@ -1,0 +1,251 @@
+"""A router and its experts as a layer; the routing is in `routing`, the experts in `loop`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self, overload
+
+import torch
+from torch import nn
+
+from attnkit.choice.decision import choose
+from attnkit.errors import ShapeError, UnsupportedError
+from attnkit.masks.constructors import Padding, Sizes, full
+from attnkit.operations.arguments import check_mask, check_state, check_tokens, dtype_name
+from attnkit.problem import Problem
+from attnkit.state import Stateless
+from attnkit.swaps import feedforward_site as sites
+from attnkit_plugins.feedforward.moe.router import Routing, route
+from attnkit_plugins.feedforward.moe.weights import ExpertWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnkit.interface import Variant
+    from attnkit.masks.constructors import Mask
+    from attnkit_plugins.feedforward.moe import MoEConfig
+
+
+class MoELayer(nn.Module):
+    """A feed-forward layer of experts; no token looks at another.
+
+    Attributes:
+        router: Linear, (D) to (E), without bias; runs in at least float32.
+        gate_up_proj: (E, 2F, D), W_gate above W_up.
+        down_proj: (E, D, F).
+    """
+
+    def __init__(
+        self,
+        config: MoEConfig,
+        *,
+        variant: Variant,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.variant = variant
+        count, width, hidden = config.num_experts, config.embed_dim, config.hidden_dim
+        self.router = nn.Linear(width, count, bias=False, device=device, dtype=dtype)
+        self.gate_up_proj = nn.Parameter(
+            torch.empty(count, 2 * hidden, width, device=device, dtype=dtype)
+        )
+        self.down_proj = nn.Parameter(torch.empty(count, width, hidden, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    def from_dense(
+        cls,
+        config: MoEConfig,
+        gate_proj: Tensor,
+        up_proj: Tensor,
+        down_proj: Tensor,
+        *,
+        variant: Variant,
+    ) -> Self:
+        """Build a layer whose experts are copies of one dense SwiGLU network.
+
+        With ``renormalise`` it computes what the dense network computes, until it is trained.
+
+        Args:
+            config: Of the layer to build.
+            gate_proj: (F, D).
+            up_proj: (F, D).
+            down_proj: (D, F).
+            variant: The variant the layer belongs to.
+        """
+        wanted = (config.hidden_dim, config.embed_dim)
+        shapes = [tuple(gate_proj.shape), tuple(up_proj.shape), tuple(down_proj.T.shape)]
+        if any(shape != wanted for shape in shapes):
+            raise ShapeError(
+                f"gate_proj, up_proj and down_proj.T must be (hidden_dim, embed_dim) = {wanted}, "
+                f"got {', '.join(map(str, shapes))}"
+            )
+        layer = cls(config, variant=variant, device=up_proj.device, dtype=up_proj.dtype)
+        with torch.no_grad():
+            layer.gate_up_proj.copy_(torch.cat((gate_proj, up_proj)))
+            layer.down_proj.copy_(down_proj)
+        return layer
+
+    def reset_parameters(self) -> None:
+        """Draw all weights as `torch.nn.Linear` does: uniform within 1 / sqrt(inputs)."""
+        self.router.reset_parameters()
+        for weight in (self.gate_up_proj, self.down_proj):
+            bound = weight.shape[-1] ** -0.5
+            nn.init.uniform_(weight, -bound, bound)
+
+    def init_state(self, batch_size: int) -> Stateless:
+        """Return the state before the first token; it only counts tokens."""
+        return Stateless(batch_size)
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Mask = ...,
+        state: None = None,
+        return_routing: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Mask = ...,
+        state: Stateless,
+        return_routing: Literal[False] = False,
+    ) -> tuple[Tensor, Stateless]: ...
+
+    @overload
+    def forward(
+        self, x: Tensor, *, mask: Mask = ..., state: None = None, return_routing: Literal[True]
+    ) -> tuple[Tensor, Routing]: ...
+
+    @overload
+    def forward(
+        self, x: Tensor, *, mask: Mask = ..., state: Stateless, return_routing: Literal[True]
+    ) -> tuple[Tensor, Stateless, Routing]: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Mask = full(),
+        state: Stateless | None = None,
+        return_routing: bool = False,
+    ) -> (
+        Tensor
+        | tuple[Tensor, Stateless]
+        | tuple[Tensor, Routing]
+        | tuple[Tensor, Stateless, Routing]
+    ):
+        """Send each token to its experts.
+
+        Args:
+            x: (B, L, D).
+            mask: Of all tokens, those of ``state`` included. Only its padding matters, as no
+                token looks at another.
+            state: How many tokens came before; refused with ``capacity_factor``.
+            return_routing: Also return what the router decided, last.
+
+        Returns:
+            y, (B, L, D), 0 at padding; then the next state, if one was given; then the `Routing`,
+            if asked for.
+        """
+        self._check(x, mask, state)
+        seen = 0 if state is None else state.tokens
+        keep = _real_tokens(mask, x, seen)  # (B, L)
+        x = torch.where(keep[..., None], x, x.new_zeros(()))  # padding may hold NaN
+        with torch.autocast(x.device.type, enabled=False):
+            routing = self._route(x, keep)
+        y = self._experts(x, routing)  # (B, L, D)
+        following = None if state is None else Stateless(x.shape[0], seen + x.shape[1])
+        if following is None:
+            return (y, routing) if return_routing else y
+        return (y, following, routing) if return_routing else (y, following)
+
+    def decided(self, x: Tensor) -> tuple[sites.Routing, sites.Weights]:
+        """Return the experts of tokens (T, D); see `attnkit.swaps.feedforward_site.Mixture`."""
+        keep = torch.ones(1, len(x), dtype=torch.bool, device=x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            routing = self._route(x[None], keep)
+        weights = sites.Weights(self.gate_up_proj, self.down_proj)
+        return sites.Routing(routing.experts[0], routing.gates[0]), weights
+
+    def _check(self, x: Tensor, mask: Mask, state: Stateless | None) -> None:
+        width, dtype = self.config.embed_dim, self.down_proj.dtype
+        check_tokens("x", x, width, dtype)
+        check_mask(mask)
+        if state is not None and self.config.capacity_factor is not None:
+            raise UnsupportedError(
+                "variant 'moe' cannot carry a state with capacity_factor: the capacity depends on "
+                "the whole sequence; set capacity_factor=None"
+            )
+        if state is not None:
+            check_state(state, Stateless, x.shape[0])
+
+    def _route(self, x: Tensor, keep: Tensor) -> Routing:
+        # half precision would reorder near ties
+        wide = torch.promote_types(self.router.weight.dtype, torch.float32)
+        logits = nn.functional.linear(x.to(wide), self.router.weight.to(wide))  # (B, L, E)
+        return route(
+            logits,
+            keep,
+            top_k=self.config.top_k,
+            renormalise=self.config.renormalise,
+            capacity_factor=self.config.capacity_factor,
+        )
+
+    def _experts(self, x: Tensor, routing: Routing) -> Tensor:
+        """Run the chosen implementation on the tokens of all samples, (B, L, D)."""
+        if not x.numel():
+            return x.clone()
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        weights = ExpertWeights(self.gate_up_proj.to(dtype), self.down_proj.to(dtype))
+        tokens = x.flatten(0, 1).to(dtype)  # (B * L, D)
+        experts, gates = routing.experts.flatten(0, 1), routing.gates.flatten(0, 1)  # (B * L, k)
+        chosen = choose(self.variant, self._problem(tokens), self.config.implementation)
+        with torch.autocast(kind, enabled=False):
+            y: Tensor = chosen.function(tokens, experts, gates, weights=weights)
+        return y.view(x.shape).to(x.dtype)
+
+    def _problem(self, tokens: Tensor) -> Problem:
+        tracked = torch.is_grad_enabled() and (
+            tokens.requires_grad or any(weight.requires_grad for weight in self.parameters())
+        )
+        return Problem(
+            family="feedforward",
+            device=tokens.device.type,
+            dtype=dtype_name(tokens.dtype),
+            batch=1,
+            heads=self.config.num_experts,
+            kv_heads=self.config.num_experts,
+            query_length=len(tokens),
+            key_length=len(tokens),
+            head_dim=self.config.embed_dim,
+            value_head_dim=self.config.embed_dim,
+            gradients=tracked,
+            compiling=torch.compiler.is_compiling(),
+        )
+
+
+def _real_tokens(mask: Mask, x: Tensor, seen: int) -> Tensor:
+    """Return which tokens of ``x`` are no padding, (B, L)."""
+    batch, length = x.shape[:2]
+    sizes = Sizes(batch, 1, length, seen + length)
+    keep = torch.ones(batch, length, dtype=torch.bool, device=x.device)
+    for part in mask.conjuncts():
+        # experts have no heads, a mask of the attention beside them may
+        if not part.per_head:
+            part.check(sizes)
+        if isinstance(part, Padding):
+            keep = keep & part.keep(sizes)[:, seen:].to(x.device)
+        elif "padding" in part.parts:
+            raise UnsupportedError(
+                f"variant 'moe' cannot tell which tokens {part!r} makes padding; "
+                "join padding to other masks with &"
+            )
+    return keep

@@ -1,0 +1,70 @@
+"""Host adapter for a user's own modules.
+
+Two kinds of module are sites: one whose ``forward`` calls
+`torch.nn.functional.scaled_dot_product_attention`, as it stands; and one of a class that was
+declared by `attnkit.declare`. Modules of libraries that have an adapter of their own are left to
+that, unless they were declared.
+
+Here is the declaration. `finding` has the survey, `answering` what runs in the place of a declared
+method, `attnkit.hosts.sdpa_calls` what runs around a call of torch's function.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attnkit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from attnkit.swaps.api import Attachment, Host, Mixer, Site
+    from attnkit.swaps.leaks import Probe
+
+
+class OwnHost:
+    """See `attnkit.swaps.api.Host`."""
+
+    name = "own"
+    tested: tuple[str, ...] = ()
+
+    def sites(self, model: nn.Module) -> Sequence[Site]:
+        from attnkit_plugins.hosts.own.sites import find_sites
+
+        return find_sites(model)
+
+    def attach(self, model: nn.Module, site: Site, mixer: Mixer, label: str) -> Attachment:
+        from attnkit_plugins.hosts.own.sites import attach
+
+        return attach(model, site, mixer, label)
+
+    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
+        from attnkit.errors import SwapError
+
+        raise SwapError(
+            f"cannot make inputs for {type(model).__name__}; give the swap sample={{...}}, keyword "
+            "arguments of the model's forward"
+        )
+
+    def run(self, model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
+        from attnkit.hosts.outputs import run_model
+
+        return run_model(model, sample)
+
+    def probes(
+        self, model: nn.Module, sites: Sequence[Site], sample: Mapping[str, object]
+    ) -> Sequence[Probe]:
+        from attnkit_plugins.hosts.own.probes import make_probes
+
+        return make_probes(model, sites, sample)
+
+
+HOST = OwnHost()
+
+
+@attnkit.hookimpl
+def attnkit_hosts() -> tuple[Host, ...]:
+    """Offer the adapter."""
+    return (HOST,)

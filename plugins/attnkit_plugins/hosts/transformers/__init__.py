@@ -1,0 +1,110 @@
+"""Host adapter for transformers 5: models that call its attention interface, and some that do not.
+
+A transformers attention layer looks its function up by name, in its own ``config``. A swapped
+layer gets a shallow copy of that config, which says ``attnkit``; the function under this name
+finds the layer's mixer on the layer itself. So nothing is written to a config that another layer
+or model can see, each layer has its own variant, and masks are still built by the model, from its
+own config, in the form of its own implementation: `dispatch` translates them. Some layers that do
+the arithmetic themselves are given, while they are swapped, a class that calls the interface:
+`rewriting` has which.
+
+The name is registered with transformers at the first swap and stays; it does nothing for a model
+that was not swapped.
+
+Here is the declaration, which imports neither torch nor transformers. `finding` has the survey,
+`dispatch` what runs in a swapped layer, `masking` how masks are read, `recurrent` and `experts`
+what stands in for attention and for feed-forward layers, `sampling` the probe.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import attnkit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from attnkit.swaps.api import Attachment, Host, Mixer, Site
+    from attnkit.swaps.feedforward_site import Weights
+    from attnkit.swaps.leaks import Probe
+
+
+class TransformersHost:
+    """See `attnkit.swaps.api.Host`."""
+
+    name = "transformers"
+    tested: tuple[str, ...] = ("5.23",)
+
+    def sites(self, model: nn.Module) -> Sequence[Site]:
+        # a model of a library that was never imported cannot be here
+        if sys.modules.get("transformers") is None:
+            return ()
+        from attnkit_plugins.hosts.transformers.sites import find_sites
+
+        return find_sites(model)
+
+    def attach(self, model: nn.Module, site: Site, mixer: Mixer, label: str) -> Attachment:
+        from attnkit.hosts.mounts import mount, original
+        from attnkit.hosts.sdpa_calls import intercept
+        from attnkit_plugins.hosts.transformers import dispatch, experts, interface, recurrent
+        from attnkit_plugins.hosts.transformers.rewriter import attach, rewritten
+
+        if site.kind == "feedforward":
+            return experts.attach(model, site.path, mixer, label)
+
+        def put() -> Attachment:
+            if getattr(mixer, "replaces", None) is not None:
+                return recurrent.attach(model, site.path, mixer, label)
+            return dispatch.attach(model, site.path, mixer, label)
+
+        module = model.get_submodule(site.path)
+        layer = original(type(module))
+        stand_in = rewritten(layer)
+        if stand_in is not None:
+            return attach(module, stand_in, put)
+        if interface.caller(layer) is None:
+            # it calls torch's function, not the interface
+            return mount(model, site, mixer, label, intercept)
+        return put()
+
+    def weights(self, model: nn.Module, path: str) -> Weights:
+        from attnkit.hosts.mounts import submodule
+        from attnkit_plugins.hosts.transformers.experts import weights
+
+        return weights(submodule(model, path))
+
+    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
+        from attnkit_plugins.hosts.transformers.samples import make_sample
+
+        return make_sample(model, sites)
+
+    def run(self, model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
+        from attnkit_plugins.hosts.transformers.samples import run
+
+        return run(model, sample)
+
+    def probes(
+        self, model: nn.Module, sites: Sequence[Site], sample: Mapping[str, object]
+    ) -> Sequence[Probe]:
+        from attnkit_plugins.hosts.transformers.probes import make_probes
+
+        return make_probes(model, sites, sample)
+
+    def open(self, folder: Path) -> nn.Module | None:
+        from attnkit_plugins.hosts.transformers.opener import open_folder
+
+        return open_folder(folder)
+
+
+HOST = TransformersHost()
+
+
+@attnkit.hookimpl
+def attnkit_hosts() -> tuple[Host, ...]:
+    """Offer the adapter."""
+    return (HOST,)

@@ -1,0 +1,291 @@
+"""What runs in a swapped layer: the function under transformers' name ``attnkit``.
+
+It turns a call of transformers' attention interface into the arguments of `attnkit.attention`, as
+the model's own implementation would have understood them, and hands them to the layer's mixer. A
+keyword that it does not know is refused by name: dropping it could change the result.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from attnkit.errors import ShapeError, SwapError, UnsupportedError
+from attnkit.masks.constructors import causal, full, sliding_window
+from attnkit.swaps.api import Call
+from attnkit_plugins.hosts.transformers.interface import MARK, own_config, own_function
+from attnkit_plugins.hosts.transformers.masks import Reading, read
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from attnkit.swaps.api import Mixer
+
+KEY = "attnkit"
+
+TRANSLATED = frozenset(
+    {
+        "dropout",
+        "is_causal",
+        "position_bias",
+        "s_aux",
+        "scaling",
+        "sinks",
+        "sliding_window",
+        "softcap",
+    }
+)
+
+INERT = frozenset(
+    {
+        "cache_position",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "output_router_logits",
+        "past_key_values",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
+"""Keywords that reach the layer and that no attention function of transformers acts on."""
+
+_KNOWN = TRANSLATED | INERT
+
+
+@dataclass
+class Binding:
+    """What a swapped module holds.
+
+    Attributes:
+        mixer: Answers its calls.
+        label: Name of what was swapped in.
+        config: The module's config before any swap.
+        below: The binding that this one stands on.
+    """
+
+    mixer: Mixer
+    label: str
+    config: Any
+    below: Binding | None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come out of a pickle, perhaps in a process where nothing was swapped yet."""
+        self.__dict__.update(state)
+        _register()
+
+
+@dataclass
+class Attached:
+    """See `attnkit.swaps.api.Attachment`."""
+
+    path: str
+    module: nn.Module
+    binding: Binding
+
+    def blocked(self) -> str | None:
+        top = self.module.__dict__.get(MARK)
+        if top is self.binding:
+            return None
+        if top is None:
+            return f"{self.path}: the swap was taken out by other means"
+        mine = self.binding.label
+        return f"{self.path}: {top.label!r} was swapped in after {mine!r}; restore that swap first"
+
+    def undo(self) -> None:
+        below = self.binding.below
+        if below is not None:
+            self.module.__dict__[MARK] = below
+            return
+        self.module.config = self.binding.config
+        del self.module.__dict__[MARK]
+
+
+def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attached:
+    """Put a mixer at a module, on top of one that may be there."""
+    module = model.get_submodule(path)
+    below = module.__dict__.get(MARK)
+    binding = Binding(mixer, label, own_config(module), below)
+    if below is None:
+        own = copy.copy(binding.config)
+        # the property would set the configs of sub-models too, which are shared
+        own._attn_implementation_internal = KEY
+        _register()
+        module.config = own
+    module.__dict__[MARK] = binding
+    return Attached(path, module, binding)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    """Answer a call of transformers' attention interface.
+
+    Args:
+        module: The layer; must be swapped.
+        query: (B, H, L, E).
+        key: (B, Hkv, S, E).
+        value: (B, Hkv, S, Ev).
+        attention_mask: As the model's own implementation takes it.
+        keywords: See `TRANSLATED` and `INERT`; others are refused.
+
+    Returns:
+        (B, L, H, Ev), and no attention weights.
+    """
+    binding = module.__dict__.get(MARK)
+    if binding is None:
+        raise SwapError(
+            f"{type(module).__name__} was told attn_implementation={KEY!r} but nothing was "
+            "swapped into it; use attnkit.swap(model, ...)"
+        )
+    # `device.type` costs more than all the rest of this
+    kind = "cpu" if query.is_cpu else query.device.type
+    if torch.is_autocast_enabled(kind):
+        query, key, value = _lowered(kind, query, key, value)
+    out = binding.mixer(Arrived(module, query, key, value, attention_mask, keywords))
+    batch, heads, length, _ = query.shape
+    wanted = (batch, heads, length, value.shape[3])
+    if out.shape != wanted:
+        raise ShapeError(
+            f"{binding.label!r} must return (B, H, L, Ev) = {wanted}, got {tuple(out.shape)}"
+        )
+    if length == 1:
+        return out.reshape(batch, 1, heads, wanted[3]), None
+    return out.transpose(1, 2).contiguous(), None
+
+
+_NOTHING_HIDDEN = Reading(full(), None, None, aligned=True)
+
+
+@dataclass(slots=True)
+class Arrived:
+    """See `attnkit.swaps.api.Request`."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attention_mask: Tensor | None
+    keywords: dict[str, Any]
+
+    def call(self) -> Call:
+        given = self.keywords
+        check_keywords(type(self.module).__name__, given)
+        key, value = self.key, self.value
+        bias = given.get("position_bias")
+        mask, additive, keys, aligned = self._reading()
+        if keys is not None:
+            key, value = key[:, :, :keys], value[:, :, :keys]
+            bias = None if bias is None else bias[..., :keys]
+        if additive is not None:
+            bias = additive if bias is None else bias + additive
+        sinks = given.get("s_aux")
+        return Call(
+            query=self.query,
+            key=key,
+            value=value,
+            mask=mask,
+            bias=bias,
+            scale=given.get("scaling"),
+            softcap=given.get("softcap"),
+            sinks=given.get("sinks") if sinks is None else sinks,
+            dropout_p=float(given.get("dropout") or 0.0),
+            aligned=aligned and self._stands(),
+        )
+
+    def own(self, query: Tensor, key: Tensor, value: Tensor, samples: slice) -> Tensor:
+        def fit(given: Any) -> Any:
+            """Cut a tensor's batch and give it the dtype of the query."""
+            if not isinstance(given, torch.Tensor):
+                return given
+            if given.dim() == 4 and given.shape[0] == self.query.shape[0] > 1:
+                given = given[samples]
+            return given.to(query.dtype) if given.is_floating_point() else given
+
+        keywords = {name: fit(value) for name, value in self.keywords.items()}
+        mask = fit(self.attention_mask)
+        out, _ = own_function(self.module)(self.module, query, key, value, mask, **keywords)
+        result: Tensor = out.transpose(1, 2)
+        return result
+
+    def _reading(self) -> Reading:
+        """Say what the mask, or its absence, means to the model's own implementation."""
+        query, module = self.query, self.module
+        window = self.keywords.get("sliding_window")
+        if self.attention_mask is not None:
+            config = own_config(module)
+            return read(self.attention_mask, query.shape, self.key.shape, window, module, config)
+        if not self._is_causal_without_mask():
+            return _NOTHING_HIDDEN
+        # upper-left alignment, as in torch: keys past the queries are the empty end of a cache
+        length, keys = query.shape[2], self.key.shape[2]
+        mask = causal()
+        if window is not None and min(keys, length) <= window:
+            mask = mask & sliding_window(window)
+        return Reading(mask, None, length if length < keys else None, aligned=True)
+
+    def _is_causal_without_mask(self) -> bool:
+        """Say what no mask means: causal for sdpa, unless the layer is not; full for eager."""
+        # the cheap question first: one token is what a layer is asked most often
+        if self.query.shape[2] == 1 or own_config(self.module)._attn_implementation != "sdpa":
+            return False
+        return self._is_causal()
+
+    def _stands(self) -> bool:
+        """Say whether queries stand among the keys at all: not if those come from elsewhere."""
+        return self._is_causal() or self.query.shape[2] == self.key.shape[2]
+
+    def _is_causal(self) -> bool:
+        told = self.keywords.get("is_causal")
+        return bool(getattr(self.module, "is_causal", True) if told is None else told)
+
+
+def _register() -> None:
+    AttentionInterface.register(KEY, attend)
+    AttentionMaskInterface.register(KEY, _visible_mask)
+
+
+def check_keywords(layer: str, given: dict[str, Any]) -> None:
+    """Refuse by name what cannot be translated and may matter."""
+    if given.keys() <= _KNOWN:
+        return
+    unknown = [
+        name
+        for name, value in given.items()
+        if name not in _KNOWN and value is not None and value is not False
+    ]
+    if "output_attentions" in unknown:
+        raise UnsupportedError(
+            "output_attentions: needs attention weights, a variant returns none; restore the "
+            "swap to get them"
+        )
+    if unknown:
+        raise UnsupportedError(
+            f"{', '.join(unknown)}: {layer} passes on what attnkit has no translation for; it "
+            f"knows {', '.join(sorted(TRANSLATED))}"
+        )
+
+
+def _lowered(kind: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast to the dtype of autocast, as torch's own attention does."""
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t.to(dtype) if t.dtype != torch.float64 else t for t in tensors)
+
+
+def _visible_mask(*args: Any, **keywords: Any) -> Tensor:
+    """Make a mask for a layer that makes its own: always a tensor, never None."""
+    skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask: Tensor | None = sdpa_mask(*args, **{**keywords, **skips})
+    assert mask is not None
+    return mask

@@ -1,0 +1,115 @@
+"""Inputs that exercise a model, and the outputs worth comparing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from attnkit.errors import SwapError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from attnkit.swaps.api import Site
+
+LENGTH = 17
+BEYOND_WINDOW = 5
+LONGEST = 512
+PADDING = 3
+
+
+def make_sample(model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
+    """Make two samples, one of them padded, longer than the windows.
+
+    Raises:
+        SwapError: The model's main input is neither tokens nor pixels.
+    """
+    main = getattr(model, "main_input_name", None)
+    if isinstance(model, PreTrainedModel) and main == "input_ids":
+        return _tokens(model, sites)
+    if isinstance(model, PreTrainedModel) and main == "pixel_values":
+        return _pixels(model)
+    raise SwapError(
+        f"cannot make inputs for {type(model).__name__} (main input {main!r}); give the swap "
+        "sample={...}, keyword arguments of the model's forward"
+    )
+
+
+def run(model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
+    """Run a model, and one cached step more where it kept a cache."""
+    out = model(**sample)
+    padded = sample.get("attention_mask")
+    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    outputs = dict(_tensors("", out, None if encodes else padded))
+    cache = getattr(out, "past_key_values", None)
+    ids = sample.get("input_ids")
+    plain = set(sample) <= {"input_ids", "attention_mask"} and not encodes
+    if cache is not None and isinstance(ids, torch.Tensor) and plain:
+        step: dict[str, Any] = {"input_ids": ids[:, :1], "past_key_values": cache}
+        if isinstance(padded, torch.Tensor):
+            step["attention_mask"] = torch.cat([padded, torch.ones_like(padded[:, :1])], 1)
+        outputs |= _tensors("next step ", model(**step), None)
+    return outputs
+
+
+def _tokens(model: PreTrainedModel, sites: Sequence[Site]) -> Mapping[str, object]:
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None) or LONGEST
+    windows = [site.needs.window for site in sites if site.needs.window is not None]
+    wanted = max([LENGTH, *(window + BEYOND_WINDOW for window in windows)])
+    # some models count positions from 2
+    length = max(PADDING + 1, min(wanted, LONGEST, most - 4))
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (2, length), generator=generator)
+    pad = config.pad_token_id or 0
+    ids[ids == pad] = (pad + 1) % config.vocab_size
+    mask = torch.ones_like(ids)
+    is_causal = any(site.needs.causal for site in sites) and not config.is_encoder_decoder
+    where = slice(0, PADDING) if is_causal else slice(length - PADDING, length)
+    ids[0, where], mask[0, where] = pad, 0
+    sample = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    if config.is_encoder_decoder:
+        sample["decoder_input_ids"] = ids.flip(0).to(device)
+    return sample
+
+
+def _pixels(model: PreTrainedModel) -> Mapping[str, object]:
+    config = getattr(model.config, "vision_config", model.config)
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise SwapError(
+            f"cannot make images for {type(model).__name__}: its config has no image_size; give "
+            "the swap sample={...}, keyword arguments of the model's forward"
+        )
+    height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+    shape = (2, getattr(config, "num_channels", 3), height, width)
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    first = next(model.parameters())
+    return {"pixel_values": pixels.to(first)}
+
+
+def _tensors(name: str, out: object, padded: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield the float tensors of an output by name, rows of padding taken out."""
+    if isinstance(out, torch.Tensor):
+        if out.is_floating_point():
+            yield name.strip(" .") or "output", _rows(out, padded)
+    elif isinstance(out, Mapping):
+        for key, value in out.items():
+            # what a cache holds at padding is nobody's output
+            if key != "past_key_values":
+                yield from _tensors(f"{name}{key}.", value, padded)
+    elif isinstance(out, tuple | list):
+        for number, value in enumerate(out):
+            yield from _tensors(f"{name}{number}.", value, padded)
+
+
+def _rows(out: Tensor, padded: object) -> Tensor:
+    if isinstance(padded, torch.Tensor) and padded.shape == out.shape[:2] and out.dim() > 2:
+        return out[padded.bool()]
+    return out if out.dim() else out.reshape(1)

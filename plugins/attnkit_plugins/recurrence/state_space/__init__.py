@@ -1,0 +1,194 @@
+"""State-space layer of the Mamba-2 class: a linear recurrence whose decay depends on the token.
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,    y_t = h_t C_t + D x_t
+
+with dt = softplus(dt + dt_bias) and A < 0, one number each per head. In the words of the recurrence
+family: query is C, key is B, both shared by the heads of a group; value is dt x and log_decay is
+dt A. The state here is (B, H, E, Ev), the transpose of the paper's h, with E its N, the state size,
+and Ev its P, the head size.
+
+The layer puts this between projections, after a short convolution over time of x, B and C, and
+before a norm gated by z; see `layer`.
+
+Source: Dao & Gu 2024, https://arxiv.org/abs/2405.21060, eq. 2 (with A a scalar times identity),
+section 6 for the chunked form, section 7.1 and figure 6 for the layer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, model_validator
+
+import attnkit
+from attnkit.placements import Placement, SiteOptions
+from attnkit.promises import ALL_DTYPES, Promises
+
+if TYPE_CHECKING:
+    from attnkit.problem import Problem
+    from attnkit.promises import Decay
+
+
+class StateSpaceOptions(attnkit.Options):
+    """Options of the state-space recurrence."""
+
+    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+
+
+class StateSpaceConfig(attnkit.LayerConfig):
+    """Configuration of the state-space layer."""
+
+    num_heads: int = Field(gt=0, description="H, heads of x; each has its own A, D and dt")
+    head_dim: int | None = Field(
+        default=None,
+        gt=0,
+        description="Ev, width of a head of x; None for 2 * embed_dim / num_heads",
+    )
+    state_size: int = Field(default=128, gt=0, description="E, width of B and C")
+    num_groups: int = Field(
+        default=1, gt=0, description="G, groups of B and C, a divisor of num_heads"
+    )
+    conv_size: int = Field(
+        default=4, gt=0, description="tokens a convolution sees, its own included"
+    )
+    conv_bias: bool = Field(default=True, description="add a bias in the convolution")
+    projection_bias: bool = Field(default=False, description="add a bias in the two projections")
+    norm_eps: float = Field(
+        default=1e-5, gt=0, allow_inf_nan=False, description="eps of the gated norm"
+    )
+    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.num_heads % self.num_groups:
+            raise ValueError(
+                "num_heads must be a multiple of num_groups, "
+                f"got {self.num_heads} and {self.num_groups}"
+            )
+        if self.head_dim is None and 2 * self.embed_dim % self.num_heads:
+            raise ValueError(
+                "2 * embed_dim must be a multiple of num_heads where head_dim is left out, "
+                f"got {2 * self.embed_dim} and {self.num_heads}"
+            )
+        return self
+
+    @property
+    def value_width(self) -> int:
+        """Ev."""
+        return 2 * self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def inner_width(self) -> int:
+        """H Ev, width of x and z inside the layer."""
+        return self.num_heads * self.value_width
+
+    @property
+    def conv_width(self) -> int:
+        """Channels of the convolution: x, B and C."""
+        return self.inner_width + 2 * self.num_groups * self.state_size
+
+
+class StateSpaceSiteOptions(SiteOptions):
+    """What a plan may say about it in place of a layer's attention function; see `site`."""
+
+    chunk_size: int = Field(
+        default=64, gt=0, strict=True, description="tokens per chunk of the chunked form"
+    )
+
+
+def _site_decay(options: StateSpaceSiteOptions) -> Decay:
+    return "head"
+
+
+PROMISES = Promises(
+    causal=True,
+    masks=("padding", "documents"),
+    gqa=True,
+    value_width=True,
+    scale=True,
+    decay=("head",),
+    state=True,
+    reorder=True,
+    gradients=True,
+    dtypes=ALL_DTYPES,
+    devices=("cpu",),
+    deterministic=True,
+    compile=True,
+    memory="L",
+    time="L",
+)
+
+
+# float32 on one thread of a Zen 5 CPU, torch 2.13; training takes three times a forward pass
+
+
+def _size(problem: Problem) -> float:
+    """Numbers in all states, three times over in training."""
+    return _passes(problem) * (
+        problem.batch * problem.heads * problem.head_dim * problem.value_head_dim
+    )
+
+
+def _passes(problem: Problem) -> int:
+    return 3 if problem.gradients else 1
+
+
+def _reference_cost(problem: Problem) -> float:
+    return problem.query_length * (200e-6 * _passes(problem) + 4e-9 * _size(problem))
+
+
+def _recurrent_cost(problem: Problem) -> float:
+    step = 16e-6 * _passes(problem) + 3e-10 * _size(problem)
+    return 20e-6 + problem.query_length * step
+
+
+def _chunked_cost(problem: Problem) -> float:
+    token = 1e-6 * _passes(problem) + 1.1e-10 * _size(problem)
+    return 90e-6 * _passes(problem) + problem.query_length * token
+
+
+VARIANT = attnkit.Variant(
+    name="state_space",
+    family="recurrence",
+    summary="State-space layer with one decay per head and token (Mamba-2, SSD).",
+    source="Dao & Gu 2024, https://arxiv.org/abs/2405.21060, eq. 2 and section 6",
+    relation="different",
+    promises=PROMISES,
+    config=StateSpaceConfig,
+    layer="attnkit_plugins.recurrence.state_space.layer:StateSpaceLayer",
+    options=StateSpaceOptions,
+    placement=Placement(
+        build="attnkit_plugins.recurrence.state_space.site:StateSpaceSite",
+        options=StateSpaceSiteOptions,
+        decay=_site_decay,
+    ),
+    implementations=(
+        attnkit.Implementation(
+            name="reference",
+            function="attnkit.reference:recurrence",
+            summary="float64, token by token",
+            promises=PROMISES,
+            cost=_reference_cost,
+        ),
+        attnkit.Implementation(
+            name="recurrent",
+            function="attnkit_plugins.recurrence.state_space.recurrent:recur",
+            summary="token by token in at least float32",
+            promises=PROMISES,
+            cost=_recurrent_cost,
+        ),
+        attnkit.Implementation(
+            name="chunked",
+            function="attnkit_plugins.recurrence.state_space.chunks:scan",
+            summary="state-space duality: matrix products within chunks, a recurrence between",
+            promises=PROMISES,
+            cost=_chunked_cost,
+        ),
+    ),
+)
+
+
+@attnkit.hookimpl
+def attnkit_variants() -> tuple[attnkit.Variant, ...]:
+    """Offer the state-space layer."""
+    return (VARIANT,)

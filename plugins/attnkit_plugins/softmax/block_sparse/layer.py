@@ -1,0 +1,42 @@
+"""The block-sparse layer: softmax attention, and the pattern of its configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from attnkit.layers.softmax import SoftmaxLayer
+from attnkit.masks.constructors import blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnkit.interface import Variant
+    from attnkit.masks.constructors import Mask
+    from attnkit_plugins.softmax.block_sparse import BlockSparseConfig
+
+
+class BlockSparseLayer(SoftmaxLayer):
+    """Attention of x to itself, in the blocks that the configured pattern and the mask allow."""
+
+    config: BlockSparseConfig
+
+    def __init__(
+        self,
+        config: BlockSparseConfig,
+        *,
+        variant: Variant,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(config, variant=variant, device=device, dtype=dtype)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
+        size, local = self.config.block_size, self.config.local_blocks
+        if size is not None and local is not None:
+            count = -(-key.shape[2] // size)
+            block = torch.arange(count, device=key.device)
+            near = (block[:, None] - block).abs() < local  # (N, N)
+            mask = mask & blocks(near | (block < self.config.global_blocks), size)
+        return super()._attend(query, key, value, mask)

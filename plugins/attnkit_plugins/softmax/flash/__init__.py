@@ -1,0 +1,222 @@
+"""FlashAttention: exact softmax attention whose logits never exist all at once.
+
+    out = softmax(scale * Q K^T + masks) V, tile by tile, in O(L + S) extra memory
+
+The mathematics is that of multi-head attention; what differs is the way. `tiled` is the paper's
+algorithm in plain torch and takes everything but dropout; `sdpa` is torch's fused kernel, for
+the calls that it computes exactly and without an L x S tensor.
+
+Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 (forward) and 4 (backward).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attnkit
+from attnkit.layers.softmax_config import SoftmaxConfig
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
+
+if TYPE_CHECKING:
+    from attnkit.problem import Problem
+
+# Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 1 to 2048,
+# widths 16 to 128; most within 30 %. What oneDNN gains depends on the processor: it is measured.
+
+
+class FlashConfig(SoftmaxConfig):
+    """Configuration of the FlashAttention layer."""
+
+
+def _reference_cost(problem: Problem) -> float:
+    each = 4e-9 + 45e-12 * _widths(problem)
+    logits = problem.query_length * _heads(problem) * problem.key_length
+    extra = 30e-6 if problem.mask_parts else 0.0
+    return extra + _passes(problem) * (60e-6 + each * logits)
+
+
+def _sdpa_cost(problem: Problem) -> float:
+    rows = problem.query_length
+    if not problem.causal or rows == 1:
+        # heads that share keys stand in line as further queries
+        rows *= problem.heads // problem.kv_heads
+    if rows == 1 and problem.dtype in ("bfloat16", "float16"):
+        # torch multiplies a half matrix by one vector slowly
+        slow = 90e-9 if problem.dtype == "bfloat16" else 140e-9
+        return _passes(problem) * (20e-6 + slow * _heads(problem) * problem.key_length)
+    # torch skips hidden keys by blocks of 512
+    keys = _visible(problem, 512)
+    each = 0.3e-9 + 19e-12 * _widths(problem)
+    slow = {"float16": 7.5 if problem.gradients else 2.0, "float64": 2.2}.get(problem.dtype, 1.0)
+    work = slow * each * problem.query_length * _heads(problem) * keys
+    extra = 20e-6 if problem.mask_parts else 0.0
+    if problem.gradients and problem.dtype == "bfloat16":
+        extra += _heads(problem) * (40e-6 + 1e-6 * min(problem.query_length, 128))
+    return extra + _passes(problem) * (13e-6 + work + _reading(problem))
+
+
+def _onednn_cost(problem: Problem) -> float:
+    from attnkit.kernels.onednn import gain
+
+    keys = _visible(problem, 512)
+    # torch's tiles: this many products, each of which oneDNN takes about 10 us to begin
+    rows = 256 if problem.query_length >= 768 else 64 if problem.query_length >= 192 else 32
+    tiles = max(1.0, problem.query_length / rows) * max(1.0, keys / 512)
+    each = 0.3e-9 + 19e-12 * _widths(problem) / gain()
+    work = each * problem.query_length * _heads(problem) * keys
+    copies = 1 if problem.dtype == "float32" else 3
+    extra = 40e-6 if problem.mask_parts else 20e-6
+    return extra + _passes(problem) * (
+        20e-6 + 20e-6 * _heads(problem) * tiles + work + copies * _reading(problem)
+    )
+
+
+def _onednn_refuses(problem: Problem) -> str | None:
+    from attnkit.kernels.onednn import stays_exact
+
+    if not stays_exact():
+        return "device: oneDNN does not keep float32 products in float32 on this machine"
+    return _sdpa_refuses(problem)
+
+
+def _tiled_cost(problem: Problem) -> float:
+    keys = _visible(problem, 128)
+    if problem.window is not None:
+        keys = min(keys, problem.window * (1 if problem.causal else 2) + 128)
+    rows = min(problem.query_length, 128)
+    columns = max(128, (1 << 18) // (_heads(problem) * rows))
+    tiles = (problem.query_length / rows) * max(1.0, keys / columns)
+    each = 1.2e-9 + 18.5e-12 * _widths(problem)
+    if problem.mask_parts - {"window"}:
+        # the mask is evaluated, tile by tile
+        each += 1.5e-9
+    wide = 2.0 if problem.dtype == "float64" else 1.0
+    work = wide * each * problem.query_length * _heads(problem) * keys
+    copies = 1 if problem.dtype in ("float32", "float64") else 2
+    return _passes(problem) * (30e-6 + 45e-6 * tiles + work + copies * _reading(problem))
+
+
+def _sdpa_refuses(problem: Problem) -> str | None:
+    if not problem.causal or problem.query_length == 1:
+        return None
+    if problem.query_length != problem.key_length:
+        return "causal: torch aligns it to the upper left, so L must be 1 or S"
+    if problem.mask_parts:
+        return "mask: torch joins causal and padding only in an L x S tensor"
+    return None
+
+
+def _visible(problem: Problem, block: int) -> float:
+    """Return the keys that are computed for each query, causal masks skipped by blocks."""
+    skipped = problem.query_length - block
+    if not problem.causal or skipped <= 0:
+        return problem.key_length
+    return max(1.0, problem.key_length - skipped / 2)
+
+
+def _reading(problem: Problem) -> float:
+    """Return the time to read all keys and values once."""
+    size = {"float64": 8, "float32": 4}.get(problem.dtype, 2)
+    numbers = problem.batch * problem.kv_heads * problem.key_length * _widths(problem)
+    return numbers * size / 45e9
+
+
+def _heads(problem: Problem) -> int:
+    return problem.batch * problem.heads
+
+
+def _widths(problem: Problem) -> int:
+    return problem.head_dim + problem.value_head_dim
+
+
+def _passes(problem: Problem) -> float:
+    return 3.5 if problem.gradients else 1.0
+
+
+_FUSED = Promises(
+    causal=True,
+    bidirectional=True,
+    cross=True,
+    masks=("padding",),
+    gqa=True,
+    scale=True,
+    gradients=True,
+    dtypes=ALL_DTYPES,
+    devices=("cpu",),
+    deterministic=True,
+    compile=True,
+    memory="L",
+)
+
+_EXACT = Promises(
+    causal=True,
+    bidirectional=True,
+    cross=True,
+    masks=ALL_MASK_PARTS,
+    gqa=True,
+    value_width=True,
+    bias=True,
+    scale=True,
+    softcap=True,
+    sinks=True,
+    gradients=True,
+    dtypes=ALL_DTYPES,
+    devices=("cpu", "cuda"),
+    deterministic=True,
+    compile=True,
+)
+
+VARIANT = attnkit.Variant(
+    name="flash",
+    family="softmax",
+    summary="FlashAttention: exact softmax attention in memory that grows with L, not L x S.",
+    source="Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 and 4",
+    relation="exact",
+    promises=_EXACT.model_copy(
+        update={"memory": "L", "state": True, "reorder": True, "truncate": True}
+    ),
+    config=FlashConfig,
+    layer="attnkit.layers.softmax:SoftmaxLayer",
+    implementations=(
+        attnkit.Implementation(
+            name="reference",
+            function="attnkit.reference:softmax",
+            summary="float64, all logits at once",
+            promises=_EXACT,
+            cost=_reference_cost,
+        ),
+        attnkit.Implementation(
+            name="sdpa",
+            function="attnkit_plugins.softmax.flash.sdpa:attend",
+            summary="torch's fused kernel, where it is exact and makes no L x S tensor",
+            promises=_FUSED.model_copy(
+                update={"speed": (SpeedClaim(vs="sdpa", max_ratio=1.5, length=512, heads=2),)}
+            ),
+            cost=_sdpa_cost,
+            refuses=_sdpa_refuses,
+        ),
+        attnkit.Implementation(
+            name="onednn",
+            function="attnkit_plugins.softmax.flash.onednn:attend",
+            summary="torch's fused kernel in float32, its products made by oneDNN",
+            promises=_FUSED.model_copy(
+                update={"dtypes": ("float32", "bfloat16", "float16"), "compile": False}
+            ),
+            cost=_onednn_cost,
+            refuses=_onednn_refuses,
+        ),
+        attnkit.Implementation(
+            name="tiled",
+            function="attnkit_plugins.softmax.flash.tiled:attend",
+            summary="the paper's tiles in plain torch; any mask, bias, softcap, sinks",
+            promises=_EXACT.model_copy(update={"memory": "L"}),
+            cost=_tiled_cost,
+        ),
+    ),
+)
+
+
+@attnkit.hookimpl
+def attnkit_variants() -> tuple[attnkit.Variant, ...]:
+    """Offer FlashAttention."""
+    return (VARIANT,)

@@ -1,0 +1,194 @@
+"""Softmax attention in tiles, eagerly and in graphs; `softmax.flash.tiles` has the tiles.
+
+``torch.compile`` unrolls loops: traced as they stand, the tiles would be another graph for every
+length. In a graph they are therefore an operator of torch, one node whatever the length. Eager
+calls do without, as an operator costs them tens of microseconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from attnkit.kernels.onednn import fast_products
+from attnkit.masks.codes import decode, encode
+from attnkit.masks.constructors import Sizes
+from attnkit_plugins.softmax.flash.tiles import Kept, Rules, backward, forward
+
+if TYPE_CHECKING:
+    from attnkit.masks.constructors import Mask
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Mask,
+    bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    """Attend tile by tile; see `attnkit.interface.SoftmaxFunction`.
+
+    Note:
+        O(L S) time, O(L + S) extra memory, forward and backward.
+    """
+    assert dropout_p == 0.0
+    if torch.compiler.is_compiling():
+        found: Tensor
+        found, _ = _forward(query, key, value, bias, sinks, *encode(mask), scale, softcap)
+        return found
+    # torch gives apply no types
+    with fast_products():
+        out: Tensor = _Attend.apply(  # type: ignore[no-untyped-call]
+            query, key, value, bias, sinks, Rules(mask, scale, softcap)
+        )
+    return out
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        sinks: Tensor | None,
+        rules: Rules,
+    ) -> Tensor:
+        out, logsumexp = forward(query, key, value, bias, sinks, rules)
+        ctx.save_for_backward(query, key, value, bias, sinks, out, logsumexp)
+        ctx.rules = rules
+        return out
+
+    @staticmethod
+    @once_differentiable
+    # the decorator has types that hide the signature
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_out: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        with fast_products():
+            kept = Kept(*ctx.saved_tensors)
+            return (*backward(grad_out, kept, ctx.rules, ctx.needs_input_grad[3]), None)
+
+
+# the operator: what autograd.Function is above, in terms that a graph can hold
+
+_NOT_TENSORS = "str words, SymInt[] numbers, Tensor[] mask, float scale, float? softcap"
+
+
+@torch.library.custom_op(
+    "attnkit::flash_tiled",
+    mutates_args=(),
+    schema=(
+        "(Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? sinks, "
+        f"{_NOT_TENSORS}) -> (Tensor, Tensor)"
+    ),
+)
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    words: str,
+    numbers: list[int],
+    mask: list[Tensor],
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    rules = Rules(decode(words, numbers, mask), scale, softcap)
+    # what tensors hold was not known while the graph was traced
+    batch, heads, length, _ = query.shape
+    rules.mask.check(Sizes(batch, heads, length, key.shape[2]))
+    with fast_products():
+        return forward(query, key, value, bias, sinks, rules)
+
+
+@torch.library.custom_op(
+    "attnkit::flash_tiled_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? sinks, "
+        f"Tensor out, Tensor logsumexp, {_NOT_TENSORS}, bool bias_too) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+)
+def _backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    words: str,
+    numbers: list[int],
+    mask: list[Tensor],
+    scale: float,
+    softcap: float | None,
+    bias_too: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rules = Rules(decode(words, numbers, mask), scale, softcap)
+    kept = Kept(query, key, value, bias, sinks, out, logsumexp)
+    with fast_products():
+        found = backward(grad_out, kept, rules, bias_too)
+    absent = query.new_empty(0)
+    return (
+        found.query,
+        found.key,
+        found.value,
+        absent if found.bias is None else found.bias,
+        absent.clone() if found.sinks is None else found.sinks,
+    )
+
+
+@_forward.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    rows = query.shape[:3]
+    return query.new_empty(*rows, value.shape[3]), query.new_empty(*rows, 1, dtype=wide)
+
+
+@_backward.register_fake
+def _(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    *given: Any,
+) -> tuple[Tensor, ...]:
+    bias_too = given[-1]
+    likes = (query, key, value, bias if bias_too else None, sinks)
+    return tuple(query.new_empty(0) if x is None else x.new_empty(x.shape) for x in likes)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, bias, sinks, words, numbers, mask, scale, softcap = inputs
+    ctx.save_for_backward(query, key, value, bias, sinks, *output, *mask)
+    ctx.rest = (words, numbers, scale, softcap)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _give_back(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Any, ...]:
+    tensors = ctx.saved_tensors
+    words, numbers, scale, softcap = ctx.rest
+    bias_too = ctx.needs_input_grad[3]
+    found = _backward(grad_out, *tensors[:7], words, numbers, tensors[7:], scale, softcap, bias_too)
+    bias, sinks = found[3] if bias_too else None, None if tensors[4] is None else found[4]
+    # torch takes a list without numbers for one without tensors, and wants a list back
+    none: list[None] | None = None if numbers else []
+    return (*found[:3], bias, sinks, None, none, [None] * len(tensors[7:]), None, None)
+
+
+_forward.register_autograd(_give_back, setup_context=_keep)

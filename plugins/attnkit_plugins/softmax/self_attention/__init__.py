@@ -1,0 +1,90 @@
+"""Self-attention: each token looks at all tokens, in one head.
+
+    y = softmax(scale * (x W_q)(x W_k)^T + masks) (x W_v)
+
+The variant to read first. It has one head and no option that hides what happens; its layer
+returns its weights on request.
+
+Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+import attnkit
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
+
+if TYPE_CHECKING:
+    from attnkit.problem import Problem
+
+
+class SelfAttentionConfig(attnkit.LayerConfig):
+    """Configuration of the single-head layer."""
+
+    head_dim: int | None = Field(
+        default=None, gt=0, description="E, width of query, key and value; None for embed_dim"
+    )
+    is_causal: bool = Field(default=False, description="hide later tokens")
+
+
+def _reference_cost(problem: Problem) -> float:
+    return 100e-6 + 40e-9 * problem.batch * problem.query_length * problem.key_length
+
+
+def _plain_cost(problem: Problem) -> float:
+    # never the cheapest: this one is for reading
+    return 60e-6 + 6e-9 * problem.batch * problem.query_length * problem.key_length
+
+
+_PROMISES = Promises(
+    causal=True,
+    bidirectional=True,
+    cross=True,
+    masks=ALL_MASK_PARTS,
+    heads="one",
+    value_width=True,
+    scale=True,
+    gradients=True,
+    dtypes=ALL_DTYPES,
+    devices=("cpu", "cuda"),
+    deterministic=True,
+    compile=True,
+)
+
+VARIANT = attnkit.Variant(
+    name="self_attention",
+    family="softmax",
+    summary="Self-attention in one head, to read; returns its weights on request.",
+    source="Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1",
+    relation="exact",
+    promises=_PROMISES.model_copy(
+        update={"weights": True, "state": True, "reorder": True, "truncate": True}
+    ),
+    config=SelfAttentionConfig,
+    layer="attnkit_plugins.softmax.self_attention.layer:SelfAttentionLayer",
+    implementations=(
+        attnkit.Implementation(
+            name="reference",
+            function="attnkit.reference:softmax",
+            summary="float64, all logits at once",
+            promises=_PROMISES,
+            cost=_reference_cost,
+        ),
+        attnkit.Implementation(
+            name="plain",
+            function="attnkit_plugins.softmax.self_attention.plain:attend",
+            summary="a matrix product, a softmax, a matrix product",
+            promises=_PROMISES,
+            cost=_plain_cost,
+        ),
+    ),
+)
+
+
+@attnkit.hookimpl
+def attnkit_variants() -> tuple[attnkit.Variant, ...]:
+    """Offer self-attention."""
+    return (VARIANT,)

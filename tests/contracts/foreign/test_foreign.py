@@ -1,0 +1,323 @@
+"""Functions that are no plugins: declared, judged, and the page about those of others."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+import attnkit
+import attnkit_contracts
+from attnkit.errors import ArgumentError
+from attnkit_contracts import adapt
+from attnkit_contracts.foreign.function_calls import SoftmaxCall
+from attnkit_contracts.foreign.functions import FUNCTION, named_arguments, parse
+
+if TYPE_CHECKING:
+    from attnkit_contracts.reports.records import Report
+
+DOCS = Path(__file__).parents[3] / "docs"
+SDPA = "torch.nn.functional:scaled_dot_product_attention"
+PROMISES = "causal, bidirectional, cross, gqa, scale, dense, padding, gradients, float32"
+RIGHT = {
+    "causal_argument": "is_causal",
+    "causal_corner": "upper_left",
+    "gqa_argument": "enable_gqa",
+}
+
+
+def report_on(function: Any, **declared: Any) -> Report:
+    variant = adapt(function, **{"promises": PROMISES, "name": "acme", **declared})
+    return attnkit_contracts.check(variant, implementations=[FUNCTION])
+
+
+def diagnoses(report: Report) -> set[str]:
+    """Return the names of mistakes in the diagnoses of a report."""
+    found = (re.findall(r"\(([a-z_\d]{2,})\)", record.diagnosis) for record in report.failures())
+    return {name for names in found for name in names}
+
+
+def test_torchs_attention_passes_as_it_is_declared() -> None:
+    report = report_on(SDPA, **RIGHT)
+
+    assert [(record.id, record.told) for record in report.failures()] == []
+    assert report.header.executed_count > 50
+
+
+def test_a_causal_corner_that_is_not_declared_is_named() -> None:
+    report = report_on(SDPA, **{**RIGHT, "causal_corner": "lower_right"})
+
+    assert diagnoses(report) == {"upper_left_causal"}
+
+
+def by_length(query: Any, key: Any, value: Any, **named: Any) -> torch.Tensor:
+    """Attend in the layout (B, L, H, E)."""
+    out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), **named)
+    return out.transpose(1, 2)
+
+
+def hiding(query: Any, key: Any, value: Any, hidden: Any = None, **named: Any) -> torch.Tensor:
+    """Attend with a mask that says what is hidden."""
+    seen = None if hidden is None else ~hidden
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, **named)
+
+
+def adding(query: Any, key: Any, value: Any, added: Any = None, **named: Any) -> tuple[Any, None]:
+    """Attend with a mask that is added; return a pair."""
+    return scaled_dot_product_attention(query, key, value, attn_mask=added, **named), None
+
+
+CONVENTIONS = (
+    (by_length, {"layout": "BLHE"}),
+    (hiding, {"mask": "hidden", "mask_argument": "hidden"}),
+    (adding, {"mask": "additive", "mask_argument": "added", "promises": f"{PROMISES}, bias"}),
+)
+
+
+@pytest.mark.parametrize(("function", "declared"), CONVENTIONS)
+def test_a_declared_convention_is_kept(function: Any, declared: dict[str, Any]) -> None:
+    report = report_on(function, **{**RIGHT, **declared})
+
+    assert [(record.id, record.told) for record in report.failures()] == []
+
+
+def test_a_polarity_that_is_not_declared_is_named() -> None:
+    report = report_on(hiding, **RIGHT, mask_argument="hidden")
+
+    assert {"mask_inverted", "dense_inverted"} & diagnoses(report)
+
+
+def delta_rule(query: Any, key: Any, value: Any, g: Any = None, **named: Any) -> Any:
+    """Run a gated delta rule over (B, L, H, E), scaled by E ** -0.5."""
+    beta, state = named["beta"], named["state"].clone()
+    outs = []
+    for t in range(value.shape[1]):
+        q, k, v = query[:, t], key[:, t], value[:, t]
+        if g is not None:
+            state = state * g[:, t].exp()[..., None, None]
+        v = beta[:, t, :, None] * (v - torch.einsum("bhev,bhe->bhv", state, k))
+        state = state + k[..., None] * v[..., None, :]
+        outs.append(torch.einsum("bhev,bhe->bhv", state, q * q.shape[-1] ** -0.5))
+    return torch.stack(outs, 1), state
+
+
+RECURRENCE = {
+    "family": "recurrence",
+    "promises": "none, head, beta, scale, gradients",
+    "layout": "BLHE",
+    "scale_argument": None,
+    "state_argument": "state",
+    "always": ("beta",),
+}
+
+
+def test_a_recurrence_passes_as_it_is_declared() -> None:
+    report = report_on(delta_rule, **RECURRENCE, own_scale="width")
+
+    assert [(record.id, record.told) for record in report.failures()] == []
+    assert report.counts()["passed"] > 20
+
+
+def test_a_scale_of_their_own_is_made_up_for_without_rounding_what_they_are_given() -> None:
+    seen: list[torch.Tensor] = []
+
+    def noted(query: Any, key: Any, value: Any, **named: Any) -> Any:
+        seen.append(query)
+        return delta_rule(query, key, value, **named)
+
+    variant = adapt(noted, name="noted", **RECURRENCE, own_scale="width")
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 1, 3, 5, generator=draw) for _ in range(3))
+    beta = torch.rand(1, 1, 3, generator=draw)
+    out, _ = attnkit.recurrence(variant, query, key, value, beta=beta, scale=0.7)
+    own, _ = attnkit.recurrence(variant, query, key, value, beta=beta, scale=5**-0.5)
+
+    assert torch.equal(seen[-1], query.transpose(1, 2))
+    assert torch.equal(out, own * (0.7 / 5**-0.5))
+
+
+def with_a_flag(query: Any, key: Any, value: Any, is_causal: bool = False) -> torch.Tensor:
+    return SDPA(query, key, value, is_causal=is_causal)
+
+
+def test_an_argument_that_a_function_does_not_have_is_refused_by_name() -> None:
+    told = "causal_argument: with_a_flag has no argument 'iscausal', it has is_causal, key, query"
+    with pytest.raises(ArgumentError, match=told):
+        adapt(with_a_flag, promises="causal", causal_argument="iscausal")
+    # one that takes any keyword may take this one
+    adapt(delta_rule, **{**RECURRENCE, "scale_argument": "scaling"}, name="any")
+
+
+def test_the_command_says_why_what_is_required_did_not_run(tmp_path: Path) -> None:
+    (tmp_path / "short.py").write_text(
+        "def short(query, key, value, **named):\n    raise TypeError('no such keyword')\n"
+    )
+    command = [sys.executable, "-m", "attnkit_contracts", "check", "short:short"]
+    promised = ["--family", "softmax", "--promise", "bidirectional"]
+    done = subprocess.run([*command, *promised], check=False, cwd=tmp_path, capture_output=True,
+                          text=True)  # fmt: skip
+
+    assert done.returncode == 1
+    assert "required but not run: short/function/float32/cpu\n  variant 'short'" in done.stdout
+    assert "TypeError: no such keyword" in done.stdout
+
+
+def test_a_scale_that_is_not_declared_is_named() -> None:
+    assert diagnoses(report_on(delta_rule, **RECURRENCE)) == {"scale_of_softmax"}
+
+
+def test_a_function_has_no_layer_to_check() -> None:
+    planned = attnkit_contracts.plan(adapt(SDPA, promises=PROMISES, name="acme", **RIGHT))
+
+    assert {each.target.implementation for each in planned} == {"reference", FUNCTION, "auto"}
+
+
+def test_the_source_of_a_variant_makes_it_again() -> None:
+    call = adapt(SDPA, promises=PROMISES, name="acme", **RIGHT).implementations[-1].function
+    assert isinstance(call, SoftmaxCall)
+    assert call.source is not None
+    again = eval(call.source, {"adapt": adapt}).implementations[-1].function
+
+    assert again.convention == call.convention
+
+
+WRONG = (
+    ({"promises": "softcap, causal"}, "softcap is promised, but cannot be passed"),
+    ({"promises": "gqa"}, "causal or bidirectional"),
+    ({"promises": "causal, tiled"}, "got 'tiled'"),
+    ({"promises": "causal, padding", "mask": "none"}, "mask parts padding are promised"),
+    ({"promises": "causal", "layout": "LBHE"}, "layout must be one of BHLE, BLHE, got 'LBHE'"),
+    ({"promises": "causal", "family": "mixer"}, "family must be softmax or recurrence"),
+    ({"promises": "causal", "name": "flash"}, "'flash' is taken by a variant"),
+)
+
+
+@pytest.mark.parametrize(("declared", "told"), WRONG)
+def test_a_declaration_that_contradicts_itself_is_an_error(
+    declared: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(told)):
+        adapt(SDPA, **declared)
+
+
+@pytest.mark.parametrize("address", ["torch:no_such_function", "no_such_module:f", "torch"])
+def test_a_function_that_is_not_there_is_an_error(address: str) -> None:
+    with pytest.raises(ArgumentError):
+        adapt(address, promises="causal")
+
+
+def test_promises_have_the_smallest_dtypes_and_devices_by_default() -> None:
+    assert parse("causal, window, cuda").model_dump(exclude_defaults=True) == {
+        "causal": True,
+        "masks": ("window",),
+        "dtypes": ("float32",),
+        "devices": ("cuda",),
+    }
+
+
+def test_arguments_are_named_in_pairs() -> None:
+    assert named_arguments(["scale=scaling"]) == {"scale_argument": "scaling"}
+
+
+def test_an_argument_without_a_name_is_an_error() -> None:
+    with pytest.raises(ArgumentError, match="got 'scale'"):
+        named_arguments(["scale"])
+
+
+def test_the_command_line_judges_a_recurrence(tmp_path: Path) -> None:
+    source = inspect.getsource(delta_rule)
+    (tmp_path / "delta.py").write_text(f"from typing import Any\n\nimport torch\n\n\n{source}")
+    command = [sys.executable, "-m", "attnkit_contracts", "check", "delta:delta_rule"]
+    declared = ["--family", "recurrence", "--promise", "none, head, beta, scale, gradients",
+                "--layout", "BLHE", "--argument", "scale=none", "--argument", "state=state",
+                "--own-scale", "width", "--always", "beta"]  # fmt: skip
+    done = subprocess.run(
+        [*command, *declared], check=False, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("passed: ")
+
+
+def test_the_command_line_judges_a_function(tmp_path: Path) -> None:
+    (tmp_path / "kernel.py").write_text(
+        "from torch.nn.functional import scaled_dot_product_attention as attend\n"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "attnkit_contracts", "check", "kernel:attend"),
+            *("--promise", "causal,bidirectional", "--promise", "cross,dense"),
+            *("--argument", "causal=is_causal", "--argument", "scale=scale"),
+        ],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+    )
+
+    assert done.returncode == 1, done.stderr
+    assert "(upper_left_causal)" in done.stdout
+    assert "VARIANT = adapt('kernel:attend'" in done.stdout or "VARIANT = adapt(" in done.stdout
+
+
+def listed(name: str) -> Any:
+    """Import a list of implementations by others."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "_build" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_has_a_row_for_every_implementation() -> None:
+    page = (DOCS / "reference" / "foreign.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    functions = listed("foreign_functions").FOREIGN
+    layers = listed("foreign_layers").FOREIGN_LAYERS
+
+    assert rows == [each.name for each in (*functions, *layers)]
+    assert len(functions) >= 10 <= len(layers)
+
+
+def test_every_deviation_on_the_page_has_its_note() -> None:
+    assert "without a note" not in (DOCS / "reference" / "foreign.md").read_text()
+
+
+def test_every_finding_has_its_place_on_the_page() -> None:
+    page = (DOCS / "reference" / "foreign.md").read_text()
+    written = {path.name for path in (DOCS / "findings").glob("*.py")}
+
+    assert written == set(re.findall(r"\.\./findings/(\w+\.py)", page))
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("torch_causal_corner.py", "the oldest value"),
+        ("torch_mask_and_causal.py", "the default backend applies both"),
+        ("transformers_float64.py", "a row that sees nothing tensor([nan"),
+        ("torch_mha_nan_gradients.py", "need_weights=True gives 32 of 32 gradients NaN"),
+        ("recurrent_gemma_deepcopy.py", "after a step: RuntimeError"),
+    ],
+)
+def test_a_finding_shows_what_it_says(script: str, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(DOCS / "findings" / script)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout

@@ -1,9 +1,0 @@
-"""A declaration whose code is careless, on which the suite is tried."""
-
-from __future__ import annotations
-
-from attnkit.configs import SoftmaxConfig
-
-
-class QuietConfig(SoftmaxConfig):
-    """Belongs to a declaration that is cheap."""

@@ -1,0 +1,140 @@
+"""Which implementation runs, and what is said about the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import attnkit
+from attnkit.choice.decision import choose, explain_choice
+from attnkit.errors import ArgumentError, UnsupportedError
+from attnkit.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+MULTI_HEAD = attnkit.get_variant("multi_head")
+
+
+def problem(**changes: Any) -> Problem:
+    given: dict[str, Any] = dict(
+        family="softmax",
+        device="cpu",
+        dtype="float32",
+        batch=1,
+        heads=2,
+        kv_heads=2,
+        query_length=4,
+        key_length=4,
+        head_dim=8,
+        value_head_dim=8,
+    )
+    return Problem(**{**given, **changes})
+
+
+def implementation(name: str, cost: float, **changes: Any) -> attnkit.Implementation:
+    given: dict[str, Any] = dict(
+        function="attnkit.reference:softmax",
+        summary="for a test",
+        promises=MULTI_HEAD.promises.model_copy(update={"dropout": False}),
+        cost=lambda _: cost,
+    )
+    return attnkit.Implementation(name=name, **{**given, **changes})
+
+
+def variant(*implementations: attnkit.Implementation) -> attnkit.Variant:
+    fields = {f: getattr(MULTI_HEAD, f) for f in ("summary", "source", "config", "layer")}
+    return attnkit.Variant(
+        name="acme_attention",
+        family="softmax",
+        relation="exact",
+        promises=MULTI_HEAD.promises,
+        implementations=implementations,
+        **fields,
+    )
+
+
+def raising(error: Exception) -> Callable[..., torch.Tensor]:
+    def function(*_: object, **__: object) -> torch.Tensor:
+        raise error
+
+    return function
+
+
+def test_auto_takes_the_cheapest_that_can() -> None:
+    parts = variant(implementation("reference", 2.0), implementation("cheap", 1.0))
+    assert choose(parts, problem()).name == "cheap"
+
+
+def test_auto_passes_over_one_that_does_not_promise_enough() -> None:
+    plain = implementation(
+        "cheap", 1.0, promises=MULTI_HEAD.promises.model_copy(update={"softcap": False})
+    )
+    assert choose(variant(implementation("reference", 2.0), plain), problem(softcap=True)).name == (
+        "reference"
+    )
+
+
+def test_one_that_fails_a_small_call_is_not_chosen_and_says_why() -> None:
+    broken = implementation("cheap", 1.0, function=raising(RuntimeError("no kernel image")))
+    parts = variant(implementation("reference", 2.0), broken)
+    choice = explain_choice(parts, problem())
+    assert choice.chosen == "acme_attention.reference"
+    told = {each.implementation: each.reasons for each in choice.candidates}
+    assert told["cheap"] == ("a small call fails here: RuntimeError: no kernel image",)
+
+
+def test_a_named_one_that_fails_a_small_call_is_refused() -> None:
+    broken = implementation("cheap", 1.0, function=raising(RuntimeError("no kernel image")))
+    with pytest.raises(UnsupportedError, match="no kernel image"):
+        choose(variant(implementation("reference", 2.0), broken), problem(), "cheap")
+
+
+def test_a_missing_package_is_a_reason() -> None:
+    needy = implementation("cheap", 1.0, packages=("surely_not_installed",))
+    with pytest.raises(UnsupportedError, match="package surely_not_installed is not installed"):
+        choose(variant(implementation("reference", 2.0), needy), problem(), "cheap")
+
+
+def test_an_own_refusal_is_a_reason() -> None:
+    picky = implementation("cheap", 1.0, refuses=lambda p: f"head_dim: {p.head_dim} is not 64")
+    with pytest.raises(UnsupportedError, match="head_dim: 8 is not 64"):
+        choose(variant(implementation("reference", 2.0), picky), problem(), "cheap")
+
+
+def test_a_choice_is_remembered_until_the_registry_changes() -> None:
+    asked: list[Problem] = []
+
+    def cost(each: Problem) -> float:
+        asked.append(each)
+        return 1.0
+
+    parts = variant(replace(implementation("reference", 0.0), cost=cost))
+    choose(parts, problem())
+    first = len(asked)
+    choose(parts, problem())
+    assert len(asked) == first
+    with attnkit.register(variant(implementation("reference", 1.0))):
+        pass
+    choose(parts, problem())
+    assert len(asked) > first
+
+
+def test_an_explanation_survives_json() -> None:
+    choice = explain_choice("multi_head", problem(softcap=True))
+    assert type(choice).model_validate_json(choice.model_dump_json()) == choice
+    assert str(choice).startswith("chosen: multi_head.eager\n")
+    assert "multi_head.sdpa: softcap: asked for, not promised" in str(choice)
+
+
+def test_a_variant_that_is_not_the_registered_one_is_refused() -> None:
+    parts = variant(implementation("reference", 1.0))
+    with (
+        attnkit.register(variant(implementation("reference", 1.0))),
+        pytest.raises(ArgumentError, match="'acme_attention' is not the one that is registered"),
+    ):
+        choose(parts, problem())

@@ -1,0 +1,189 @@
+"""State space: the forms of the recurrence agree with each other and with the definition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import attnkit
+from attnkit.errors import UnsupportedError
+from attnkit.masks.constructors import Sizes
+from attnkit_plugins.recurrence.state_space import VARIANT, StateSpaceOptions
+from attnkit_plugins.recurrence.state_space.chunks import Decays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAMES = ("reference", "recurrent", "chunked")
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def inputs(
+    length: int, groups: int = 2, *, strength: float = 1.0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, ...]:
+    """Query (C), key (B), value (dt x), log_decay (dt A) and state."""
+    return (
+        draw(2, groups, length, 6, seed=1).to(dtype),
+        draw(2, groups, length, 6, seed=2).to(dtype),
+        draw(2, 4, length, 5, seed=3).to(dtype),
+        -strength * draw(2, 4, length, seed=4).abs().to(dtype),
+        draw(2, 4, 6, 5, seed=5).to(torch.promote_types(dtype, torch.float32)),
+    )
+
+
+def assert_close(got: Tensor, expected: Tensor, unit: torch.dtype) -> None:
+    # a sum of n products errs by up to n units of its terms' sizes, in practice by about sqrt(n);
+    # n is below 1000 here, and mistakes are 1e4 units and more
+    limit = 64 * torch.finfo(unit).eps * max(1.0, expected.double().abs().max().item())
+    torch.testing.assert_close(got.double(), expected.double(), rtol=0, atol=limit)
+
+
+def run(
+    given: tuple[Tensor, ...], name: str, chunk_size: int = 64, **arguments: Any
+) -> tuple[Tensor, Tensor]:
+    query, key, value, log_decay, state = given
+    return attnkit.recurrence(
+        VARIANT,
+        query,
+        key,
+        value,
+        log_decay=log_decay,
+        initial_state=state,
+        options=StateSpaceOptions(chunk_size=chunk_size),
+        implementation=name,
+        **arguments,
+    )
+
+
+def gradients(given: tuple[Tensor, ...], name: str, chunk_size: int = 64) -> list[Tensor]:
+    leaves = tuple(tensor.clone().requires_grad_() for tensor in given)
+    out, state = run(leaves, name, chunk_size, scale=0.5)
+    loss = (out * draw(*out.shape, seed=8)).sum() + (state * draw(*state.shape, seed=9)).sum()
+    return list(torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 16, 64, 100])
+@pytest.mark.parametrize("length", [1, 7, 64, 150])
+def test_chunks_of_every_size_agree_with_the_reference(length: int, chunk_size: int) -> None:
+    given = inputs(length)
+    for got, expected in zip(
+        run(given, "chunked", chunk_size), run(given, "reference"), strict=True
+    ):
+        assert_close(got, expected, torch.float64)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("name", ["recurrent", "chunked"])
+def test_gradients_agree_with_those_of_the_reference(name: str, groups: int) -> None:
+    given = inputs(23, groups)
+    for got, expected in zip(gradients(given, name, 5), gradients(given, "reference"), strict=True):
+        assert_close(got, expected, torch.float64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cut", [0, 1, 4, 22, 23])
+def test_a_sequence_cut_in_two_is_the_whole(name: str, cut: int) -> None:
+    *tokens, state = inputs(23)
+    whole, last = run((*tokens, state), name, 4)
+    first, middle = run((*(x[:, :, :cut] for x in tokens), state), name, 4)
+    second, end = run((*(x[:, :, cut:] for x in tokens), middle), name, 4)
+    assert_close(torch.cat((first, second), 2), whole, torch.float64)
+    assert_close(end, last, torch.float64)
+
+
+@pytest.mark.parametrize("name", ["recurrent", "chunked"])
+@pytest.mark.parametrize("strength", [1e-4, 30.0, 1e4])
+def test_weak_and_strong_decays_keep_full_precision(name: str, strength: float) -> None:
+    given = inputs(150, strength=strength, dtype=torch.float32)
+    # strong decays between weak ones: what comes after them must not lose digits
+    given[3][:, :, 1::2] *= 1e-3
+    wide = tuple(tensor.double() for tensor in given)
+    for got, expected in zip(run(given, name), run(wide, "reference"), strict=True):
+        assert_close(got, expected, torch.float32)
+    for got, expected in zip(gradients(given, name), gradients(wide, "reference"), strict=True):
+        assert_close(got, expected, torch.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_decay_to_nothing_forgets_the_past(name: str) -> None:
+    query, key, value, log_decay, state = inputs(20)
+    log_decay[:, :, [0, 11]] = float("-inf")
+    given = (query, key, value, log_decay, state)
+    out, last = run(given, name, 8)
+    after = (*(x[:, :, 11:] for x in given[:4]), torch.zeros_like(state))
+    expected, expected_last = run(after, name, 8)
+    assert_close(out[:, :, 11:], expected, torch.float64)
+    assert_close(last, expected_last, torch.float64)
+    assert all(grad.isfinite().all() for grad in gradients(given, name, 8))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_lower_precision_rounds_the_output_and_nothing_else(name: str, dtype: torch.dtype) -> None:
+    given = inputs(50, dtype=dtype)
+    out, state = run(given, name, 16)
+    expected, expected_state = run(tuple(tensor.double() for tensor in given), "reference")
+    assert out.dtype == dtype
+    assert state.dtype == torch.float32
+    assert_close(state, expected_state, torch.float32)
+    # half a unit of the output's dtype, and the float32 sums
+    limit = torch.finfo(dtype).eps / 2 + 64 * torch.finfo(torch.float32).eps
+    assert ((out.double() - expected).abs() <= limit * expected.abs().max()).all()
+
+
+def test_the_decay_matrix_has_right_first_and_second_derivatives() -> None:
+    log_decay = (-draw(2, 5, seed=1).abs()).requires_grad_()
+
+    def decays(x: Tensor) -> Tensor:
+        found: Tensor = Decays.apply(x)
+        return found
+
+    assert gradcheck(decays, (log_decay,))
+    assert gradgradcheck(decays, (log_decay,))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"beta": torch.ones(2, 4, 5)}, "beta"),
+        ({"mask": attnkit.sliding_window(2)}, "sliding_window"),
+    ],
+)
+def test_what_it_does_not_promise_is_refused_by_name(arguments: Any, word: str) -> None:
+    with pytest.raises(UnsupportedError, match=word):
+        run(inputs(5), "auto", **arguments)
+
+
+@pytest.mark.parametrize("log_decay", [None, -torch.ones(2, 4, 5, 6)])
+def test_a_call_without_one_decay_per_head_is_refused(log_decay: Tensor | None) -> None:
+    query, key, value, *_ = inputs(5)
+    with pytest.raises(UnsupportedError, match="log_decay"):
+        attnkit.recurrence(VARIANT, query, key, value, log_decay=log_decay)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_and_the_initial_state_are_not_written_to(name: str) -> None:
+    given = inputs(9)
+    before = [tensor.clone() for tensor in given]
+    _, state = run(given, name, 4)
+    state.zero_()
+    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))
+
+
+@pytest.mark.parametrize("mask", [attnkit.padding([9, 4]), attnkit.left_padding([0, 5])])
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_leaves_the_state_as_it_was(name: str, mask: attnkit.Mask) -> None:
+    *tokens, state = inputs(9)
+    keep = mask.to_bool(Sizes(2, 1, 9, 9), state.device)[:, 0, 0]  # (B, L)
+    out, last = run((*tokens, state), name, mask=mask)
+    for b in range(2):
+        alone = (*(x[b : b + 1, :, keep[b]] for x in tokens), state[b : b + 1])
+        expected, expected_last = run(alone, name)
+        assert_close(out[b : b + 1, :, keep[b]], expected, torch.float64)
+        assert_close(last[b : b + 1], expected_last, torch.float64)
