@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from attnkit.promises import Dtype, Family, Promises, Relation
+from attnkit.families import BUILT_IN
+from attnkit.promises import Dtype, Promises, Relation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -144,7 +145,7 @@ class Check:
 
     id: str
     statement: str
-    families: tuple[Family, ...]
+    families: tuple[str, ...]
     levels: tuple[Level, ...]
     function: Callable[..., Measured]
     applies: Callable[[Promises], bool] = field(default=lambda _: True)
@@ -174,7 +175,7 @@ def check(
     id: str,
     statement: str,
     *,
-    families: tuple[Family, ...] = get_args(Family),
+    families: tuple[str, ...] = tuple(BUILT_IN),
     levels: tuple[Level, ...] = ("operation",),
     applies: Callable[[Promises], bool] = lambda _: True,
     cases: Callable[[Promises], Iterable[Mapping[str, Any]]] = lambda _: ({},),

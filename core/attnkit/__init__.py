@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from attnkit.operations.attention import attention
     from attnkit.operations.recurrence import recurrence
     from attnkit.promises import Promises
-    from attnkit.registry.registry import get_variant, list_variants, register
+    from attnkit.registry.registry import get_variant, register
+    from attnkit.registry.variant_table import list_variants
     from attnkit.swaps.api import explain, survey, swap
     from attnkit.swaps.reapply import reapply
 
@@ -85,7 +86,7 @@ _HOME = {
     "get_variant": "registry.registry",
     "hookimpl": "hookspecs",
     "left_padding": "masks.constructors",
-    "list_variants": "registry.registry",
+    "list_variants": "registry.variant_table",
     "padding": "masks.constructors",
     "prefix_lm": "masks.constructors",
     "reapply": "swaps.reapply",

@@ -1,4 +1,4 @@
-"""The five hooks of attnkit. A plugin implements those it needs with `attnkit.hookimpl`.
+"""The six hooks of attnkit. A plugin implements those it needs with `attnkit.hookimpl`.
 
 Variants enter through the entry-point group ``attnkit``: the entry-point name is the variant's
 name and its module implements `attnkit_variants`. All other hooks are looked for in the modules of
@@ -14,8 +14,9 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from attnkit.families import Family
+    from attnkit.hosts.protocol import Host
     from attnkit.interface import Implementation, Variant
-    from attnkit.swaps.api import Host
 
 VARIANT_GROUP = "attnkit"
 EXTENSION_GROUP = "attnkit.extensions"
@@ -33,6 +34,12 @@ def attnkit_variants() -> Iterable[Variant]:
 @hookspec
 def attnkit_implementations() -> Mapping[str, Iterable[Implementation]]:
     """Return further implementations of existing variants, by the variant's name."""
+    raise NotImplementedError
+
+
+@hookspec
+def attnkit_families() -> Iterable[Family]:
+    """Return further families, signatures that attnkit does not have, for variants to name."""
     raise NotImplementedError
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attnkit.errors import ArgumentError, UnknownVariantError
+from attnkit.errors import ArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
     from attnkit.masks.constructors import Mask
     from attnkit.placements import Placement
-    from attnkit.problem import Problem
-    from attnkit.promises import Family, Promises, Relation
+    from attnkit.promises import Promises, Relation
     from attnkit.state import State
 
 
@@ -79,7 +78,8 @@ class Implementation:
             ``"package.module:function"``, imported on first use.
         summary: One line: how it computes.
         promises: What it claims; a call that needs more is refused with every reason.
-        cost: Estimated seconds for a problem, from measurements; ``auto`` takes the cheapest.
+        cost: Estimated seconds for a problem of its family (`attnkit.problem`), from
+            measurements; ``auto`` takes the cheapest.
         refuses: The reason it cannot take this problem, or None; for what promises cannot say.
         packages: Import names it needs beside torch.
     """
@@ -88,8 +88,8 @@ class Implementation:
     function: str | Callable[..., Any]
     summary: str
     promises: Promises
-    cost: Callable[[Problem], float]
-    refuses: Callable[[Problem], str | None] = field(default=lambda _: None)
+    cost: Callable[[Any], float]
+    refuses: Callable[[Any], str | None] = field(default=lambda _: None)
     packages: tuple[str, ...] = ()
 
 
@@ -99,7 +99,8 @@ class Variant:
 
     Attributes:
         name: The name it is asked by; third parties prefix their own (``acme_window``).
-        family: Which signature its operation has; ``mixer`` has only a layer.
+        family: Name of its `attnkit.families.Family`, the signature of its operation; ``mixer``
+            has only a layer.
         summary: One line: what it computes.
         source: Paper and equation.
         relation: To full softmax attention with the same inputs and mask.
@@ -115,7 +116,7 @@ class Variant:
     """
 
     name: str
-    family: Family
+    family: str
     summary: str
     source: str
     relation: Relation
@@ -143,19 +144,7 @@ class Variant:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle as its name: what it stands for lives in the registry."""
-        return _registered, (self.name,)
-
-
-def _registered(name: str) -> Variant:
-    from attnkit.registry.registry import get_variant
-
-    try:
-        return get_variant(name)
-    except UnknownVariantError as error:
-        raise UnknownVariantError(
-            f"{error} What is loaded here was saved with that variant: install its plugin, or "
-            "attnkit.register it, and load again"
-        ) from error
+        return load("attnkit.registry.registry:unpickled"), (self.name,)
 
 
 class SoftmaxFunction(Protocol):

@@ -8,7 +8,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Family = Literal["softmax", "recurrence", "feedforward", "mixer"]
 Relation = Literal["exact", "approximate", "different"]
 MaskPart = Literal["window", "padding", "documents", "prefix", "dense", "blocks", "union"]
 Decay = Literal["none", "head", "channel"]
@@ -63,8 +62,8 @@ class SpeedClaim(BaseModel):
         return "-".join(filter(None, parts))
 
 
-class Promises(BaseModel):
-    """The claims of one variant, or of one implementation of it.
+class CommonPromises(BaseModel):
+    """What variants of every family may claim.
 
     Every field defaults to the smallest claim, so that a promise is always written out.
     """
@@ -74,31 +73,10 @@ class Promises(BaseModel):
     # who may look at what
     causal: bool = Field(default=False, description="can hide later keys, lower-right aligned")
     bidirectional: bool = Field(default=False, description="can leave later keys visible")
-    cross: bool = Field(default=False, description="query and key lengths may differ (L != S)")
     masks: tuple[MaskPart, ...] = Field(default=(), description="mask parts that are honoured")
     needs: tuple[MaskPart, ...] = Field(
         default=(), description="mask parts without which it refuses"
     )
-    # heads
-    heads: Literal["one", "many"] = Field(default="many", description="how many query heads")
-    gqa: bool = Field(
-        default=False, description="fewer key/value heads (softmax), groups (recurrence)"
-    )
-    value_width: bool = Field(default=False, description="value width Ev may differ from E")
-    # arithmetic of a softmax variant
-    bias: bool = Field(default=False, description="adds a float tensor to the logits")
-    scale: bool = Field(default=False, description="takes another scale than E ** -0.5")
-    softcap: bool = Field(default=False, description="caps the logits by tanh")
-    sinks: bool = Field(default=False, description="one extra logit per head in the denominator")
-    dropout: bool = Field(default=False, description="drops probabilities in training")
-    weights: bool = Field(
-        default=False, description="the layer returns its weights on request (need_weights=True)"
-    )
-    # arithmetic of a recurrence
-    decay: tuple[Decay, ...] = Field(default=(), description="forms of log_decay that are taken")
-    beta: bool = Field(default=False, description="takes beta, the strength of the delta rule")
-    # mixture of experts
-    capacity: bool = Field(default=False, description="can drop tokens over a capacity, on request")
     # time
     state: bool = Field(
         default=False, description="any split into chunks and steps equals the whole"
@@ -107,6 +85,7 @@ class Promises(BaseModel):
     truncate: bool = Field(default=False, description="a state can be cut back to fewer tokens")
     # numerics
     gradients: bool = Field(default=False, description="every floating input gets its gradient")
+    dropout: bool = Field(default=False, description="drops probabilities in training")
     dtypes: tuple[Dtype, ...] = Field(default=(), description="dtypes of the inputs")
     devices: tuple[Device, ...] = Field(default=(), description="device types")
     deterministic: bool = Field(default=False, description="the same call gives the same bits")
@@ -117,3 +96,56 @@ class Promises(BaseModel):
     speed: tuple[SpeedClaim, ...] = Field(
         default=(), description="run times of forward calls, measured against others"
     )
+
+
+class HeadPromises(CommonPromises):
+    """What variants with query, key and value heads may claim besides."""
+
+    heads: Literal["one", "many"] = Field(default="many", description="how many query heads")
+    gqa: bool = Field(
+        default=False, description="fewer key/value heads (softmax), groups (recurrence)"
+    )
+    value_width: bool = Field(default=False, description="value width Ev may differ from E")
+    scale: bool = Field(
+        default=False, description="takes another scale than E ** -0.5 (softmax), 1 (recurrence)"
+    )
+
+
+class SoftmaxPromises(HeadPromises):
+    """What softmax variants may claim."""
+
+    cross: bool = Field(default=False, description="query and key lengths may differ (L != S)")
+    bias: bool = Field(default=False, description="adds a float tensor to the logits")
+    softcap: bool = Field(default=False, description="caps the logits by tanh")
+    sinks: bool = Field(default=False, description="one extra logit per head in the denominator")
+    weights: bool = Field(
+        default=False, description="the layer returns its weights on request (need_weights=True)"
+    )
+
+
+class RecurrencePromises(HeadPromises):
+    """What recurrences may claim."""
+
+    decay: tuple[Decay, ...] = Field(default=(), description="forms of log_decay that are taken")
+    beta: bool = Field(default=False, description="takes beta, the strength of the delta rule")
+
+
+class FeedforwardPromises(CommonPromises):
+    """What mixtures of experts may claim."""
+
+    capacity: bool = Field(default=False, description="can drop tokens over a capacity, on request")
+
+
+class Promises(SoftmaxPromises, RecurrencePromises, FeedforwardPromises):
+    """The claims of one variant, or of one implementation of it: the common ones and its family's.
+
+    A mixer may make any of them. Of the others, `beyond` finds what belongs to another family.
+    """
+
+    def beyond(self, part: type[CommonPromises]) -> tuple[str, ...]:
+        """Return the promises made here that a family's part does not have."""
+        return tuple(
+            name
+            for name, field in type(self).model_fields.items()
+            if name not in part.model_fields and getattr(self, name) != field.default
+        )

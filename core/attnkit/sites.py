@@ -8,20 +8,15 @@ call, `attnkit.swaps.transaction` what is done with a site.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from attnkit.text import table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from torch import Tensor, nn
-
-    from attnkit.masks.constructors import Mask
 
 Kind = Literal["attention", "feedforward"]
 
@@ -109,152 +104,10 @@ class Survey(tuple[Site, ...]):
         return with_remarks(table(("site", "kind", "layer", "needs"), rows), self)
 
 
-# not frozen: that alone would cost a microsecond in every layer, at every token
-@dataclass(slots=True)
-class Call:
-    """The arguments of `attnkit.attention` that one call of a site amounts to; never changed.
-
-    Attributes:
-        aligned: Whether query i is known to stand at key i + S - L, as masks by position presume;
-            not where the keys end in unwritten places of a cache.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Mask
-    bias: Tensor | None
-    scale: float | None
-    softcap: float | None
-    sinks: Tensor | None
-    dropout_p: float
-    aligned: bool = True
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of `attnkit.attention`."""
-        names = (each.name for each in fields(self) if each.name != "aligned")
-        return {name: getattr(self, name) for name in names}
-
-
-class Request(Protocol):
-    """One call of a site, as its host received it."""
-
-    @property
-    def query(self) -> Tensor: ...
-    @property
-    def key(self) -> Tensor: ...
-    @property
-    def value(self) -> Tensor: ...
-
-    def call(self) -> Call:
-        """Translate the host's arguments.
-
-        Raises:
-            UnsupportedError: An argument has no translation; it is named.
-        """
-        ...
-
-    def own(self, query: Tensor, key: Tensor, value: Tensor, samples: slice) -> Tensor:
-        """Run the model's own function, in the dtype of ``query``.
-
-        Args:
-            query: (b, H, L, E), the given samples of the request's query, or like it.
-            key: (b, Hkv, S, E).
-            value: (b, Hkv, S, Ev).
-            samples: Which samples of the batch these are; masks are cut accordingly.
-
-        Returns:
-            (b, H, L, Ev).
-        """
-        ...
-
-
-class Mixer(Protocol):
-    """What stands at a site: answers a request with (B, H, L, Ev).
-
-    At a feed-forward site the request is `attnkit.swaps.feedforward_site.Passage`, at an attention
-    site of a recurrence `attnkit.swaps.recurrence_site.Span`.
-    """
-
-    def __call__(self, request: Any) -> Tensor: ...
-
-
-class Attachment(Protocol):
-    """A mixer at a site, until undone."""
-
-    def blocked(self) -> str | None:
-        """Return why it cannot be undone now (what stands on top of it), or None."""
-        ...
-
-    def undo(self) -> None:
-        """Put back, by identity, what was there."""
-        ...
-
-
-class Host(Protocol):
-    """An adapter to one library; offered by the hook `attnkit_hosts`.
-
-    Attributes:
-        name: Name of the library, which is also the distribution whose version receipts show.
-        tested: Its versions that the adapter was tested with, by their first numbers
-            (``("5.23", "6")``); empty where there is no library.
-    """
-
-    name: str
-    tested: tuple[str, ...]
-
-    def sites(self, model: nn.Module) -> Sequence[Site]:
-        """Return the sites of this library's modules in a model; none for a foreign model."""
-        ...
-
-    def attach(self, model: nn.Module, site: Site, mixer: Mixer, label: str) -> Attachment:
-        """Put a mixer at a site, on top of one that may be there.
-
-        Args:
-            model: The model that was surveyed.
-            site: One of its sites.
-            mixer: Answers the site's calls from now on.
-            label: What to call it in messages.
-        """
-        ...
-
-    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
-        """Make inputs that exercise a model: padding, more tokens than a window has.
-
-        Raises:
-            SwapError: It cannot be told what this model takes.
-        """
-        ...
-
-    def run(self, model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
-        """Run a model, with a cached step after it where the model has a cache.
-
-        Returns:
-            Its float outputs by name, (..., D) each, without the rows of padding.
-        """
-        ...
-
-
 def with_remarks(text: str, sites: Sequence[Site]) -> str:
     """Put the remarks of some sites below a text, each once."""
     remarks = dict.fromkeys(site.remark for site in sites if site.remark)
     return "\n\n".join([text, *remarks])
-
-
-@runtime_checkable
-class Opener(Protocol):
-    """A host that can also open what its library saved."""
-
-    name: str
-
-    def open(self, folder: Path) -> nn.Module | None:
-        """Return the model in a folder, in eval mode; None if it is not of this library.
-
-        Raises:
-            ConfigError: It is, but cannot be opened.
-            UnsupportedError: It is, but the library is not installed.
-        """
-        ...
 
 
 def _words(needs: Needs) -> list[str]:

@@ -27,10 +27,10 @@ PACKAGES = {
 }
 FLOORS: Mapping[str, Sequence[str]] = {
     "attnkit": (
-        "errors promises text versions lazy",
+        "errors promises text versions lazy precision",
         "problem state sites",
         "masks",
-        "placements interface",
+        "placements families interface",
         "hosts",
         "reference hookspecs",
         "registry",

@@ -267,8 +267,8 @@ def _recurrences(device: str, rounds: int) -> list[str]:
         for length in (2048, 4096, 16384):
             whole = arguments(length)
             functions = {
-                "short": lambda short=short, name=name: attnkit.recurrence(name, **short),
-                "long": lambda whole=whole, name=name: attnkit.recurrence(name, **whole),
+                "short": lambda short=short, name=name: attnkit.recurrence(variant=name, **short),
+                "long": lambda whole=whole, name=name: attnkit.recurrence(variant=name, **whole),
             }
             found = compare("short", functions, rounds=max(5, rounds // 2), device=device)
             per_token = found.ratios["long"].median * 1024 / length

@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 
-from attnkit.problem import Problem, Reason, unmet
+from attnkit.problem import (
+    FeedforwardProblem,
+    Problem,
+    Reason,
+    RecurrenceProblem,
+    SoftmaxProblem,
+    unmet,
+)
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
 
-CALL = Problem(
-    family="softmax",
+CALL = SoftmaxProblem(
     device="cpu",
     dtype="float32",
     batch=2,
@@ -22,8 +28,20 @@ CALL = Problem(
     head_dim=16,
     value_head_dim=16,
 )
-STEP = replace(CALL, family="recurrence")
+STEP = RecurrenceProblem(
+    device="cpu",
+    dtype="float32",
+    batch=2,
+    heads=4,
+    groups=4,
+    query_length=8,
+    head_dim=16,
+    value_head_dim=16,
+)
+TOKENS = FeedforwardProblem(device="cpu", dtype="float32", query_length=8, experts=4, width=16)
 LEAST = Promises(dtypes=("float32",), devices=("cpu",), bidirectional=True)
+
+CARRYING = LEAST.model_copy(update={"causal": True, "state": True})
 
 YES_NO = [
     ("causal", {"causal": True}),
@@ -36,8 +54,6 @@ YES_NO = [
     ("softcap", {"softcap": True}),
     ("sinks", {"sinks": True}),
     ("dropout", {"dropout": True}),
-    ("beta", {"beta": True}),
-    ("state", {"state": True}),
     ("gradients", {"gradients": True}),
     ("compile", {"compiling": True}),
 ]
@@ -45,7 +61,7 @@ YES_NO = [
 
 def without(promise: str) -> Promises:
     """Promise everything but one thing."""
-    everything: dict[str, Any] = {name: True for name, _ in YES_NO}
+    everything: dict[str, Any] = dict.fromkeys([*dict(YES_NO), "beta", "state"], True)
     everything |= {"dtypes": ALL_DTYPES, "devices": ("cpu",), "masks": ALL_MASK_PARTS}
     return Promises.model_validate(everything | {promise: False})
 
@@ -72,9 +88,28 @@ def test_a_single_query_needs_no_later_key() -> None:
     assert unmet(replace(CALL, query_length=1, key_length=1), without("bidirectional")) == ()
 
 
+@pytest.mark.parametrize(("promise", "fields"), [("beta", {"beta": True}), ("state", {})])
+def test_a_promise_of_a_recurrence_is_missed_by_the_call_that_needs_it(
+    promise: str, fields: dict[str, Any]
+) -> None:
+    reasons = unmet(replace(STEP, **fields), without(promise))
+    assert [reason.argument for reason in reasons] == [promise]
+
+
 def test_a_recurrence_is_neither_bidirectional_nor_cross() -> None:
-    least = Promises(dtypes=("float32",), devices=("cpu",))
-    assert unmet(replace(STEP, key_length=9), least) == ()
+    least = Promises(dtypes=("float32",), devices=("cpu",), causal=True, state=True)
+    assert unmet(STEP, least) == ()
+
+
+def test_tokens_for_experts_need_neither_heads_nor_a_mask() -> None:
+    assert unmet(TOKENS, Promises(dtypes=("float32",), devices=("cpu",), heads="one")) == ()
+
+
+def test_a_description_that_says_more_makes_the_problem_of_its_family() -> None:
+    told = {**{name: getattr(CALL, name) for name in CALL.__dataclass_fields__}, "experts": 4}
+    assert SoftmaxProblem.of(told) == CALL
+    told |= {"family": "feedforward", "width": 16}
+    assert FeedforwardProblem.of(told) == replace(TOKENS, batch=2)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +143,13 @@ def test_a_recurrence_is_neither_bidirectional_nor_cross() -> None:
         ),
         (
             replace(STEP, decay="channel"),
-            LEAST.model_copy(update={"decay": ("none", "head")}),
+            CARRYING.model_copy(update={"decay": ("none", "head")}),
             ["log_decay: needs (B, H, L, E), offers no decay or (B, H, L)"],
         ),
-        (replace(STEP, decay="head"), LEAST, ["log_decay: needs (B, H, L), offers no decay"]),
+        (replace(STEP, decay="head"), CARRYING, ["log_decay: needs (B, H, L), offers no decay"]),
         (
             STEP,
-            LEAST.model_copy(update={"decay": ("head",)}),
+            CARRYING.model_copy(update={"decay": ("head",)}),
             ["log_decay: needs no decay, offers (B, H, L)"],
         ),
     ],

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from attnkit.errors import ArgumentError, UnsupportedError
 from attnkit.interface import Implementation, LayerConfig, Variant
+from attnkit.problem import SoftmaxProblem
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Decay, Device, Promises
 from attnkit.registry import registry
 
@@ -303,8 +304,9 @@ def _refusal(problem: Problem, declared: Mapping[str, Any]) -> str | None:
     for what in declared["always"]:
         if not getattr(problem, what):
             return f"{what}: the function cannot do without"
-    unequal = problem.query_length != problem.key_length
-    if not (problem.causal and unequal and problem.family == "softmax"):
+    if not isinstance(problem, SoftmaxProblem):
+        return None
+    if not problem.causal or problem.query_length == problem.key_length:
         return None
     if declared["mask"] == "none" and declared["causal_corner"] == "upper_left":
         return "causal with L != S: the flag is aligned upper-left, and there is no mask"

@@ -186,7 +186,7 @@ class RecurrenceOperation(Subject):
         self.calls.append(call)
         self.last = f"attnkit.recurrence({self.target.variant.name!r}, {call.describe()})"
         return attnkit.recurrence(
-            self.target.variant,
+            variant=self.target.variant,
             **call.arguments(),
             mask=call.mask,
             options=self.options() if options is None else options,

@@ -12,17 +12,17 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from attnkit.choice.first_call import probe
 from attnkit.errors import ArgumentError, RegistryError, UnsupportedError
+from attnkit.families import SOFTMAX
 from attnkit.interface import Implementation, Variant, load
 from attnkit.problem import unmet
 from attnkit.registry.registry import default
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from attnkit.problem import Problem
 
@@ -79,33 +79,6 @@ class Choice(BaseModel):
         return "\n".join([f"chosen: {self.chosen or 'none'}", *map(str, self.candidates)])
 
 
-def choose(
-    variant: Variant | str,
-    problem: Problem,
-    implementation: str = AUTO,
-    fallback: Iterable[str] = (),
-) -> Chosen:
-    """Return the implementation that takes a problem.
-
-    Args:
-        variant: A variant or its name; ``auto`` for all exact softmax variants of attnkit itself.
-        problem: The call.
-        implementation: A name, or ``auto`` for the cheapest that can.
-        fallback: Names to try, in this order, if ``implementation`` cannot.
-
-    Raises:
-        UnsupportedError: Nothing that was asked for can take it; the message has every reason.
-        ArgumentError: No implementation has this name.
-    """
-    if torch.compiler.is_compiling():
-        # not on top: it loads all of torch's compiler, which takes longer than most calls
-        from attnkit.choice.graphs import key_while_compiling
-
-        name = variant if isinstance(variant, str) else variant.name
-        return CHOSEN[key_while_compiling(name, problem, implementation, tuple(fallback))]
-    return choose_now(variant, problem, implementation, tuple(fallback))
-
-
 def explain_choice(variant: Variant | str, problem: Problem, implementation: str = AUTO) -> Choice:
     """Return what `choose` takes for a problem, and why not the others."""
     candidates, chosen = [], None
@@ -135,7 +108,7 @@ def resolve(variant: Variant | str) -> tuple[Variant, ...]:
         if variant != AUTO:
             return (registry.get(variant),)
         own = [registry.get(entry.name) for entry in registry.entries() if entry.owner == OWNER]
-        return tuple(v for v in own if v.family == "softmax" and v.relation == "exact")
+        return tuple(v for v in own if v.family == SOFTMAX.name and v.relation == "exact")
     if not isinstance(variant, Variant):
         raise ArgumentError(
             f"variant must be a name or an attnkit.Variant, got {type(variant).__name__}"
@@ -156,12 +129,6 @@ def implementations_of(variant: Variant) -> tuple[Implementation, ...]:
     return variant.implementations
 
 
-_DOORS = {
-    "softmax": "attnkit.attention",
-    "recurrence": "attnkit.recurrence",
-    "feedforward": "its layer, attnkit.create",
-    "mixer": "its layer, attnkit.create",
-}
 CHOSEN: dict[str, Chosen] = {}
 _MOST = 4096
 _remembered: dict[object, Chosen] = {}
@@ -207,12 +174,12 @@ def _load(variant: Variant | str, owner: str, name: str) -> Chosen:
 def _offers(
     variant: Variant | str, implementation: str, family: str
 ) -> list[tuple[Variant, Implementation]]:
-    variants = resolve(variant)
+    registry, variants = default(), resolve(variant)
     for each in variants:
         if each.family != family:
             raise ArgumentError(
                 f"variant {each.name!r} is of family {each.family!r}, this call is of family "
-                f"{family!r}; run it through {_DOORS[each.family]}"
+                f"{family!r}; run it through {registry.family(each.family).door}"
             )
     offers = [(each, one) for each in variants for one in implementations_of(each)]
     named = [offer for offer in offers if implementation in (AUTO, offer[1].name)]

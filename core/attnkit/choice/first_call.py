@@ -6,14 +6,14 @@ implementation is tried once per device and dtype, before the first call it woul
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from attnkit.interface import load
 from attnkit.masks.constructors import blocks, causal, full, sliding_window
-from attnkit.problem import unmet
+from attnkit.problem import SMALL, unmet
+from attnkit.registry.registry import default
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
     from attnkit.interface import Implementation, Variant
     from attnkit.masks.constructors import Mask
-    from attnkit.problem import Problem
-
-LENGTH = 16
+    from attnkit.problem import Problem, RecurrenceProblem, SoftmaxProblem
 
 _outcomes: dict[tuple[object, str, str], str | None] = {}
 
@@ -35,7 +33,7 @@ def probe(variant: Variant, implementation: Implementation, problem: Problem) ->
     if key not in _outcomes:
         try:
             function = load(implementation.function)
-            small = _smaller(problem)
+            small = problem.smaller()
             # one that does not take small calls is first tried by a real one
             if not unmet(small, implementation.promises) and not implementation.refuses(small):
                 _run(function, variant, small)
@@ -47,57 +45,33 @@ def probe(variant: Variant, implementation: Implementation, problem: Problem) ->
     return _outcomes[key]
 
 
-def _smaller(problem: Problem) -> Problem:
-    keys = min(problem.key_length, LENGTH)
-    queries = keys if problem.query_length == problem.key_length else max(1, keys // 2)
-    return replace(
-        problem,
-        batch=1,
-        query_length=queries,
-        key_length=keys if queries <= problem.query_length else queries,
-        mask_parts=problem.mask_parts & {"window", "blocks"},
-        window=LENGTH if "window" in problem.mask_parts else None,
-        bias=False,
-        softcap=False,
-        sinks=False,
-        dropout=False,
-        compiling=False,
-        gradients=False,
-    )
-
-
 def _run(function: Callable[..., Any], variant: Variant, problem: Problem) -> None:
-    device, dtype = torch.device(problem.device), getattr(torch, problem.dtype)
-
-    def ones(heads: int, length: int, width: int) -> Tensor:
-        return torch.ones(1, heads, length, width, device=device, dtype=dtype)
-
-    length, keys, width = problem.query_length, problem.key_length, problem.head_dim
-    groups, value_width = problem.kv_heads, problem.value_head_dim
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        if problem.family == "softmax":
-            tensors = ones(problem.heads, length, width), ones(groups, keys, width)
-            rules = {"bias": None, "softcap": None, "sinks": None, "dropout_p": 0.0}
-            value = ones(groups, keys, value_width)
-            function(*tensors, value, mask=_mask(problem), scale=1.0, **rules)
-        elif problem.family == "recurrence":
-            _run_recurrence(function, variant, problem, ones)
-        # a mixture of experts keeps its weights in a record of its own: importing it must do
+    call = default().family(variant.family).first_call
+    # of a mixture of experts none can be made up, its weights are a record of its own
+    if call is not None:
+        with torch.no_grad(), torch.autocast(problem.device, enabled=False):
+            load(call)(function, variant, problem)
 
 
-def _run_recurrence(
-    function: Callable[..., Any],
-    variant: Variant,
-    problem: Problem,
-    ones: Callable[[int, int, int], Tensor],
+def run_softmax(function: Callable[..., Any], variant: Variant, problem: SoftmaxProblem) -> None:
+    """Make a small call of `attnkit.interface.SoftmaxFunction`."""
+    query = _ones(problem, problem.heads, problem.query_length, problem.head_dim)
+    key = _ones(problem, problem.kv_heads, problem.key_length, problem.head_dim)
+    value = _ones(problem, problem.kv_heads, problem.key_length, problem.value_head_dim)
+    scale = problem.head_dim**-0.5
+    rules = {"bias": None, "softcap": None, "sinks": None, "dropout_p": 0.0}
+    function(query, key, value, mask=_mask(problem), scale=scale, **rules)
+
+
+def run_recurrence(
+    function: Callable[..., Any], variant: Variant, problem: RecurrenceProblem
 ) -> None:
+    """Make a small call of `attnkit.interface.RecurrenceFunction`."""
     length, width = problem.query_length, problem.head_dim
-    query, value = (
-        ones(problem.kv_heads, length, width),
-        ones(problem.heads, length, problem.value_head_dim),
-    )
-    decay = {"none": None, "head": -ones(problem.heads, length, 1)[..., 0]}
-    decay["channel"] = -ones(problem.heads, length, width)
+    query = _ones(problem, problem.groups, length, width)
+    value = _ones(problem, problem.heads, length, problem.value_head_dim)
+    decay = {"none": None, "head": -_ones(problem, problem.heads, length, 1)[..., 0]}
+    decay["channel"] = -_ones(problem, problem.heads, length, width)
     options = variant.options()
     inputs = options.features(query, query, value)
     wide = torch.promote_types(value.dtype, torch.float32)
@@ -105,18 +79,23 @@ def _run_recurrence(
     function(
         *inputs,
         log_decay=decay[problem.decay],
-        beta=ones(problem.heads, length, 1)[..., 0] if problem.beta else None,
+        beta=_ones(problem, problem.heads, length, 1)[..., 0] if problem.beta else None,
         scale=1.0,
         initial_state=torch.zeros(shape, device=value.device, dtype=wide),
         options=options,
     )
 
 
-def _mask(problem: Problem) -> Mask:
+def _ones(problem: Problem, heads: int, length: int, width: int) -> Tensor:
+    dtype = getattr(torch, problem.dtype)
+    return torch.ones(1, heads, length, width, device=problem.device, dtype=dtype)
+
+
+def _mask(problem: SoftmaxProblem) -> Mask:
     mask = causal() if problem.causal else full()
     if "window" in problem.mask_parts:
-        mask = mask & sliding_window(LENGTH)
+        mask = mask & sliding_window(SMALL)
     if "blocks" in problem.mask_parts:
         device = torch.device(problem.device)
-        mask = mask & blocks(torch.ones(1, 1, dtype=torch.bool, device=device), LENGTH)
+        mask = mask & blocks(torch.ones(1, 1, dtype=torch.bool, device=device), SMALL)
     return mask

@@ -8,17 +8,23 @@ is a plain key into the table of `attnkit.choice.decision`.
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
 from attnkit.choice.decision import choose_now, resolve
-from attnkit.problem import LENGTH_CLASSES, Problem
+from attnkit.problem import LENGTH_CLASSES
+from attnkit.registry.registry import default
 
 if TYPE_CHECKING:
     from attnkit.interface import Variant
+    from attnkit.problem import Problem
 
 F = TypeVar("F")
+
+PARTS = "mask_parts"
+"""The field of a problem that is a set, which no graph can hold."""
 
 
 class _Decorator(Protocol):
@@ -37,43 +43,24 @@ def key_while_compiling(
     name: str, problem: Problem, implementation: str, fallback: tuple[str, ...]
 ) -> str:
     """Ask `_constant_key` with sizes that do not tie a graph to one length."""
-    queries = _class_of(problem.query_length)
-    keys = queries
-    if problem.key_length != problem.query_length:
-        keys = _class_of(problem.key_length)
-        if problem.key_length > problem.query_length:
-            keys = max(keys, queries + 1)
+    told: list[tuple[str, Any]] = []
+    for field in fields(problem):
+        given = getattr(problem, field.name)
+        told.append((field.name, tuple(sorted(given)) if field.name == PARTS else given))
+    plain = dict(told)
+    plain["batch"] = 1 if problem.batch == 1 else 2
+    plain["query_length"] = queries = _class_of(problem.query_length)
+    keys = plain.get("key_length")
+    if keys is not None:
+        plain["key_length"] = _class_of(keys)
+        if keys == problem.query_length:
+            plain["key_length"] = queries
+        elif keys > problem.query_length:
+            plain["key_length"] = max(_class_of(keys), queries + 1)
         else:
-            queries = max(queries, keys + 1)
-    parts = ",".join(sorted(problem.mask_parts))
-    heads, kv_heads = settled(problem.heads), settled(problem.kv_heads)
-    widths = (settled(problem.head_dim), settled(problem.value_head_dim))
-    key: str = _constant_key(
-        name,
-        implementation,
-        fallback,
-        problem.family,
-        problem.device,
-        problem.dtype,
-        1 if problem.batch == 1 else 2,
-        (heads, kv_heads),
-        (queries, keys),
-        widths,
-        parts,
-        settled(problem.window),
-        problem.decay,
-        (
-            problem.causal,
-            problem.bias,
-            settled(problem.scale),
-            problem.softcap,
-            problem.sinks,
-            settled(problem.dropout),
-            problem.beta,
-            problem.state,
-            problem.gradients,
-        ),
-    )
+            plain["query_length"] = max(queries, _class_of(keys) + 1)
+    constants = tuple((each, settled(given)) for each, given in plain.items())
+    key: str = _constant_key(name, implementation, fallback, constants)
     return key
 
 
@@ -127,43 +114,11 @@ def _constant_key(
     name: str,
     implementation: str,
     fallback: tuple[str, ...],
-    family: Any,
-    device: str,
-    dtype: str,
-    batch: int,
-    heads: tuple[int, int],
-    lengths: tuple[int, int],
-    widths: tuple[int, int],
-    parts: str,
-    window: int | None,
-    decay: Any,
-    switches: tuple[bool, ...],
+    constants: tuple[tuple[str, Any], ...],
 ) -> str:
     """Choose while a graph is traced; the answer becomes a constant of the graph."""
-    causal, bias, scale, softcap, sinks, dropout, beta, state, gradients = switches
-    problem = Problem(
-        family=family,
-        device=device,
-        dtype=dtype,
-        batch=batch,
-        heads=heads[0],
-        kv_heads=heads[1],
-        query_length=lengths[0],
-        key_length=lengths[1],
-        head_dim=widths[0],
-        value_head_dim=widths[1],
-        causal=causal,
-        mask_parts=frozenset(part for part in parts.split(",") if part),  # type: ignore[misc]  # split() gives str, they are MaskPart
-        window=window,
-        bias=bias,
-        scale=scale,
-        softcap=softcap,
-        sinks=sinks,
-        dropout=dropout,
-        decay=decay,
-        beta=beta,
-        state=state,
-        gradients=gradients,
-        compiling=True,
-    )
+    told = {**dict(constants), "compiling": True}
+    if PARTS in told:
+        told[PARTS] = frozenset(told[PARTS])
+    problem = default().family(told["family"]).problem(**told)
     return choose_now(name, problem, implementation, fallback).key

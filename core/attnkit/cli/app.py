@@ -7,13 +7,15 @@ command: 0 all is well, 1 something was found, 2 the command was wrong.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attnkit.cli import models as model_commands
 from attnkit.cli.terminal import FOUND, WRONG, fail, say, show_table
 from attnkit.errors import AttnkitError, RegistryError
+from attnkit.families import SOFTMAX
 from attnkit.registry.registry import default
 
 __all__ = ["FOUND", "WRONG", "app", "fail", "run", "say", "show_table"]
@@ -21,8 +23,8 @@ __all__ = ["FOUND", "WRONG", "app", "fail", "run", "say", "show_table"]
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from attnkit.families import Family
     from attnkit.interface import Variant
-    from attnkit.promises import MaskPart
     from attnkit.registry.variant_table import VariantRow
 
 app = typer.Typer(
@@ -102,11 +104,10 @@ def explain(
 ) -> None:
     """Say which implementation would run a call, and why not the others."""
     from attnkit.choice.decision import explain_choice
-    from attnkit.problem import Problem
 
     variant = None if name == "auto" else _variant(name)
-    family = variant.family if variant else "softmax"
-    switches = _switches(needs or ())
+    family = default().family(variant.family) if variant else SOFTMAX
+    switches = _switches(needs or (), family)
     parts = {*(mask or ()), *(("window",) if window else ())}
     _check_words("--mask", parts, _MASK_PARTS)
     _check_words("--decay", [decay], ("none", "head", "channel"))
@@ -114,25 +115,27 @@ def explain(
         raise typer.BadParameter(
             f"must divide --heads {heads}, got {kv_heads}", param_hint="--kv-heads"
         )
-    problem = Problem(
-        family=family,
-        device=device,
-        dtype=dtype,
-        batch=batch,
-        heads=heads,
-        kv_heads=kv_heads or heads,
-        query_length=length,
-        key_length=keys or length,
-        head_dim=head_dim,
-        value_head_dim=value_head_dim or head_dim,
-        causal=causal or family == "recurrence",
-        mask_parts=frozenset(cast("set[MaskPart]", parts)),
-        window=window,
-        decay=decay,  # type: ignore[arg-type]  # checked above
-        gradients=gradients,
-        state=family == "recurrence",
+    told = {
+        "device": device,
+        "dtype": dtype,
+        "batch": batch,
+        "heads": heads,
+        "kv_heads": kv_heads or heads,
+        "groups": kv_heads or heads,
+        "experts": heads,
+        "query_length": length,
+        "key_length": keys or length,
+        "head_dim": head_dim,
+        "width": head_dim,
+        "value_head_dim": value_head_dim or head_dim,
+        "causal": causal,
+        "mask_parts": frozenset(parts),
+        "window": window,
+        "decay": decay,
+        "gradients": gradients,
         **switches,
-    )
+    }
+    problem = family.problem.of({"family": family.name, **told})
     choice = explain_choice(name, problem)
     if as_json:
         say(choice.model_dump_json(indent=2))
@@ -187,11 +190,15 @@ def run(application: typer.Typer) -> None:
 
 
 _MASK_PARTS = ("window", "padding", "documents", "prefix", "dense", "blocks", "union")
-_SWITCHES = ("bias", "scale", "softcap", "sinks", "dropout", "beta")
+_FLAGS = ("gradients", "compiling", "causal")
+"""What a problem says and ``--needs`` does not."""
 
 
-def _switches(needs: Iterable[str]) -> dict[str, Any]:
-    _check_words("--needs", needs, _SWITCHES)
+def _switches(needs: Iterable[str], family: Family) -> dict[str, bool]:
+    """Return what a call needs; only what calls of the family can have."""
+    switches = [each.name for each in fields(family.problem) if each.type == "bool"]
+    allowed = [name for name in switches if name not in _FLAGS]
+    _check_words("--needs", needs, allowed)
     return dict.fromkeys(needs, True)
 
 

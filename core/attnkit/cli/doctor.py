@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from attnkit.choice.decision import implementations_of
 from attnkit.choice.first_call import probe
 from attnkit.errors import RegistryError
-from attnkit.problem import Problem, unmet
+from attnkit.problem import unmet
 from attnkit.registry.registry import default
 
 if TYPE_CHECKING:
@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from attnkit.interface import Implementation, Variant
 
 PACKAGES = ("attnkit", "torch", "triton", "pydantic", "pluggy", "pytest", "transformers")
+
+
+_SIZES = {
+    "query_length": 64,
+    "key_length": 64,
+    "heads": 1,
+    "kv_heads": 1,
+    "groups": 1,
+    "experts": 1,
+    "head_dim": 16,
+    "value_head_dim": 16,
+    "width": 16,
+}
+"""Of the small calls, whatever the family."""
 
 
 class Trial(BaseModel):
@@ -108,24 +122,19 @@ def _trials(devices: tuple[str, ...]) -> Iterator[Trial]:
 
 
 def _try(variant: Variant, implementation: Implementation, device: str) -> Iterator[Trial]:
-    promises = implementation.promises
+    promises, family = implementation.promises, default().family(variant.family)
     for dtype in promises.dtypes:
-        problem = Problem(
-            family=variant.family,
-            device=device,
-            dtype=dtype,
-            batch=1,
-            heads=1,
-            kv_heads=1,
-            query_length=64,
-            key_length=64,
-            head_dim=16,
-            value_head_dim=16,
-            causal=promises.causal,
-            mask_parts=frozenset(promises.needs),
-            window=16 if "window" in promises.needs else None,
-            decay=promises.decay[0] if promises.decay else "none",
-            state=variant.family == "recurrence",
+        problem = family.problem.of(
+            {
+                **_SIZES,
+                "family": family.name,
+                "device": device,
+                "dtype": dtype,
+                "causal": promises.causal,
+                "mask_parts": frozenset(promises.needs),
+                "window": 16 if "window" in promises.needs else None,
+                "decay": promises.decay[0] if promises.decay else "none",
+            }
         )
         reasons = [str(reason) for reason in unmet(problem, promises)]
         yield Trial(
@@ -133,7 +142,6 @@ def _try(variant: Variant, implementation: Implementation, device: str) -> Itera
             implementation=implementation.name,
             device=device,
             dtype=dtype,
-            # an expert's weights are the layer's own record, so no call can be made up here
-            called=variant.family != "feedforward",
+            called=family.first_call is not None,
             trouble="; ".join(reasons) or probe(variant, implementation, problem),
         )

@@ -1,6 +1,6 @@
 """The commands on saved models: ``attnkit survey`` and ``attnkit swap``.
 
-The folder is opened by the first host that knows what lies in it, see `attnkit.sites.Opener`.
+The folder is opened by the first host that knows what lies in it, see `Opener`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def open_model(folder: Path) -> nn.Module:
     Raises:
         ConfigError: No host does.
     """
-    from attnkit.sites import Opener
+    from attnkit.hosts.protocol import Opener
 
     openers = [host for host in default().hosts() if isinstance(host, Opener)]
     for host in openers:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit.hosts.outputs import numbers
-from attnkit.swaps.leaks import Pair, Probe
+from attnkit.hosts.protocol import Pair, Probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
-    from attnkit.swaps.leaks import Inputs, Rows
+    from attnkit.hosts.protocol import Inputs, Rows
 
 
 def neighbours(sample: Inputs, *, axis: int = 0, flat: Tensor | None = None) -> tuple[Probe, ...]:

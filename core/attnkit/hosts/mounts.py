@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from attnkit.sites import Attachment, Mixer, Site
+    from attnkit.hosts.protocol import Attachment, Mixer
+    from attnkit.sites import Site
 
 
 @dataclass(eq=False)
@@ -64,7 +65,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Mounted:
-    """See `attnkit.swaps.api.Attachment`."""
+    """See `attnkit.hosts.protocol.Attachment`."""
 
     path: str
     mount: Mount

@@ -17,9 +17,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from attnkit.errors import ShapeError, UnsupportedError
+from attnkit.hosts.protocol import Call
 from attnkit.masks.constructors import Sizes, causal, dense, full
 from attnkit.masks.reader import read_mask
-from attnkit.sites import Call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -110,7 +110,7 @@ def attend(
 
 @dataclass
 class Arrived:
-    """See `attnkit.swaps.api.Request`; ``mask`` is ``given`` with 4 dimensions."""
+    """See `attnkit.hosts.protocol.Request`; ``mask`` is ``given`` with 4 dimensions."""
 
     mount: Mount
     query: Tensor

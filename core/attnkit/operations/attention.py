@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.choice.decision import AUTO, choose
+from attnkit.choice.decision import AUTO
+from attnkit.choice.front import choose
 from attnkit.masks.constructors import Mask, Sizes, full, hide_padding
 from attnkit.operations import arguments as validation
-from attnkit.problem import Problem
+from attnkit.problem import SoftmaxProblem
 from attnkit.registry.registry import default
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from attnkit.hosts.protocol import Call
     from attnkit.interface import SoftmaxFunction, Variant
-    from attnkit.sites import Call
 
 
 def attention(
@@ -128,7 +129,7 @@ def problem_of(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     dropout_p: float = 0.0,
-) -> Problem:
+) -> SoftmaxProblem:
     """Return the problem that `attention` would solve with these arguments, checked."""
     call = _Call(query, key, value, mask, bias, scale, softcap, sinks, dropout_p)
     _check(call)
@@ -282,7 +283,7 @@ def _nothing(
     return query.new_zeros(*query.shape[:3], value.shape[3]) + zero
 
 
-def _problem(call: _Call | Call) -> Problem:
+def _problem(call: _Call | Call) -> SoftmaxProblem:
     query, key, value, mask, scale = call.query, call.key, call.value, call.mask, call.scale
     tracked = torch.is_grad_enabled() and (
         query.requires_grad
@@ -290,8 +291,7 @@ def _problem(call: _Call | Call) -> Problem:
         or value.requires_grad
         or _tracks(call.bias, call.sinks)
     )
-    return Problem(
-        family="softmax",
+    return SoftmaxProblem(
         device=query.device.type,
         dtype=validation.dtype_name(query.dtype),
         batch=query.shape[0] or 1,

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attnkit.choice.decision import resolve
 from attnkit.masks.codes import decode
 from attnkit.masks.constructors import Mask, Sizes, full
 from attnkit.masks.recognition import lift_causal
 from attnkit.masks.tensors import Unread
+from attnkit.operations.recurrence_run import Given, run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,23 +46,15 @@ def _run(
     mask_tensors: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Run `attnkit.recurrence`; what is no tensor and no number is told by ``settings``, JSON."""
-    from attnkit.choice.decision import resolve
-    from attnkit.operations.recurrence import recurrence
-
     told = json.loads(settings)
     (variant,) = resolve(told["variant"])
     sizes = Sizes(value.shape[0], 1, value.shape[2], seen + value.shape[2])
-    out, state = recurrence(
+    out, state = run(
         variant,
-        query,
-        key,
-        value,
-        log_decay=log_decay,
-        beta=beta,
+        Given(query, key, value, log_decay, beta, initial_state),
         scale=scale,
         mask=_read(decode(mask_words, mask_numbers, mask_tensors), sizes),
         seen=seen,
-        initial_state=initial_state,
         options=variant.options.model_validate_json(told["options"]),
         implementation=told["implementation"],
     )

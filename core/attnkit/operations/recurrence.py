@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.choice.decision import AUTO, choose, resolve
-from attnkit.errors import (
-    ArgumentError,
-    DeviceError,
-    DtypeError,
-    ShapeError,
-    UnsupportedError,
-)
+from attnkit.choice.decision import AUTO, resolve
+from attnkit.choice.front import choose
+from attnkit.errors import ArgumentError, DeviceError, DtypeError, ShapeError
+from attnkit.families import RECURRENCE
 from attnkit.masks.codes import encode
-from attnkit.masks.constructors import Causal, Documents, Mask, Padding, Sizes, full
+from attnkit.masks.constructors import Mask, full
 from attnkit.operations import arguments as validation
-from attnkit.problem import Problem
+from attnkit.operations.recurrence_run import Given, problem_of_recurrence, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def recurrence(
-    variant: Variant | str,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     *,
+    variant: Variant | str,
     log_decay: Tensor | None = None,
     beta: Tensor | None = None,
     scale: float | None = None,
@@ -53,10 +48,10 @@ def recurrence(
     Head h of ``value`` reads group h // (H // G) of ``query`` and ``key``.
 
     Args:
-        variant: A variant of the family ``recurrence``, or its name.
         query: (B, G, L, E), floating.
         key: (B, G, L, E).
         value: (B, H, L, Ev); G divides H.
+        variant: A variant of the family ``recurrence``, or its name.
         log_decay: g, natural logarithm of the decay, <= 0: (B, H, L), or (B, H, L, E) for one
             per key channel; None for no decay.
         beta: (B, H, L), strength of the delta rule; None for none.
@@ -94,31 +89,33 @@ def recurrence(
             f"got {type(options).__name__}"
         )
     _check(query, key, value, log_decay, beta, scale, mask)
-    batch, heads, length, value_width = value.shape
+    batch, heads, _, value_width = value.shape
     wide = torch.promote_types(value.dtype, torch.float32)
     shape = (batch, heads, *options.state_shape(query.shape[3], value_width))
     if initial_state is None:
         initial_state = value.new_zeros(shape, dtype=wide)
     _check_state(initial_state, shape, wide, value)
-    tensors = (query, key, value, log_decay, beta, initial_state)
-    problem = problem_of_recurrence(query, key, value, log_decay, beta, scale, mask, initial_state)
+    given = Given(query, key, value, log_decay, beta, initial_state)
     if torch.compiler.is_compiling():
+        problem = problem_of_recurrence(*given[:5], scale, mask, initial_state)
         chosen = choose(found, problem, implementation, fallback)
-        return _in_a_graph(chosen, options, tensors, (scale, seen), mask)
-    # first of all: a mask that no recurrence takes is refused for what it is
-    layout = layout_of(mask, batch, seen, length)
-    chosen = choose(found, problem, implementation, fallback)
-    call = _Call(chosen.function, 1.0 if scale is None else float(scale), options, layout)
-    if torch.is_autocast_enabled(value.device.type):
-        with torch.autocast(value.device.type, enabled=False):
-            return _run(call, *tensors)
-    return _run(call, *tensors)
+        return _in_a_graph(chosen, options, given, (scale, seen), mask)
+    return run(
+        found,
+        given,
+        scale=scale,
+        mask=mask,
+        seen=seen,
+        options=options,
+        implementation=implementation,
+        fallback=fallback,
+    )
 
 
 def _in_a_graph(
     chosen: Chosen,
     options: Options,
-    tensors: tuple[Tensor | None, ...],
+    tensors: Given,
     numbers: tuple[float | None, int],
     mask: Mask,
 ) -> tuple[Tensor, Tensor]:
@@ -133,110 +130,6 @@ def _in_a_graph(
     return made
 
 
-class Layout(NamedTuple):
-    """What a mask says about the last L tokens of a recurrence.
-
-    Attributes:
-        keep: (B, L), False at padding; None where there is none.
-        starts: (B, L), True at the first token of a document that is not the first one ever;
-            None where there is one document.
-    """
-
-    keep: Tensor | None
-    starts: Tensor | None
-
-
-def layout_of(mask: Mask, batch: int, seen: int, length: int) -> Layout:
-    """Read padding and documents out of a mask over ``seen + length`` tokens.
-
-    Raises:
-        UnsupportedError: The mask hides anything else; a recurrence cannot.
-        MaskError: It does not fit.
-    """
-    keep = starts = None
-    sizes = Sizes(batch, 1, length, seen + length)
-    for part in mask.conjuncts():
-        part.check(sizes)
-        if isinstance(part, Padding):
-            real = part.keep(sizes)[:, seen:]
-            keep = real if keep is None else keep & real
-        elif isinstance(part, Documents):
-            following = part.ids[:, 1:] != part.ids[:, :-1]
-            first = torch.zeros_like(part.ids[:, :1], dtype=torch.bool)
-            begins = torch.cat((first, following), 1)[:, seen:]  # (B, L)
-            starts = begins if starts is None else starts | begins
-        elif not isinstance(part, Causal):
-            raise UnsupportedError(
-                f"a recurrence cannot apply the mask {part!r}; it takes padding, left_padding "
-                "and documents, and is causal by itself"
-            )
-    return Layout(keep, starts)
-
-
-class _Call(NamedTuple):
-    function: Any
-    scale: float
-    options: Options
-    layout: Layout
-
-
-def _run(
-    call: _Call,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor | None,
-    beta: Tensor | None,
-    state: Tensor,
-) -> tuple[Tensor, Tensor]:
-    # features may be wider than the inputs
-    keep, dtype = call.layout.keep, value.dtype
-    # before the features too: what padding holds may be NaN, and so would be its gradient
-    query, key, value = (_zeroed(x, keep) for x in (query, key, value))
-    query, key, value = call.options.features(query, key, value)
-    query, key, value = (_zeroed(x, keep) for x in (query, key, value))
-    log_decay = None if log_decay is None else _zeroed(log_decay, keep)
-    beta = None if beta is None else _zeroed(beta, keep)
-    outs = []
-    for start, stop, resets in _segments(call.layout.starts, value.shape[2]):
-        if resets is not None:
-            state = torch.where(resets[:, None, None, None], state.new_zeros(()), state)
-        at = slice(start, stop)
-        out, state = call.function(
-            query[:, :, at],
-            key[:, :, at],
-            value[:, :, at],
-            log_decay=None if log_decay is None else log_decay[:, :, at],
-            beta=None if beta is None else beta[:, :, at],
-            scale=call.scale,
-            initial_state=state,
-            options=call.options,
-        )
-        outs.append(out)
-    if not outs:
-        # no tokens: nothing to put out, and the state stays
-        return call.options.finish(value).to(dtype), state.clone()
-    joined = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
-    return call.options.finish(joined).to(dtype), state
-
-
-def _zeroed(x: Tensor, keep: Tensor | None) -> Tensor:
-    """Return x, (B, heads, L) or (B, heads, L, width), with padding set to 0."""
-    if keep is None:
-        return x
-    real = keep[:, None, :] if x.dim() == 3 else keep[:, None, :, None]
-    return torch.where(real, x, x.new_zeros(()))
-
-
-def _segments(starts: Tensor | None, length: int) -> list[tuple[int, int, Tensor | None]]:
-    """Cut where any sample begins a document: [start, stop) and which samples (B,) begin there."""
-    if starts is None or not length:
-        return [(0, length, None)] if length else []
-    at = starts.any(0).nonzero()[:, 0].tolist()
-    edges = [*dict.fromkeys([0, *at]), length]
-    return [(start, stop, starts[:, start]) for start, stop in itertools.pairwise(edges)]
-
-
 def _resolve(variant: Variant | str) -> Variant:
     if variant == AUTO:
         raise ArgumentError("variant must be named, 'auto' chooses among softmax variants only")
@@ -246,7 +139,7 @@ def _resolve(variant: Variant | str) -> Variant:
         found = variant_while_compiling(variant) if isinstance(variant, str) else variant
     else:
         (found,) = resolve(variant)
-    if found.family != "recurrence":
+    if found.family != RECURRENCE.name:
         raise ArgumentError(
             f"variant must be of family 'recurrence', {found.name!r} is of {found.family!r}"
         )
@@ -292,37 +185,3 @@ def _check_state(state: object, shape: tuple[int, ...], wide: torch.dtype, value
         raise DeviceError(
             f"initial_state must be on the device of value, got {state.device} and {value.device}"
         )
-
-
-def problem_of_recurrence(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor | None,
-    beta: Tensor | None,
-    scale: float | None,
-    mask: Mask,
-    state: Tensor,
-) -> Problem:
-    """Return the problem that `recurrence` solves with these arguments."""
-    given = [query, key, value, state, *(each for each in (log_decay, beta) if each is not None)]
-    return Problem(
-        family="recurrence",
-        device=value.device.type,
-        dtype=validation.dtype_name(value.dtype),
-        batch=value.shape[0] or 1,
-        heads=value.shape[1],
-        kv_heads=key.shape[1],
-        query_length=value.shape[2] or 1,
-        key_length=value.shape[2] or 1,
-        head_dim=query.shape[3],
-        value_head_dim=value.shape[3],
-        causal=True,
-        mask_parts=mask.parts,
-        scale=scale is not None and scale != 1.0,
-        decay="none" if log_decay is None else "head" if log_decay.dim() == 3 else "channel",
-        beta=beta is not None,
-        state=True,
-        gradients=torch.is_grad_enabled() and any(each.requires_grad for each in given),
-        compiling=torch.compiler.is_compiling(),
-    )

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
+from attnkit.families import BUILT_IN, Family
 from attnkit.interface import Implementation, LayerConfig, Options, Variant
 from attnkit.placements import Placement, SiteOptions
-from attnkit.promises import Family, Promises, Relation
+from attnkit.promises import Promises, Relation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
-def complaint(variant: object) -> str | None:
-    """Return the first thing wrong with a declaration, in words, or None."""
+def complaint(variant: object, family_of: Callable[[str], Family | None]) -> str | None:
+    """Return the first thing wrong with a declaration, in words, or None.
+
+    Args:
+        variant: The declaration.
+        family_of: Finds a family by its name.
+    """
     if not isinstance(variant, Variant):
         return f"expected a Variant, got {described(variant)}"
-    return next(_complaints(variant), None)
+    return next(_complaints(variant, family_of), None)
+
+
+def family_complaint(family: Family) -> str | None:
+    """Return the first thing wrong with a family, in words, or None."""
+    if not _is_name(family.name):
+        return f"a family's name must be an {_NAME}, got {family.name!r}"
+    if family.name in BUILT_IN:
+        return f"family {family.name!r} is attnkit's own; give yours another name"
+    return None
 
 
 def implementation_complaint(implementation: object) -> str | None:
@@ -37,16 +52,23 @@ def described(value: object) -> str:
     return f"{kind} {value!r}" if isinstance(value, (str, int, float)) else kind
 
 
-def _complaints(variant: Variant) -> Iterator[str]:
+def _complaints(variant: Variant, family_of: Callable[[str], Family | None]) -> Iterator[str]:
     if not _is_name(variant.name):
         yield f"a variant's name must be an {_NAME}, got {variant.name!r}"
-    if variant.family not in get_args(Family):
-        yield f"family must be one of {_listed(get_args(Family))}, got {variant.family!r}"
+    family = family_of(variant.family)
+    if family is None:
+        yield (
+            f"family must be one of {_listed(tuple(BUILT_IN))} or one that a plugin offers by the "
+            f"hook attnkit_families, got {variant.family!r}"
+        )
+        return
     if variant.relation not in get_args(Relation):
         yield f"relation must be one of {_listed(get_args(Relation))}, got {variant.relation!r}"
     promises: object = variant.promises
     if not isinstance(promises, Promises):
         yield f"promises must be Promises, got {described(promises)}"
+    else:
+        yield from _strange_promises(family, "promises", promises)
     for field, base in (("config", LayerConfig), ("options", Options)):
         value = getattr(variant, field)
         if not (isinstance(value, type) and issubclass(value, base)):
@@ -57,14 +79,25 @@ def _complaints(variant: Variant) -> Iterator[str]:
     if not _is_tuple(variant.implementations):
         yield f"implementations must be a tuple, got {described(variant.implementations)}"
     yield from filter(None, map(implementation_complaint, variant.implementations))
+    for each in variant.implementations:
+        yield from _strange_promises(family, f"promises of {each.name!r}", each.promises)
     names = [implementation.name for implementation in variant.implementations]
-    if variant.family in ("softmax", "recurrence") and names[:1] != ["reference"]:
+    if family.operation and names[:1] != ["reference"]:
         yield (
             f"a {variant.family} variant needs an implementation named 'reference', first; "
             f"got {_listed(names)}"
         )
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"implementation names must be unique, got {name!r} {names.count(name)} times"
+
+
+def _strange_promises(family: Family, where: str, promises: Promises) -> Iterator[str]:
+    strange = promises.beyond(family.promises)
+    if strange:
+        yield (
+            f"{where}: {_listed(strange)} is nothing that a variant of family {family.name!r} can "
+            "promise"
+        )
 
 
 def _placement_complaints(placement: object) -> Iterator[str]:

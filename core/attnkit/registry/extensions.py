@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import pluggy
 
+    from attnkit.families import Family
     from attnkit.interface import Implementation
     from attnkit.registry.discovery import Entry
 
@@ -38,6 +39,10 @@ class Extensions:
         """Return, by owner, further implementations by the name of their variant."""
         return self._ask_once("attnkit_implementations", plugin.read_implementations)
 
+    def families(self) -> tuple[tuple[Entry, tuple[Family, ...]], ...]:
+        """Return, by owner, further families."""
+        return self._ask_once("attnkit_families", plugin.read_families)
+
     def items(self, hook: str) -> tuple[Any, ...]:
         """Return all that `attnkit_hosts` or `attnkit_contracts` offer."""
         answers = self._ask_once(hook, plugin.read_items)
@@ -51,6 +56,7 @@ class Extensions:
     def broken(self) -> tuple[BrokenPlugin, ...]:
         """Ask every extension everything but a report, and return those that fail."""
         self.implementations()
+        self.families()
         self.items("attnkit_hosts")
         self.items("attnkit_contracts")
         return self.failed()

@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import pluggy
 
 from attnkit import hookspecs
+from attnkit.families import Family
 from attnkit.hookspecs import VARIANT_GROUP
 from attnkit.interface import Implementation, Variant
-from attnkit.registry.declarations import complaint, described, implementation_complaint
+from attnkit.registry.declarations import (
+    complaint,
+    described,
+    family_complaint,
+    implementation_complaint,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +122,16 @@ def read_implementations(answer: object) -> dict[str, tuple[Implementation, ...]
     return added
 
 
+def read_families(answer: object) -> tuple[Family, ...]:
+    """Read the answer to `attnkit_families`."""
+    families = _each(answer, Family)
+    for family in families:
+        wrong = family_complaint(family)
+        if wrong:
+            raise Fault(f"a wrong family ({wrong})")
+    return families
+
+
 def read_items(answer: object) -> tuple[Any, ...]:
     """Read the answer to `attnkit_hosts` or `attnkit_contracts`."""
     return _each(answer, object)
@@ -128,7 +144,9 @@ def read_text(answer: object) -> str:
     return answer
 
 
-def pick(name: str, offered: tuple[Variant, ...]) -> Variant:
+def pick(
+    name: str, offered: tuple[Variant, ...], family_of: Callable[[str], Family | None]
+) -> Variant:
     """Return the complete variant of this name."""
     found = [variant for variant in offered if variant.name == name]
     if not found:
@@ -136,7 +154,7 @@ def pick(name: str, offered: tuple[Variant, ...]) -> Variant:
         raise Fault(f"did not return a variant named {name!r} (it returned: {names})")
     if len(found) > 1:
         raise Fault(f"returned {len(found)} variants named {name!r}")
-    wrong = complaint(found[0])
+    wrong = complaint(found[0], family_of)
     if wrong:
         raise Fault(f"returned an incomplete variant {name!r}: {wrong}")
     return found[0]

@@ -19,19 +19,19 @@ from attnkit.errors import (
     DuplicateVariantError,
     UnknownVariantError,
 )
+from attnkit.families import BUILT_IN, Family
 from attnkit.hookspecs import EXTENSION_GROUP, VARIANT_GROUP
 from attnkit.registry import loader as plugin
-from attnkit.registry.declarations import complaint
+from attnkit.registry.declarations import complaint, family_complaint
 from attnkit.registry.discovery import SESSION, Entry, discover
 from attnkit.registry.extensions import Extensions
 from attnkit.registry.loader import BrokenPlugin, Fault
-from attnkit.registry.variant_table import VariantTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from attnkit.hosts.protocol import Host
     from attnkit.interface import Implementation, Variant
-    from attnkit.swaps.api import Host
 
 
 class Registry:
@@ -52,6 +52,7 @@ class Registry:
             tuple(each for each in entries if each.group == EXTENSION_GROUP)
         )
         self._session: dict[str, Registration] = {}
+        self._families: dict[str, Family] = {}
         self._variants: dict[str, Variant] = {}
         self._implementations: dict[str, tuple[Implementation, ...]] = {}
         self._offered: dict[str, tuple[Variant, ...]] = {}
@@ -84,7 +85,7 @@ class Registry:
         with self._lock:
             entry = self._entry(name)
             if entry.owner == SESSION:
-                return self._session[name].variant
+                return self._variants[name]
         variant = self._load(entry)
         with self._lock:
             return self._variants.setdefault(name, variant)
@@ -109,6 +110,40 @@ class Registry:
             if generation == self.generation:
                 self._implementations[name] = implementations
         return implementations
+
+    def family(self, name: str) -> Family:
+        """Return the family of this name: attnkit's own, of this session, or of an extension.
+
+        Raises:
+            UnknownVariantError: Nobody offers it.
+            DuplicateVariantError: Several distributions offer it.
+        """
+        found = self._family(name)
+        if found is None:
+            raise UnknownVariantError(
+                f"no family {name!r}; there are {', '.join(BUILT_IN)}, and those that plugins "
+                "offer by the hook attnkit_families"
+            )
+        return found
+
+    def _family(self, name: str) -> Family | None:
+        found = BUILT_IN.get(name) or self._families.get(name)
+        if found is not None:
+            return found
+        # only a name that nobody here knows makes extensions load
+        offers = [
+            (entry, family)
+            for entry, families in self._extensions.families()
+            for family in families
+            if family.name == name
+        ]
+        if len(offers) > 1:
+            owners = [entry for entry, _ in offers]
+            raise DuplicateVariantError(f"family {name!r} is {_offered(owners)}")
+        if not offers:
+            return None
+        with self._lock:
+            return self._families.setdefault(name, offers[0][1])
 
     def hosts(self) -> tuple[Host, ...]:
         """Return the adapters of all extensions."""
@@ -140,34 +175,50 @@ class Registry:
         faults = (self.fault(entry) for entry in self._installed)
         return tuple(fault for fault in faults if fault) + self._extensions.broken()
 
-    def register(self, variant: Variant) -> Registration:
-        """Offer a variant in this session, until `Registration.undo`.
+    def register(self, offered: Variant | Family) -> Registration:
+        """Offer a variant or a family in this session, until `Registration.undo`.
 
         Raises:
             ArgumentError: The declaration is incomplete.
             DuplicateVariantError: The name is taken.
         """
-        wrong = complaint(variant)
+        wrong = (
+            family_complaint(offered)
+            if isinstance(offered, Family)
+            else complaint(offered, self._family)
+        )
         if wrong:
             raise ArgumentError(f"cannot register: {wrong}")
-        registration = Registration(self, variant)
+        registration = Registration(self, offered)
         with self._lock:
-            owners = [str(entry) for entry in self.entries() if entry.name == variant.name]
-            if owners:
-                raise DuplicateVariantError(
-                    f"attention variant {variant.name!r} is already offered by "
-                    f"{', '.join(owners)}; register yours under another name"
+            if isinstance(offered, Family):
+                self._check_free(
+                    "family", offered.name, [SESSION] * (offered.name in self._families)
                 )
-            self._session[variant.name] = registration
-            self._variants[variant.name] = variant
+                self._families[offered.name] = offered
+            else:
+                owners = [str(entry) for entry in self.entries() if entry.name == offered.name]
+                self._check_free("attention variant", offered.name, owners)
+                self._session[offered.name] = registration
+                self._variants[offered.name] = offered
             self._changed()
         return registration
 
+    def _check_free(self, what: str, name: str, owners: list[str]) -> None:
+        if owners:
+            raise DuplicateVariantError(
+                f"{what} {name!r} is already offered by {', '.join(owners)}; register yours under "
+                "another name"
+            )
+
     def _undo(self, registration: Registration) -> None:
         """Take a registration back; a later one of the same name stays."""
-        name = registration.variant.name
+        offered, name = registration.offered, registration.offered.name
         with self._lock:
-            if self._session.get(name) is registration:
+            if self._families.get(name) is offered:
+                del self._families[name]
+                self._changed()
+            elif self._session.get(name) is registration:
                 del self._session[name], self._variants[name]
                 self._changed()
 
@@ -190,7 +241,7 @@ class Registry:
         broken = self._broken.get(entry)
         if broken is None:
             try:
-                return plugin.pick(entry.name, self._offers(entry))
+                return plugin.pick(entry.name, self._offers(entry), self._family)
             except Fault as fault:
                 broken = BrokenPlugin.after(entry, fault)
                 with self._lock:
@@ -211,15 +262,15 @@ class Registry:
 
 
 class Registration:
-    """A variant of this session; a context manager that undoes it at the end."""
+    """What is offered in this session; a context manager that takes it out at the end."""
 
-    def __init__(self, registry: Registry, variant: Variant) -> None:
-        self.variant = variant
-        self.entry = Entry(name=variant.name, owner=SESSION, version="", module="")
+    def __init__(self, registry: Registry, offered: Variant | Family) -> None:
+        self.offered = offered
+        self.entry = Entry(name=offered.name, owner=SESSION, version="", module="")
         self._registry = registry
 
     def undo(self) -> None:
-        """Take the variant out again; nothing happens the second time."""
+        """Take it out again; nothing happens the second time."""
         self._registry._undo(self)
 
     def __enter__(self) -> Self:
@@ -250,14 +301,24 @@ def get_variant(name: str) -> Variant:
     return default().get(name)
 
 
-def list_variants() -> VariantTable:
-    """Return a table of all variants; only printing it imports their declarations."""
-    return VariantTable(default())
+def unpickled(name: str) -> Variant:
+    """Return the variant that was pickled under this name.
+
+    Raises:
+        RegistryError: As `Registry.get`.
+    """
+    try:
+        return get_variant(name)
+    except UnknownVariantError as error:
+        raise UnknownVariantError(
+            f"{error} What is loaded here was saved with that variant: install its plugin, or "
+            "attnkit.register it, and load again"
+        ) from error
 
 
-def register(variant: Variant) -> Registration:
-    """Offer a variant in this session; see `Registry.register`."""
-    return default().register(variant)
+def register(offered: Variant | Family) -> Registration:
+    """Offer a variant, or a family, in this session; see `Registry.register`."""
+    return default().register(offered)
 
 
 def _unknown(name: str, names: tuple[str, ...], unreadable: tuple[Entry, ...]) -> str:

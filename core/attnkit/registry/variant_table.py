@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
 from attnkit.errors import BrokenPluginError, RegistryError
+from attnkit.registry.registry import default
 
 if TYPE_CHECKING:
     from attnkit.interface import Variant
@@ -102,6 +103,11 @@ class VariantTable(Sequence[VariantRow]):
             for line in lines
         )
         return "\n".join(line.rstrip() for line in padded)
+
+
+def list_variants() -> VariantTable:
+    """Return a table of all variants; only printing it imports their declarations."""
+    return VariantTable(default())
 
 
 def promise_words(promises: Promises) -> str:

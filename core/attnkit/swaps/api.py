@@ -15,20 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from attnkit.errors import ArgumentError, SwapRefusedError
 from attnkit.hookspecs import EXTENSION_GROUP
+from attnkit.hosts.protocol import Attachment, Call, Host, Mixer, Request
 from attnkit.registry.registry import default
-from attnkit.sites import (
-    ROOT,
-    Attachment,
-    Call,
-    Host,
-    Kind,
-    Mixer,
-    Needs,
-    Request,
-    Site,
-    Survey,
-)
-from attnkit.swaps.decisions import Decision, Explanation, decide, decide_all
+from attnkit.sites import ROOT, Kind, Needs, Site, Survey
+from attnkit.swaps.decisions import Decision, Explanation, decide, decide_all, refusal
 from attnkit.swaps.plan import assign
 from attnkit.swaps.plan_files import PlanSource, written_out
 from attnkit.versions import untested
@@ -39,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from attnkit.promises import Relation
-    from attnkit.swaps.plan import Assignment
+    from attnkit.swaps.families import Assignment
     from attnkit.swaps.transaction import Swap
     from attnkit.swaps.weights import Added
 
@@ -174,18 +164,6 @@ def swap_filled(
     hosts = {host.name: host for host in default().hosts()}
     remarks = _remarks(assignments)
     return carry_out(model, written, assignments, hosts, sample, accept, remarks, fill)
-
-
-def refusal(refused: Sequence[tuple[str, tuple[str, ...]]]) -> str:
-    """Word one refusal for all sites; sites with the same reasons share a paragraph."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for path, told in refused:
-        groups.setdefault(told, []).append(path)
-    count = f"{len(refused)} site{'s' if len(refused) > 1 else ''}"
-    lines = [f"the swap is refused at {count}, the model is as it was:"]
-    for told, paths in groups.items():
-        lines += [f"  {', '.join(paths)}", *(f"    {line}" for r in told for line in r.split("\n"))]
-    return "\n".join(lines)
 
 
 def _unaccepted(assignment: Assignment, accept: Relation) -> str:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attnkit.placements import LENGTH, obstacles, supposed
 from attnkit.promises import Relation
 from attnkit.sites import ROOT, Site, with_remarks
+from attnkit.swaps.families import swap_family
+from attnkit.swaps.obstacles import unplaced
 from attnkit.text import table
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from attnkit.problem import Problem
-    from attnkit.swaps.plan import Assignment
+    from attnkit.swaps.families import Assignment
 
 
 class Decision(BaseModel):
@@ -66,7 +66,9 @@ def decide(assignment: Assignment, *, training: bool = False) -> Decision:
         from attnkit.choice.decision import explain_choice
 
         names = (assignment.options.implementation, *assignment.options.fallback)
-        problem = _problem(assignment, training=training)
+        family = swap_family(assignment.variant)
+        assert family is not None
+        problem = family.supposed(assignment, training)
         choices = [explain_choice(assignment.variant, problem, name) for name in names]
         chosen = next((choice.chosen for choice in choices if choice.chosen), None)
         if chosen is None:
@@ -110,34 +112,13 @@ def _enclosing(site: Site, others: Sequence[Site]) -> Iterator[str]:
 
 
 def _obstacles(assignment: Assignment) -> Iterator[str]:
-    site, variant = assignment.site, assignment.variant
-    if site.obstacle:
-        yield site.obstacle
-    if variant.family != "softmax":
-        yield from obstacles(assignment)
-        return
-    if site.needs.cross:
-        yield from _beyond_crossing(assignment)
-    for part in sorted(set(variant.promises.needs) - {"window"}):
-        yield f"mask: variant {variant.name!r} needs masks with {part}, no option of a plan has any"
-    needed = "window" in variant.promises.needs and not site.needs.cross
-    if needed and assignment.window_size is None and site.needs.window is None:
-        yield (
-            f"window_size: variant {variant.name!r} needs one, the site has none; give "
-            f"{{'variant': {variant.name!r}, 'window_size': ...}}"
-        )
-
-
-def _beyond_crossing(assignment: Assignment) -> Iterator[str]:
-    """Say what a variant cannot do where keys come from elsewhere than queries."""
-    variant = assignment.variant
-    if not variant.promises.cross:
-        yield (
-            f"cross: the layer is cross-attention, variant {variant.name!r} does not promise query "
-            "and key lengths that differ; leave the layer out"
-        )
-    if assignment.window_size is not None or "window" in variant.promises.needs:
-        yield "window_size: in cross-attention no key is near a query; leave the layer out"
+    if assignment.site.obstacle:
+        yield assignment.site.obstacle
+    family = swap_family(assignment.variant)
+    if family is None:
+        yield unplaced(assignment)
+    else:
+        yield from family.obstacles(assignment)
 
 
 def _modes(model: nn.Module) -> dict[str, bool]:
@@ -147,38 +128,19 @@ def _modes(model: nn.Module) -> dict[str, bool]:
     return modes
 
 
-def _problem(assignment: Assignment, *, training: bool) -> Problem:
-    from attnkit.problem import Problem
-
-    if assignment.variant.family != "softmax":
-        return supposed(assignment)
-    site, needs = assignment.site, assignment.site.needs
-    width = needs.head_dim or 64
-    windows = [w for w in (needs.window, assignment.window_size) if w is not None]
-    return Problem(
-        family="softmax",
-        device=site.device,
-        dtype=site.dtype,
-        batch=1,
-        # as little as there can be: `swap` sees the rest
-        heads=needs.heads or 1,
-        kv_heads=needs.kv_heads or needs.heads or 1,
-        query_length=LENGTH,
-        key_length=2 * LENGTH if needs.cross else LENGTH,
-        head_dim=width,
-        value_head_dim=width,
-        causal=bool(needs.causal),
-        mask_parts=frozenset({"window"}) if windows else frozenset(),
-        window=min(windows, default=None),
-        bias=needs.bias,
-        scale=needs.scale is not None and needs.scale != width**-0.5,
-        softcap=needs.softcap is not None,
-        sinks=needs.sinks,
-        dropout=training and needs.dropout > 0,
-    )
-
-
 def _cells(decision: Decision) -> tuple[str, ...]:
     site = decision.site
     told = decision.chosen or "no: " + "\n".join(decision.reasons)
     return (site.path, str(site.needs), decision.variant, decision.relation, told)
+
+
+def refusal(refused: Sequence[tuple[str, tuple[str, ...]]]) -> str:
+    """Word one refusal for all sites; sites with the same reasons share a paragraph."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for path, told in refused:
+        groups.setdefault(told, []).append(path)
+    count = f"{len(refused)} site{'s' if len(refused) > 1 else ''}"
+    lines = [f"the swap is refused at {count}, the model is as it was:"]
+    for told, paths in groups.items():
+        lines += [f"  {', '.join(paths)}", *(f"    {line}" for r in told for line in r.split("\n"))]
+    return "\n".join(lines)

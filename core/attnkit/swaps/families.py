@@ -1,50 +1,163 @@
-"""From an assignment to what stands at its site, and to what tries it there first."""
+"""What a family says to a swap: its obstacles at a site, what stands there, how it is judged.
+
+The sites of attnkit's families, `softmax_site`, `recurrence_site` and `feedforward_site`, end in a
+`SwapFamily` each; a plugin's family brings its own, see `attnkit.families.Family.swap`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from attnkit.swaps.feedforward_site import Expert, Layered
-from attnkit.swaps.outputs import Trial
-from attnkit.swaps.recurrence_site import Carrying
-from attnkit.swaps.softmax_site import Running
-from attnkit.trials import FeedforwardTrial, RecurrentTrial
+from attnkit.interface import load
+from attnkit.placements import SiteOptions, WindowOptions
+from attnkit.registry.registry import default
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable, Iterable, Iterator
 
-    from attnkit.sites import Host
-    from attnkit.swaps.feedforward_site import FeedforwardHost
-    from attnkit.swaps.plan import Assignment
+    from torch import Tensor, nn
 
-    Standing = Running | Carrying | Layered | Expert
-    AnyTrial = Trial | RecurrentTrial | FeedforwardTrial
-
-
-def mixer_of(model: nn.Module, host: Host, assignment: Assignment) -> Standing:
-    """Build what an assignment asks for; nothing is changed in the model."""
-    if assignment.variant.family == "softmax":
-        return Running.of(assignment)
-    if assignment.variant.family == "recurrence":
-        return Carrying.of(assignment, _like(model.get_submodule(assignment.site.path)))
-    if assignment.site.needs.num_experts is not None:
-        return Expert.of(assignment)
-    weights = cast("FeedforwardHost", host).weights(model, assignment.site.path)
-    return Layered.of(assignment, weights)
+    from attnkit.hosts.protocol import Host, Mixer
+    from attnkit.interface import Variant
+    from attnkit.problem import Problem
+    from attnkit.promises import Relation
+    from attnkit.sites import Site
 
 
-def trial_of(assignment: Assignment, mixer: Standing) -> AnyTrial:
-    """Return the mixer that tries another one beside the model's own function."""
-    if isinstance(mixer, Carrying):
-        return RecurrentTrial(assignment, mixer=mixer)
-    if isinstance(mixer, Layered | Expert):
-        return FeedforwardTrial(assignment, mixer=mixer)
-    return Trial(assignment)
+@dataclass(frozen=True)
+class Assignment:
+    """A variant for a site.
+
+    Attributes:
+        trained: Whether it brings weights from an earlier swap, whose relation to the layer is not
+            known.
+    """
+
+    site: Site
+    variant: Variant
+    options: SiteOptions
+    pattern: str
+    trained: bool = False
+
+    @property
+    def window_size(self) -> int | None:
+        """The window that the plan gives."""
+        return self.options.window_size if isinstance(self.options, WindowOptions) else None
+
+    @property
+    def relation(self) -> Relation:
+        """How the layer's mathematics changes.
+
+        A variant that differs from full attention by its mask alone (it says so by the mask
+        parts it needs) changes nothing where the site already has that mask.
+        """
+        if self.trained:
+            return "different"
+        if self.variant.placement is not None:
+            return self.variant.placement.relation
+        size, window = self.window_size, self.site.needs.window
+        if size is not None and (window is None or size < window):
+            return "different"
+        needed = set(self.variant.promises.needs)
+        if self.variant.relation == "different" and needed == {"window"} and window is not None:
+            return "exact"
+        return self.variant.relation
 
 
-def _like(module: nn.Module) -> torch.Tensor:
-    """Return a parameter whose device and dtype new parameters take."""
-    parameters = (each for each in module.parameters() if each.is_floating_point())
-    return next(parameters, torch.empty(0))
+class Measure(NamedTuple):
+    """What some samples of a call should be, and how far rounding may take them from it.
+
+    Attributes:
+        at: Which samples.
+        truth: Their output in float64.
+        unit: What rounding may do to each element, float64.
+        rows: Bool, broadcastable: which rows count.
+    """
+
+    at: slice
+    truth: Tensor
+    unit: Tensor
+    rows: Tensor
+
+
+class Attempt:
+    """One answer of a variant, tried beside the model's own.
+
+    Attributes:
+        chosen: What computed it, ``variant.implementation``.
+        out: It.
+    """
+
+    def __init__(self, chosen: str, out: Tensor) -> None:
+        self.chosen = chosen
+        self.out = out
+
+    def measures(self) -> Iterator[Measure]:
+        """Yield what the answer should have been, some samples at a time."""
+        raise NotImplementedError
+
+    def left_out(self) -> int:
+        """Count the rows that nothing is compared in."""
+        return 0
+
+    def keep(self) -> None:
+        """Let the next call begin where this one ended."""
+
+
+class Standing:
+    """A mixer that runs a variant: what stays at a site after a swap."""
+
+    def __call__(self, request: Any) -> Tensor:
+        """Answer a site's call."""
+        raise NotImplementedError
+
+    def own(self, request: Any) -> Tensor:
+        """Return the model's own answer."""
+        out: Tensor = request.own(request.query, request.key, request.value, slice(None))
+        return out
+
+    def attempt(self, request: Any, *, exact: bool) -> Attempt:
+        """Answer a call so that the answer can be judged; leave nothing behind.
+
+        Args:
+            request: The call.
+            exact: Whether it should be what the model's own function computes.
+        """
+        raise NotImplementedError
+
+    def instead(self, mixer: Mixer, *, replaces: bool = False) -> Mixer:
+        """Return a mixer as one that a host takes for this one.
+
+        Args:
+            mixer: Answers the calls.
+            replaces: Whether the host keeps the state as it does for this one, or beside its own.
+        """
+        return mixer
+
+    @property
+    def brings(self) -> tuple[nn.Module, bool] | None:
+        """The module that it puts into the model, and whether that takes the layer's place."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapFamily:
+    """How the variants of a family stand at a site.
+
+    Attributes:
+        obstacles: Why one cannot, in words.
+        supposed: The problem that a dry run takes a site to have; of a layer in training or not.
+        mixer: Builds what stands there; nothing is changed in the model.
+    """
+
+    obstacles: Callable[[Assignment], Iterable[str]]
+    supposed: Callable[[Assignment, bool], Problem]
+    mixer: Callable[[nn.Module, Host, Assignment], Standing]
+
+
+def swap_family(variant: Variant) -> SwapFamily | None:
+    """Return how a variant's family stands at a site; None where it cannot."""
+    swap = default().family(variant.family).swap
+    found: SwapFamily | None = load(swap) if isinstance(swap, str) else swap  # type: ignore[assignment]  # an object to whoever imports no torch
+    return found

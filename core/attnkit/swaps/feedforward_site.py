@@ -10,118 +10,75 @@ against the model's own modules in float64. A layer that has been trained since 
 verified against the sum that it stands for, over the experts that its router decides on. With
 p = W_gate x, r = W_up x and h = silu(p) * r, in units of what rounding may do,
 
-    dp = u |p| + e |W_gate| |x|,    dr = u |r| + e |W_up| |x|,    e = 8 * 2^-24
+    dp = u |p| + e |W_gate| |x|,    dr = u |r| + e |W_up| |x|,    e = 8 s
     dh = 1.1 dp |r| + |silu(p)| dr + 3u |h|
     unit = sum over experts of gate * (sqrt(W_down^2 (dh^2 + (e h)^2)) + 3u |y|) + tiny
 
-u is the rounding unit of the dtype, 1.1 bounds the slope of silu. The errors of the terms of
-W_down h are independent, so their squares add.
+u is the rounding unit of the dtype and s that of sums (`attnkit.precision`), 1.1 bounds the slope
+of silu. The errors of the terms of W_down h are independent, so their squares add.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import silu
 
-from attnkit.choice.decision import AUTO, choose
+from attnkit.choice.front import choose
 from attnkit.errors import UnsupportedError
+from attnkit.hosts.parts import Mixture, Routing, Weights
+from attnkit.hosts.protocol import FeedforwardHost
 from attnkit.interface import load
 from attnkit.operations.arguments import dtype_name
-from attnkit.problem import Problem
+from attnkit.precision import accumulation, roundoff, smallest
+from attnkit.problem import FeedforwardProblem
+from attnkit.swaps.families import Attempt, Measure, Standing, SwapFamily
+from attnkit.swaps.obstacles import LENGTH, beyond_a_placement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
+    from attnkit.hosts.parts import FeedforwardBuilder
+    from attnkit.hosts.protocol import Host, Passage
     from attnkit.interface import Variant
-    from attnkit.swaps.plan import Assignment
+    from attnkit.swaps.families import Assignment
+
+
+class _Network(Standing):
+    """What both kinds of mixers have in common."""
+
+    def own(self, request: Passage) -> Tensor:
+        return request.own(request.x.dtype)
+
+    def attempt(self, request: Passage, *, exact: bool) -> Tried:
+        chosen, out = self.chosen(request), self(request)
+        decided = None if exact else self.decided(request)
+        if decided is None:
+            return Tried(chosen, out, request, None, request.routing, request.weights())
+        truth = definition(request.x.flatten(0, -2), decided[1], decided[0]).view(request.x.shape)
+        return Tried(chosen, out, request, truth, *decided)
+
+    def chosen(self, request: Passage) -> str:
+        """Return which implementation takes a call, as ``variant.implementation``."""
+        raise NotImplementedError
+
+    def decided(self, request: Passage) -> tuple[Routing, Weights] | None:
+        """Return what it computes in a call; None for what the model does."""
+        return None
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The weights of gated feed-forward networks, as the model holds them.
-
-    Attributes:
-        gate_up: (E, 2F, D), W_gate above W_up; E is 1 for a layer that is no mixture.
-        down: (E, D, F), W_down.
-    """
-
-    gate_up: Tensor
-    down: Tensor
-
-
-@dataclass(frozen=True)
-class Routing:
-    """What a model's router decided.
-
-    Attributes:
-        experts: (T, k), int64.
-        gates: (T, k).
-    """
-
-    experts: Tensor
-    gates: Tensor
-
-
-class Passage(Protocol):
-    """One call of a feed-forward site, as its host received it."""
-
-    @property
-    def x(self) -> Tensor:
-        """(..., D), tokens; (T, D) of experts."""
-        ...
-
-    @property
-    def routing(self) -> Routing | None:
-        """None at a network."""
-        ...
-
-    def weights(self) -> Weights:
-        """Return the site's weights, as they are now."""
-        ...
-
-    def own(self, dtype: torch.dtype) -> Tensor:
-        """Run the model's own module in a dtype, shaped as ``x``."""
-        ...
-
-
-class Builder(Protocol):
-    """`Placement.build` of a feed-forward variant."""
-
-    def __call__(self, weights: Weights, options: Any, *, variant: Variant) -> nn.Module:
-        """Build a `Mixture`, a module (..., D) in and out, from the weights of one network."""
-        ...
-
-
-@runtime_checkable
-class Mixture(Protocol):
-    """A layer that says what it computes, so that it can be verified once it is trained."""
-
-    def decided(self, x: Tensor) -> tuple[Routing, Weights]:
-        """Return the experts of tokens (T, D), and the weights of all experts."""
-        ...
-
-
-class FeedforwardHost(Protocol):
-    """What a host offers beside `attnkit.sites.Host` if it has feed-forward sites."""
-
-    def weights(self, model: nn.Module, path: str) -> Weights:
-        """Return the weights of a feed-forward site."""
-        ...
-
-
-@dataclass(frozen=True)
-class Layered:
-    """A mixer that is a layer; a host puts ``layer`` in the place of the site's module."""
+class Layered(_Network):
+    """A mixer that is a layer; an `attnkit.hosts.protocol.LayerMixer`."""
 
     layer: nn.Module
     variant: Variant
-    implementation: str = AUTO
+    implementation: str = "auto"
     fallback: tuple[str, ...] = ()
 
     @classmethod
@@ -129,7 +86,7 @@ class Layered:
         """Build what an assignment asks for."""
         variant, options = assignment.variant, assignment.options
         assert variant.placement is not None
-        build: Builder = load(variant.placement.build)
+        build: FeedforwardBuilder = load(variant.placement.build)
         layer = build(weights, options, variant=variant)
         return cls(layer, variant, options.implementation, options.fallback)
 
@@ -138,28 +95,30 @@ class Layered:
         out: Tensor = self.layer(request.x)
         return out
 
+    @property
+    def brings(self) -> tuple[nn.Module, bool]:
+        return self.layer, True
+
     def decided(self, request: Passage) -> tuple[Routing, Weights]:
-        """Return what the layer computes in a call."""
         if not isinstance(self.layer, Mixture):
             raise UnsupportedError(
                 f"weights: {type(self.layer).__name__} has no method 'decided', so that what "
-                "training made of it cannot be verified; see attnkit.swaps.feedforward_site.Mixture"
+                "training made of it cannot be verified; see attnkit.hosts.parts.Mixture"
             )
         return self.layer.decided(request.x.flatten(0, -2))
 
     def chosen(self, request: Passage) -> str:
-        """Return which implementation takes a call, as ``variant.implementation``."""
         experts = getattr(getattr(self.layer, "config", None), "num_experts", 1)
         problem = _problem(request.x, experts, ())
         return choose(self.variant, problem, self.implementation, self.fallback).key
 
 
 @dataclass(frozen=True)
-class Expert:
+class Expert(_Network):
     """A mixer that runs a model's own experts, for the routing that the model decided."""
 
     variant: Variant
-    implementation: str = AUTO
+    implementation: str = "auto"
     fallback: tuple[str, ...] = ()
     record: Callable[..., Weights] = field(init=False)
 
@@ -191,9 +150,52 @@ class Expert:
         return out.to(x.dtype)
 
     def chosen(self, request: Passage) -> str:
-        """Return which implementation takes a call, as ``variant.implementation``."""
         problem = _problem(request.x, len(request.weights().gate_up), ())
         return choose(self.variant, problem, self.implementation, self.fallback).key
+
+
+class Tried(Attempt):
+    """A network's answer to one call.
+
+    Attributes:
+        truth: What should come out, float64; None for what the model's own module gives.
+        routing: What it is made of; None at a network that is no mixture.
+        weights: Of all experts.
+    """
+
+    def __init__(
+        self,
+        chosen: str,
+        out: Tensor,
+        request: Passage,
+        truth: Tensor | None,
+        routing: Routing | None,
+        weights: Weights,
+    ) -> None:
+        super().__init__(chosen, out)
+        self.request = request
+        self.truth = truth
+        self.routing = routing
+        self.weights = weights
+
+    def measures(self) -> Iterator[Measure]:
+        out, x = self.out, self.request.x.flatten(0, -2)
+        kind = out.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else out.dtype
+        size = unit(x, self.weights, self.routing, dtype).view(out.shape)
+        truth = self.request.own(torch.float64) if self.truth is None else self.truth
+        yield Measure(slice(None), truth, size, torch.ones_like(out[..., :1], dtype=torch.bool))
+
+
+def _mixer(model: nn.Module, host: Host, assignment: Assignment) -> Layered | Expert:
+    if assignment.site.needs.num_experts is not None:
+        return Expert.of(assignment)
+    if not isinstance(host, FeedforwardHost):
+        raise UnsupportedError(
+            f"weights: host {host.name!r} hands out none of {assignment.site.path}, so that no "
+            "layer can be made from them; see attnkit.hosts.protocol.FeedforwardHost"
+        )
+    return Layered.of(assignment, host.weights(model, assignment.site.path))
 
 
 def unit(x: Tensor, weights: Weights, routing: Routing | None, dtype: torch.dtype) -> Tensor:
@@ -208,7 +210,7 @@ def unit(x: Tensor, weights: Weights, routing: Routing | None, dtype: torch.dtyp
     if routing is not None:
         routing = Routing(routing.experts, routing.gates.abs())
     total = _summed(x, weights, routing, partial(_network_unit, dtype=dtype))
-    return total + torch.finfo(dtype).smallest_normal
+    return total + smallest(dtype)
 
 
 def definition(x: Tensor, weights: Weights, routing: Routing | None) -> Tensor:
@@ -244,30 +246,39 @@ def _network(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 
 def _network_unit(x: Tensor, gate_up: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the unit of one network's outputs; see the top of this module."""
-    roundoff, sums = torch.finfo(dtype).eps / 2, 8 * 2.0**-24
+    u, sums = roundoff(dtype), 8 * accumulation(dtype)
     inner = x @ gate_up.T  # (T, 2F)
-    inner_error = roundoff * inner.abs() + sums * (x.abs() @ gate_up.abs().T)
+    inner_error = u * inner.abs() + sums * (x.abs() @ gate_up.abs().T)
     (gate, up), (d_gate, d_up) = inner.chunk(2, -1), inner_error.chunk(2, -1)
     hidden = silu(gate) * up  # (T, F)
-    d_hidden = 1.1 * d_gate * up.abs() + silu(gate).abs() * d_up + 3 * roundoff * hidden.abs()
+    d_hidden = 1.1 * d_gate * up.abs() + silu(gate).abs() * d_up + 3 * u * hidden.abs()
     squares = d_hidden.square() + (sums * hidden).square()
-    return (squares @ down.square().T).sqrt() + 3 * roundoff * (hidden @ down.T).abs()
+    return (squares @ down.square().T).sqrt() + 3 * u * (hidden @ down.T).abs()
 
 
-def _problem(x: Tensor, experts: int, weights: tuple[Tensor, ...]) -> Problem:
-    tokens = x.numel() // max(1, x.shape[-1])
+def _problem(x: Tensor, experts: int, weights: tuple[Tensor, ...]) -> FeedforwardProblem:
     tracked = any(each.requires_grad for each in (x, *weights))
-    return Problem(
-        family="feedforward",
+    return FeedforwardProblem(
         device=x.device.type,
         dtype=dtype_name(x.dtype),
-        batch=1,
-        heads=experts,
-        kv_heads=experts,
-        query_length=tokens or 1,
-        key_length=tokens or 1,
-        head_dim=x.shape[-1],
-        value_head_dim=x.shape[-1],
+        query_length=x.numel() // max(1, x.shape[-1]) or 1,
+        experts=experts,
+        width=x.shape[-1],
         gradients=torch.is_grad_enabled() and tracked,
         compiling=torch.compiler.is_compiling(),
     )
+
+
+def _supposed(assignment: Assignment, training: bool) -> FeedforwardProblem:
+    site = assignment.site
+    asked = getattr(assignment.options, "num_experts", None)
+    return FeedforwardProblem(
+        device=site.device,
+        dtype=site.dtype,
+        query_length=LENGTH,
+        experts=site.needs.num_experts or asked or 1,
+        width=site.needs.embed_dim or 64,
+    )
+
+
+FAMILY = SwapFamily(obstacles=beyond_a_placement, supposed=_supposed, mixer=_mixer)

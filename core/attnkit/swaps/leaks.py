@@ -19,80 +19,26 @@ make probes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 
 from attnkit.errors import UnsupportedError, VerificationError
-from attnkit.swaps.outputs import NOISE_RUNS, apart, compare_outputs
+from attnkit.swaps.outputs import apart, compare_outputs
 from attnkit.swaps.receipts import LeakReceipt, OutputReceipt
+from attnkit.swaps.trial import NOISE_RUNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from attnkit.sites import Mixer, Site
-    from attnkit.swaps.receipts import LeakName, SiteReceipt
+    from attnkit.hosts.protocol import Mixer, Pair, Probe
+    from attnkit.swaps.receipts import SiteReceipt
 
     Inputs = Mapping[str, object]
     Outputs = Mapping[str, Tensor]
     Rows = Callable[[str, Tensor], Tensor | None]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two inputs of a model, and the outputs that are compared.
-
-    Attributes:
-        one: Keyword arguments of the model's forward.
-        other: The same with a change.
-        rows: Of an output, by its name: bool, of its leading sizes, the rows that are compared;
-            None if it is not compared.
-    """
-
-    one: Inputs
-    other: Inputs
-    rows: Rows
-
-    def kept(self, outputs: Outputs) -> dict[str, Tensor]:
-        """Return the rows that are compared."""
-        found = {}
-        for name, out in outputs.items():
-            rows = self.rows(name, out)
-            if rows is not None and bool(rows.any()):
-                found[name] = out[rows.to(out.device)]
-        return found
-
-    def run(self, run: Callable[[Inputs], Outputs]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return what is compared."""
-        return self.kept(run(self.one)), self.kept(run(self.other))
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A change of a model's input, and who may see it.
-
-    Attributes:
-        name: What is asked.
-        changed: What differs, in words.
-        stays: Where it may not be seen.
-        moves: Where it must be seen, or nothing was asked.
-    """
-
-    name: LeakName
-    changed: str
-    stays: Pair
-    moves: Pair
-
-
-@runtime_checkable
-class Prober(Protocol):
-    """A host that can make probes of a model."""
-
-    def probes(self, model: nn.Module, sites: Sequence[Site], sample: Inputs) -> Sequence[Probe]:
-        """Vary a sample where a causal, padded or packed model may not look."""
-        ...
 
 
 @dataclass(frozen=True)

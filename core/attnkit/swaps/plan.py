@@ -11,85 +11,24 @@ over the class of the layer, ``type:LlamaAttention``. The first pattern that fit
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeAlias
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from attnkit.errors import ArgumentError, ConfigError, SwapRefusedError
 from attnkit.interface import Variant
-from attnkit.placements import SiteOptions
-from attnkit.registry.registry import get_variant
+from attnkit.registry.registry import default, get_variant
+from attnkit.swaps.families import Assignment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from attnkit.promises import Family, Relation
+    from attnkit.placements import SiteOptions
     from attnkit.sites import Kind, Site
 
 Entry: TypeAlias = str | Variant | Mapping[str, object]
 Plan: TypeAlias = Entry | Mapping[str, Entry]
-
-KINDS: dict[Family, Kind] = {
-    "softmax": "attention",
-    "recurrence": "attention",
-    "mixer": "attention",
-    "feedforward": "feedforward",
-}
-"""Where a variant can stand, by its family."""
-
-
-class WindowOptions(SiteOptions):
-    """What a plan may say beside a softmax variant."""
-
-    window_size: int | None = Field(
-        default=None,
-        gt=0,
-        strict=True,
-        description="keys that a query sees at most, self included; narrows the mask",
-    )
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A variant for a site.
-
-    Attributes:
-        trained: Whether it brings weights from an earlier swap, whose relation to the layer is not
-            known.
-    """
-
-    site: Site
-    variant: Variant
-    options: SiteOptions
-    pattern: str
-    trained: bool = False
-
-    @property
-    def window_size(self) -> int | None:
-        """The window that the plan gives."""
-        return self.options.window_size if isinstance(self.options, WindowOptions) else None
-
-    @property
-    def relation(self) -> Relation:
-        """How the layer's mathematics changes.
-
-        A variant that differs from full attention by its mask alone (it says so by the mask
-        parts it needs) changes nothing where the site already has that mask.
-        """
-        if self.trained:
-            return "different"
-        if self.variant.placement is not None:
-            return self.variant.placement.relation
-        size, window = self.window_size, self.site.needs.window
-        if size is not None and (window is None or size < window):
-            return "different"
-        needed = set(self.variant.promises.needs)
-        if self.variant.relation == "different" and needed == {"window"} and window is not None:
-            return "exact"
-        return self.variant.relation
-
 
 TYPE = "type:"
 """What a pattern over the classes of layers starts with."""
@@ -107,10 +46,10 @@ def assign(plan: Plan, sites: Sequence[Site]) -> tuple[Assignment, ...]:
     """
     if not isinstance(plan, Mapping) or "variant" in plan:
         variant, options = _entry("the plan", plan)
-        taken = [site for site in sites if site.kind == KINDS[variant.family]]
+        taken = [site for site in sites if site.kind == _kind(variant)]
         if not taken:
             raise SwapRefusedError(
-                f"the model has no {KINDS[variant.family]} site that any host knows; sites: "
+                f"the model has no {_kind(variant)} site that any host knows; sites: "
                 f"{_paths(sites)}"
             )
         return tuple(Assignment(site, variant, options, "*") for site in taken)
@@ -161,7 +100,7 @@ def _taken(
     pattern: str, variant: Variant, sites: Sequence[Site], decided: Mapping[str, Assignment]
 ) -> list[Site]:
     """Return the sites that a pattern takes, or say why there are none."""
-    kind = KINDS[variant.family]
+    kind = _kind(variant)
     fitting = _fitting(pattern, sites)
     able = [site for site in fitting if site.kind == kind]
     free = [site for site in able if site.path not in decided]
@@ -179,6 +118,11 @@ def _taken(
             f"variant {variant.name!r} stands at {kind} sites"
         )
     raise ArgumentError(f"pattern {pattern!r} fits no site; sites: {_paths(sites)}")
+
+
+def _kind(variant: Variant) -> Kind:
+    """Return at which sites a variant can stand."""
+    return default().family(variant.family).kind
 
 
 def _fitting(pattern: str, sites: Sequence[Site]) -> list[Site]:
@@ -201,9 +145,8 @@ def _entry(where: str, entry: object) -> tuple[Variant, SiteOptions]:
             f"{where} must name a variant or be a mapping with 'variant', got {type(name).__name__}"
         )
     variant = get_variant(name) if isinstance(name, str) else name
-    model = WindowOptions if variant.family == "softmax" else SiteOptions
-    if variant.placement is not None:
-        model = variant.placement.options
+    placement = variant.placement
+    model = default().family(variant.family).options if placement is None else placement.options
     try:
         return variant, model.model_validate(given)
     except ValidationError as error:

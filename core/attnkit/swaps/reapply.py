@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from attnkit.sites import Site
-    from attnkit.swaps.plan import Assignment
+    from attnkit.swaps.families import Assignment
     from attnkit.swaps.transaction import Swap
     from attnkit.swaps.weights import Added
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from attnkit.errors import ConfigError
+from attnkit.hosts.protocol import LeakName
 from attnkit.promises import Relation
 from attnkit.text import table
 
@@ -56,9 +57,6 @@ class OutputReceipt(BaseModel):
     relative: float = Field(description="root mean square of the difference over that of before")
     moved: float | None = Field(description="largest difference in noise units; exact swaps only")
     allowed: float | None = Field(description="bound on moved; exact swaps only")
-
-
-LeakName = Literal["causality", "padding", "packing", "batch"]
 
 
 class LeakReceipt(BaseModel):

@@ -9,151 +9,67 @@ what the layer does not have (decays); the host keeps the state in its library's
 The variant is verified against its own float64 definition, on the tensors of the model's run; how
 far the layer's output moves is the receipt's drift. An error is measured in units of
 
-    unit = |o| (2u + 16 * 2^-24) + tiny,    error = max |o - o*| / unit
+    unit = |o| (2u + 16 s) + tiny,    error = max |o - o*| / unit
 
-where |o| is the recurrence over the absolute values of its inputs, after the feature maps, and u
-the rounding unit of the dtype; sums in at least float32 are assumed.
+where |o| is the recurrence over the absolute values of its inputs, after the feature maps, u the
+rounding unit of the dtype and s that of its sums, see `attnkit.precision`.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from attnkit.choice.decision import AUTO
+from attnkit.choice.front import choose
 from attnkit.errors import ShapeError
 from attnkit.interface import load
-from attnkit.operations.recurrence import layout_of, recurrence
+from attnkit.operations.recurrence import recurrence
+from attnkit.operations.recurrence_run import layout_of, problem_of_recurrence
+from attnkit.precision import accumulation, roundoff, smallest
+from attnkit.problem import RecurrenceProblem
 from attnkit.reference import recurrence as reference
-from attnkit.sites import Request
 from attnkit.state import RecurrentState
+from attnkit.swaps.families import Attempt, Measure, Standing, SwapFamily
+from attnkit.swaps.obstacles import LENGTH, beyond_a_recurrence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
-    from attnkit.interface import Options, Variant
+    from attnkit.hosts.parts import Inputs, RecurrenceBuilder
+    from attnkit.hosts.protocol import Host, Memory, Mixer, Span
+    from attnkit.interface import Variant
     from attnkit.masks.constructors import Mask
-    from attnkit.sites import Site
-    from attnkit.swaps.plan import Assignment
-
-BOUND = 3.0
-"""Largest error of a correct implementation, in units; see `attnkit.swaps.outputs`."""
-
-
-class Inputs(NamedTuple):
-    """The arguments of `attnkit.recurrence` at a site.
-
-    Attributes:
-        query: (B, H, L, E).
-        key: (B, H, L, E).
-        value: (B, H, L, Ev).
-        log_decay: (B, H, L) or (B, H, L, E), or None.
-        scale: Multiplies the output.
-        options: The variant's options.
-        around: (B, H, L, Ev), added to the output; None for nothing.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    log_decay: Tensor | None
-    scale: float
-    options: Options
-    around: Tensor | None = None
-
-
-class Module(Protocol):
-    """What a variant builds for a site, an `torch.nn.Module`: from a layer's tensors to `Inputs`.
-
-    Its parameters join the model's while it stands there.
-    """
-
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, x: Tensor, *, scale: float
-    ) -> Inputs:
-        """Prepare the recurrence.
-
-        Args:
-            query: (B, H, L, E), as it reaches the layer's attention function.
-            key: (B, H, L, E), repeated to H heads.
-            value: (B, H, L, Ev), repeated to H heads.
-            x: (B, L, D), the layer's input.
-            scale: What the layer's attention multiplies its logits by.
-        """
-        ...
-
-
-class Builder(Protocol):
-    """`Placement.build` of a recurrence."""
-
-    def __call__(
-        self, site: Site, options: Any, *, device: torch.device, dtype: torch.dtype
-    ) -> nn.Module:
-        """Build the module for a site, deterministic but for torch's random numbers."""
-        ...
-
-
-class Memory(Protocol):
-    """Where a host keeps what a layer remembers between two calls.
-
-    Attributes:
-        state: None before the first token.
-    """
-
-    state: RecurrentState | None
-
-
-class Span(Request, Protocol):
-    """A call of a layer whose attention is a recurrence: the next L tokens."""
-
-    @property
-    def x(self) -> Tensor:
-        """(B, L, D), the layer's input."""
-        ...
-
-    @property
-    def memory(self) -> Memory | None:
-        """Where the state is kept; None for a call that keeps nothing."""
-        ...
-
-    @property
-    def scale(self) -> float:
-        """What the layer's attention multiplies its logits by."""
-        ...
-
-    def tokens(self, seen: int) -> Mask:
-        """Return the mask of the ``seen + L`` tokens so far.
-
-        Raises:
-            UnsupportedError: The call asks for what no recurrence does; it is named.
-        """
-        ...
+    from attnkit.swaps.families import Assignment
 
 
 @dataclass(frozen=True)
-class Carrying:
-    """A mixer that runs a recurrence.
+class Carrying(Standing):
+    """A mixer that runs a recurrence; an `attnkit.hosts.protocol.StateMixer`.
 
     Attributes:
         module: What the variant built; the host registers it under the layer.
-        replaces: Whether the host's cache keeps the state instead of keys and values.
     """
 
     variant: Variant
     module: nn.Module
-    implementation: str = AUTO
+    implementation: str = "auto"
     fallback: tuple[str, ...] = ()
     replaces: bool = True
 
     @classmethod
-    def of(cls, assignment: Assignment, like: Tensor) -> Carrying:
-        """Build what an assignment asks for, on the device and in the dtype of a tensor."""
+    def of(cls, model: nn.Module, assignment: Assignment) -> Carrying:
+        """Build what an assignment asks for, on the device and in the dtype of its layer."""
         variant, options = assignment.variant, assignment.options
         assert variant.placement is not None
-        build: Builder = load(variant.placement.build)
+        build: RecurrenceBuilder = load(variant.placement.build)
+        layer = model.get_submodule(assignment.site.path)
+        parameters = (each for each in layer.parameters() if each.is_floating_point())
+        like = next(parameters, torch.empty(0))
         module = build(assignment.site, options, device=like.device, dtype=like.dtype)
         return cls(variant, module, options.implementation, options.fallback)
 
@@ -163,6 +79,20 @@ class Carrying:
         out, memory = step.run(self.variant, self.implementation, self.fallback)
         step.keep(memory)
         return out
+
+    @property
+    def brings(self) -> tuple[nn.Module, bool]:
+        return self.module, False
+
+    def instead(self, mixer: Mixer, *, replaces: bool = False) -> InPlace:
+        return InPlace(mixer, replaces=replaces)
+
+    def attempt(self, request: Span, *, exact: bool) -> Tried:
+        step = self.step(request)
+        problem = step.problem()
+        chosen = choose(self.variant, problem, self.implementation, self.fallback).key
+        out, memory = step.run(self.variant, self.implementation, self.fallback)
+        return Tried(chosen, out, self, request, step, memory)
 
     def step(self, request: Span) -> Step:
         """Prepare a call."""
@@ -178,6 +108,51 @@ class Carrying:
         return Step(_inputs(self.module, request), request.tokens(seen), before, memory)
 
 
+@dataclass(frozen=True)
+class InPlace:
+    """A mixer that a host takes for a recurrence's; an `attnkit.hosts.protocol.StateMixer`."""
+
+    mixer: Mixer
+    replaces: bool
+    module: None = None
+
+    def __call__(self, request: Span) -> Tensor:
+        """Pass on."""
+        return self.mixer(request)
+
+
+class Tried(Attempt):
+    """A recurrence's answer to one call."""
+
+    def __init__(
+        self,
+        chosen: str,
+        out: Tensor,
+        carrying: Carrying,
+        request: Span,
+        step: Step,
+        memory: Tensor,
+    ) -> None:
+        super().__init__(chosen, out)
+        self.carrying = carrying
+        self.request = request
+        self.step = step
+        self.memory = memory
+
+    def measures(self) -> Iterator[Measure]:
+        out, step = self.out, self.step
+        wide = step.widened(self.carrying.module, self.request)
+        truth, _ = wide.run(self.carrying.variant, "reference")
+        rate = 2 * roundoff(out.dtype) + 16 * accumulation(out.dtype)
+        unit = wide.absolute() * rate + smallest(out.dtype)
+        keep = layout_of(step.mask, out.shape[0], step.seen, out.shape[2]).keep
+        rows = torch.ones_like(out[..., :1], dtype=torch.bool)
+        yield Measure(slice(None), truth, unit, rows if keep is None else keep[:, None, :, None])
+
+    def keep(self) -> None:
+        self.step.keep(self.memory)
+
+
 class Step(NamedTuple):
     """One prepared call of a recurrence."""
 
@@ -186,20 +161,40 @@ class Step(NamedTuple):
     before: RecurrentState | None
     memory: Memory | None
 
+    @property
+    def seen(self) -> int:
+        """How many tokens came before."""
+        return 0 if self.before is None else self.before.tokens
+
+    def problem(self) -> RecurrenceProblem:
+        """Return the problem that it is."""
+        given = self.inputs
+        state = given.value if self.before is None else self.before.memory
+        return problem_of_recurrence(
+            given.query,
+            given.key,
+            given.value,
+            given.log_decay,
+            None,
+            given.scale,
+            self.mask,
+            state,
+        )
+
     def run(
         self, variant: Variant, implementation: str, fallback: tuple[str, ...] = ()
     ) -> tuple[Tensor, Tensor]:
         """Return (B, H, L, Ev) in the dtype of the layer's value, and the next state's memory."""
         given = self.inputs
         out, memory = recurrence(
-            variant,
             given.query,
             given.key,
             given.value,
+            variant=variant,
             log_decay=given.log_decay,
             scale=given.scale,
             mask=self.mask,
-            seen=0 if self.before is None else self.before.tokens,
+            seen=self.seen,
             initial_state=None if self.before is None else self.before.memory,
             options=given.options,
             implementation=implementation,
@@ -210,8 +205,7 @@ class Step(NamedTuple):
     def keep(self, memory: Tensor) -> None:
         """Give the state after this call to the host."""
         if self.memory is not None:
-            seen = 0 if self.before is None else self.before.tokens
-            tokens = seen + self.inputs.value.shape[2]
+            tokens = self.seen + self.inputs.value.shape[2]
             batch = memory.shape[0]
             self.memory.state = RecurrentState(memory, tokens, memory.new_zeros(batch, 0, 0))
 
@@ -230,8 +224,7 @@ class Step(NamedTuple):
         """
         given, before = self.inputs, self.before
         batch, heads, length, width = given.value.shape
-        seen = 0 if before is None else before.tokens
-        keep = layout_of(self.mask, batch, seen, length).keep
+        keep = layout_of(self.mask, batch, self.seen, length).keep
         tensors: tuple[Tensor, ...]
         tensors = given.options.features(given.query, given.key, given.value)
         if keep is not None:
@@ -263,3 +256,30 @@ def _inputs(module: nn.Module, request: Span, dtype: torch.dtype | None = None) 
         tensors = tuple(tensor.to(dtype) for tensor in tensors)
     inputs: Inputs = module(*tensors, scale=request.scale)
     return inputs
+
+
+def _supposed(assignment: Assignment, training: bool) -> RecurrenceProblem:
+    site, placement = assignment.site, assignment.variant.placement
+    assert placement is not None
+    heads, width = site.needs.heads or 2, site.needs.head_dim or 64
+    return RecurrenceProblem(
+        device=site.device,
+        dtype=site.dtype,
+        heads=heads,
+        groups=heads,
+        query_length=LENGTH,
+        head_dim=width,
+        value_head_dim=width,
+        decay=placement.decay(assignment.options),
+    )
+
+
+def _mixer(model: nn.Module, host: Host, assignment: Assignment) -> Carrying:
+    return Carrying.of(model, assignment)
+
+
+FAMILY = SwapFamily(
+    obstacles=beyond_a_recurrence,
+    supposed=_supposed,
+    mixer=_mixer,
+)

@@ -1,27 +1,43 @@
-"""What stands at a site after a swap: a variant, answering the site's calls."""
+"""A softmax variant in place of a layer's attention function, and the unit of its errors.
+
+An exact swap is measured against the model's own function, run on the same tensors in float64, in
+the unit of `attnkit.precision`; P|V| is that function's answer for |V|. A swap to other mathematics
+is measured against the variant's own reference.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from attnkit.choice.decision import choose
+import torch
+
+from attnkit import precision
+from attnkit.choice.front import choose
 from attnkit.errors import UnsupportedError
-from attnkit.masks.constructors import sliding_window
+from attnkit.masks.constructors import Sizes, dense, full, sliding_window
 from attnkit.operations.attention import answer, attention, problem_of
+from attnkit.problem import SoftmaxProblem
+from attnkit.swaps.families import Attempt, Measure, Standing, SwapFamily
+from attnkit.swaps.obstacles import LENGTH, beyond_attention
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Iterator
 
+    from torch import Tensor, nn
+
+    from attnkit.hosts.protocol import Call, Host, Request
     from attnkit.interface import Variant
     from attnkit.masks.constructors import Mask
-    from attnkit.sites import Call, Request
-    from attnkit.swaps.plan import Assignment
+    from attnkit.swaps.families import Assignment
+
+_ELEMENTS = 1 << 24
+"""How many logits a float64 run may hold at a time."""
 
 
 @dataclass(frozen=True)
-class Running:
-    """A mixer that runs a variant: what stays at a site after a swap."""
+class Running(Standing):
+    """A mixer that runs a softmax variant."""
 
     variant: Variant
     implementation: str = "auto"
@@ -53,19 +69,70 @@ class Running:
             )
         return replace(call, mask=_windowed(call.mask, self.window_size))
 
-    def attend(self, call: Call, implementation: str, fallback: tuple[str, ...] = ()) -> Tensor:
-        """Run the variant, (B, H, L, Ev)."""
-        return attention(
-            **call.arguments(),
-            variant=self.variant,
-            implementation=implementation,
-            fallback=fallback,
-        )
-
-    def chosen(self, call: Call) -> str:
-        """Return which implementation takes a call, as ``variant.implementation``."""
+    def attempt(self, request: Request, *, exact: bool) -> Tried:
+        call = self.narrowed(request.call())
         problem = problem_of(**call.arguments())
-        return choose(self.variant, problem, self.implementation, self.fallback).key
+        chosen = choose(self.variant, problem, self.implementation, self.fallback).key
+        return Tried(chosen, self(request), self.variant, request, call, exact=exact)
+
+
+class Tried(Attempt):
+    """A softmax variant's answer to one call."""
+
+    def __init__(
+        self,
+        chosen: str,
+        out: Tensor,
+        variant: Variant,
+        request: Request,
+        call: Call,
+        *,
+        exact: bool,
+    ) -> None:
+        super().__init__(chosen, out)
+        self.variant = variant
+        self.exact = exact
+        self.request = request
+        self.call = call
+        self.sizes = _sizes(call)
+        seen = call.mask.to_bool(self.sizes, call.query.device)
+        self.seen = seen.expand(self.sizes.batch, -1, -1, -1)  # (B, 1 or H, L, S)
+        # rows that see a key
+        self.rows = self.seen.any(dim=-1, keepdim=True)  # (B, 1 or H, L, 1)
+
+    def left_out(self) -> int:
+        return int((~self.rows).sum()) * (self.sizes.heads // self.rows.shape[1])
+
+    def measures(self) -> Iterator[Measure]:
+        for part in _parts(self.sizes):
+            wide = _cut(self.call, part)
+            truth, spread = self._truth(wide, part)
+            size = _largest_logit(wide, self.seen[part])
+            unit = precision.of_attention(spread, size, wide.value, self.out.dtype)
+            truth = self._settled(wide, truth, unit, part)
+            yield Measure(part, truth, unit, self.rows[part])
+
+    def _truth(self, wide: Call, part: slice) -> tuple[Tensor, Tensor]:
+        """Return o* and P|V| of some samples, in float64."""
+        if not self.exact:
+            return self._defined(wide), self._defined(replace(wide, value=wide.value.abs()))
+        request = self.request
+        query, key, value = (t[part].double() for t in (request.query, request.key, request.value))
+        return request.own(query, key, value, part), request.own(query, key, value.abs(), part)
+
+    def _settled(self, wide: Call, truth: Tensor, unit: Tensor, part: slice) -> Tensor:
+        """Return what a model of float64 means where its own function rounds to float32 inside."""
+        if self.out.dtype != torch.float64 or not self.exact:
+            return truth
+        meant = self._defined(wide)
+        coarse = unit * (
+            precision.accumulation(torch.float32) / precision.accumulation(torch.float64)
+        )
+        # further off it is no rounding, and whatever else it is stays the model's own
+        return meant if precision.worst(truth, meant, coarse, self.rows[part]) <= 1 else truth
+
+    def _defined(self, wide: Call) -> Tensor:
+        return attention(**wide.arguments(), variant=self.variant, implementation="reference")
 
 
 def _windowed(mask: Mask, size: int) -> Mask:
@@ -76,3 +143,94 @@ def _windowed(mask: Mask, size: int) -> Mask:
     if found is None:
         found = mask.memory[size] = (mask & sliding_window(size)).remembering()
     return found
+
+
+def _sizes(call: Call) -> Sizes:
+    batch, heads, queries, _ = call.query.shape
+    return Sizes(batch, heads, queries, call.key.shape[2])
+
+
+def _parts(sizes: Sizes) -> Iterator[slice]:
+    """Cut the batch so that a float64 run of a part stays small."""
+    step = max(1, _ELEMENTS // max(1, sizes.heads * sizes.queries * sizes.keys))
+    starts = range(0, sizes.batch, step)
+    yield from (slice(start, min(start + step, sizes.batch)) for start in starts)
+
+
+def _cut(call: Call, part: slice) -> Call:
+    """Return some samples of a call, in float64; what differs by sample becomes a dense mask."""
+    sizes = _sizes(call)
+    mask = call.mask
+    if part != slice(0, sizes.batch):
+        mask = full()
+        for each in call.mask.conjuncts():
+            one = dense(each.to_bool(sizes, call.query.device)[part]) if each.per_batch else each
+            mask = mask & one
+    bias = call.bias
+    if bias is not None:
+        bias = bias.double()
+        bias = bias[part] if bias.dim() == 4 and bias.shape[0] > 1 else bias
+    return replace(
+        call,
+        query=call.query[part].double(),
+        key=call.key[part].double(),
+        value=call.value[part].double(),
+        mask=mask,
+        bias=bias,
+        sinks=None if call.sinks is None else call.sinks.double(),
+    )
+
+
+def _largest_logit(call: Call, seen: Tensor) -> Tensor:
+    """Return a bound on the logits of every row, (b, H, L); of some samples, in float64.
+
+    Args:
+        call: The samples.
+        seen: (b, 1 or H, L, S), which keys are visible.
+    """
+    query, key = call.query, call.key
+    batch, heads, length, width = query.shape
+    grouped = query.abs().reshape(batch, key.shape[1], -1, length, width)
+    logits = grouped @ key.abs()[:, :, None].transpose(-1, -2)  # (b, Hkv, H / Hkv, L, S)
+    scale = width**-0.5 if call.scale is None else abs(call.scale)
+    logits = logits.reshape(batch, heads, length, -1) * scale
+    if call.bias is not None:
+        logits = logits + call.bias.abs().nan_to_num(posinf=0.0)
+    sigma = logits.masked_fill(~seen, 0.0).amax(dim=-1)  # (b, H, L)
+    return sigma if call.sinks is None else torch.maximum(sigma, call.sinks.abs()[:, None])
+
+
+def _supposed(assignment: Assignment, training: bool) -> SoftmaxProblem:
+    site, needs = assignment.site, assignment.site.needs
+    width = needs.head_dim or 64
+    windows = [w for w in (needs.window, assignment.window_size) if w is not None]
+    return SoftmaxProblem(
+        device=site.device,
+        dtype=site.dtype,
+        # as little as there can be: `swap` sees the rest
+        heads=needs.heads or 1,
+        kv_heads=needs.kv_heads or needs.heads or 1,
+        query_length=LENGTH,
+        key_length=2 * LENGTH if needs.cross else LENGTH,
+        head_dim=width,
+        value_head_dim=width,
+        causal=bool(needs.causal),
+        mask_parts=frozenset({"window"}) if windows else frozenset(),
+        window=min(windows, default=None),
+        bias=needs.bias,
+        scale=needs.scale is not None and needs.scale != width**-0.5,
+        softcap=needs.softcap is not None,
+        sinks=needs.sinks,
+        dropout=training and needs.dropout > 0,
+    )
+
+
+def _mixer(model: nn.Module, host: Host, assignment: Assignment) -> Running:
+    return Running.of(assignment)
+
+
+FAMILY = SwapFamily(
+    obstacles=beyond_attention,
+    supposed=_supposed,
+    mixer=_mixer,
+)

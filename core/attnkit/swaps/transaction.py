@@ -24,15 +24,17 @@ import torch
 from attnkit.errors import ArgumentError, SwapError, SwapRefusedError, VerificationError
 from attnkit.hosts.leak_probes import neighbours
 from attnkit.hosts.mounts import undo_all
+from attnkit.hosts.protocol import Prober
 from attnkit.registry.registry import default
 from attnkit.swaps import weights as added
-from attnkit.swaps.api import refusal
-from attnkit.swaps.families import mixer_of, trial_of
+from attnkit.swaps.decisions import refusal
+from attnkit.swaps.families import swap_family
 from attnkit.swaps.isolation import cuda_devices, fresh, undisturbed
-from attnkit.swaps.leaks import Prober, Subject, check_leaks
-from attnkit.swaps.outputs import NOISE_RUNS, Counting, apart, compare_outputs
+from attnkit.swaps.leaks import Subject, check_leaks
+from attnkit.swaps.outputs import apart, compare_outputs
 from attnkit.swaps.plan import spelled
 from attnkit.swaps.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
+from attnkit.swaps.trial import NOISE_RUNS, Counting, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,10 +42,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from attnkit.hosts.protocol import Attachment, Host, Mixer
     from attnkit.promises import Relation
-    from attnkit.sites import Attachment, Host, Mixer
-    from attnkit.swaps.families import AnyTrial, Standing
-    from attnkit.swaps.plan import Assignment, Plan
+    from attnkit.swaps.families import Assignment, Standing
+    from attnkit.swaps.plan import Plan
 
 
 _NOTHING_COMPARED = (
@@ -250,19 +252,20 @@ class _Transaction:
         """Build what will stand at each site; torch's random state is put back."""
         pairs = [(self.used[a.site.host], a) for a in self.assignments]
         with torch.random.fork_rng(cuda_devices(self.model)):
-            return [mixer_of(self.model, host, assignment) for host, assignment in pairs]
+            return [_standing(self.model, host, assignment) for host, assignment in pairs]
 
     def trial(
         self, sample: Mapping[str, object], mixers: Sequence[Standing]
-    ) -> tuple[list[AnyTrial], Mapping[str, Tensor]]:
+    ) -> tuple[list[Trial], Mapping[str, Tensor]]:
         """Try the variants beside the model's own functions; return the outputs of those too.
 
         Raises:
             SwapRefusedError: Some cannot take what arrives; all sites are listed.
             VerificationError: Some compute something else; the worst are listed.
         """
-        trials = list(map(trial_of, self.assignments, mixers))
-        outputs = self.run(sample, trials)
+        trials = list(map(Trial, self.assignments, mixers))
+        tried = [mixer.instead(trial) for mixer, trial in zip(mixers, trials, strict=True)]
+        outputs = self.run(sample, tried)
         refused = [(t.assignment.site.path, tuple(dict.fromkeys(t.refusals))) for t in trials]
         if any(reasons for _, reasons in refused):
             raise SwapRefusedError(refusal([each for each in refused if each[1]]))
@@ -281,7 +284,7 @@ class _Transaction:
         self,
         sample: Mapping[str, object],
         sites: Sequence[SiteReceipt],
-        mixers: Sequence[Mixer],
+        mixers: Sequence[Standing],
     ) -> Mapping[str, Tensor]:
         """Run the model with the variants.
 
@@ -289,7 +292,11 @@ class _Transaction:
             VerificationError: A site was called more or less often than before.
         """
         counters = [Counting(mixer) for mixer in mixers]
-        outputs = self.run(sample, counters)
+        counted = [
+            mixer.instead(counter, replaces=True)
+            for mixer, counter in zip(mixers, counters, strict=True)
+        ]
+        outputs = self.run(sample, counted)
         for site, counter in zip(sites, counters, strict=True):
             if site.calls != counter.calls:
                 raise VerificationError(
@@ -303,7 +310,7 @@ class _Transaction:
         sample: Mapping[str, object],
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
-        trials: Sequence[AnyTrial],
+        trials: Sequence[Trial],
         mixers: Sequence[Mixer],
     ) -> tuple[LeakReceipt, ...]:
         """Ask the whole model whether later tokens, padding, documents or samples leak.
@@ -329,7 +336,7 @@ class _Transaction:
     def noise(
         self,
         sample: Mapping[str, object],
-        trials: Sequence[AnyTrial],
+        trials: Sequence[Trial],
         quiet: Mapping[str, Tensor],
     ) -> list[Mapping[str, Tensor]]:
         """Say what rounding noise at the sites does to the outputs, in a few runs."""
@@ -339,6 +346,12 @@ class _Transaction:
             noisy = self.run(sample, [trial.noisy(generator) for trial in trials])
             runs.append({name: apart(noisy[name], out) for name, out in quiet.items()})
         return runs
+
+
+def _standing(model: nn.Module, host: Host, assignment: Assignment) -> Standing:
+    family = swap_family(assignment.variant)
+    assert family is not None
+    return family.mixer(model, host, assignment)
 
 
 def _check_outputs(

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from attnkit.errors import ConfigError, UnsupportedError
 from attnkit.hosts.mounts import submodule
-from attnkit.swaps.feedforward_site import Layered
-from attnkit.swaps.recurrence_site import Carrying
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from attnkit.sites import Mixer
-    from attnkit.swaps.plan import Assignment
+    from attnkit.swaps.families import Assignment, Standing
 
 
 @dataclass(frozen=True)
@@ -45,22 +42,15 @@ class Added:
 
 
 def added_by(
-    model: nn.Module, assignments: Sequence[Assignment], mixers: Sequence[Mixer]
+    model: nn.Module, assignments: Sequence[Assignment], mixers: Sequence[Standing]
 ) -> tuple[Added, ...]:
     """Return what mixers will bring into a model where they are not attached yet."""
-    return tuple(
-        each
-        for assignment, mixer in zip(assignments, mixers, strict=True)
-        for each in _of(model, assignment.site.path, mixer)
-        if each.module.state_dict()
-    )
-
-
-def _of(model: nn.Module, path: str, mixer: Mixer) -> Iterator[Added]:
-    if isinstance(mixer, Layered):
-        yield Added(path, mixer.layer, submodule(model, path))
-    elif isinstance(mixer, Carrying) and mixer.module is not None:
-        yield Added(path, mixer.module, None)
+    brought = []
+    for assignment, mixer in zip(assignments, mixers, strict=True):
+        if mixer.brings is not None and mixer.brings[0].state_dict():
+            (module, takes_place), path = mixer.brings, assignment.site.path
+            brought.append(Added(path, module, submodule(model, path) if takes_place else None))
+    return tuple(brought)
 
 
 def weights_path(receipt: Path) -> Path:

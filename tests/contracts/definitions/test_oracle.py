@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import attnkit
+from attnkit import precision
 from attnkit_contracts.definitions import oracle
 from attnkit_contracts.judging import units
 
@@ -164,7 +165,7 @@ def test_the_probe_unit_grows_with_the_conditioning() -> None:
         return float(found["y"][1].mean())
 
     # y = slope * x moves by slope * u * xi, whose root mean square is u / sqrt(3)
-    u = units.roundoff(torch.float32)
+    u = precision.roundoff(torch.float32)
     assert unit(1000.0) == pytest.approx(1000 * u * (1 + 3**-0.5), rel=0.3)
 
 

@@ -138,8 +138,8 @@ def test_a_scale_of_their_own_is_made_up_for_without_rounding_what_they_are_give
     draw = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 1, 3, 5, generator=draw) for _ in range(3))
     beta = torch.rand(1, 1, 3, generator=draw)
-    out, _ = attnkit.recurrence(variant, query, key, value, beta=beta, scale=0.7)
-    own, _ = attnkit.recurrence(variant, query, key, value, beta=beta, scale=5**-0.5)
+    out, _ = attnkit.recurrence(query, key, value, variant=variant, beta=beta, scale=0.7)
+    own, _ = attnkit.recurrence(query, key, value, variant=variant, beta=beta, scale=5**-0.5)
 
     assert torch.equal(seen[-1], query.transpose(1, 2))
     assert torch.equal(out, own * (0.7 / 5**-0.5))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import attnkit
-from attnkit.choice.decision import choose, explain_choice
+from attnkit.choice.decision import explain_choice
+from attnkit.choice.front import choose
 from attnkit.errors import ArgumentError, UnsupportedError
-from attnkit.problem import Problem
+from attnkit.problem import SoftmaxProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
 MULTI_HEAD = attnkit.get_variant("multi_head")
 
 
-def problem(**changes: Any) -> Problem:
+def problem(**changes: Any) -> SoftmaxProblem:
     given: dict[str, Any] = dict(
-        family="softmax",
         device="cpu",
         dtype="float32",
         batch=1,
@@ -33,7 +33,7 @@ def problem(**changes: Any) -> Problem:
         head_dim=8,
         value_head_dim=8,
     )
-    return Problem(**{**given, **changes})
+    return SoftmaxProblem(**{**given, **changes})
 
 
 def implementation(name: str, cost: float, **changes: Any) -> attnkit.Implementation:
@@ -107,9 +107,9 @@ def test_an_own_refusal_is_a_reason() -> None:
 
 
 def test_a_choice_is_remembered_until_the_registry_changes() -> None:
-    asked: list[Problem] = []
+    asked: list[SoftmaxProblem] = []
 
-    def cost(each: Problem) -> float:
+    def cost(each: SoftmaxProblem) -> float:
         asked.append(each)
         return 1.0
 

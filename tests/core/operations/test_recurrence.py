@@ -37,7 +37,7 @@ def call(**changes: Any) -> tuple[torch.Tensor, torch.Tensor]:
         "value": torch.randn(2, 4, 9, 6),
         "log_decay": -torch.rand(2, 4, 9),
     }
-    return attnkit.recurrence(changes.pop("variant", "gated_linear"), **{**inputs, **changes})
+    return attnkit.recurrence(**{"variant": "gated_linear", **inputs, **changes})
 
 
 REFUSED = [
@@ -87,10 +87,10 @@ def test_a_document_starts_from_an_empty_state() -> None:
     query, key = torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
     value, decay = torch.randn(2, 4, 9, 6), -torch.rand(2, 4, 9)
     alone, alone_state = attnkit.recurrence(
-        "gated_linear",
         query[:1, :, 4:],
         key[:1, :, 4:],
         value[:1, :, 4:],
+        variant="gated_linear",
         log_decay=decay[:1, :, 4:],
     )
     torch.testing.assert_close(out[:1, :, 4:], alone, **CLOSE)
@@ -146,7 +146,7 @@ def test_nan_in_padding_reaches_no_gradient() -> None:
 
 def test_half_inputs_keep_a_float32_state() -> None:
     halves = [torch.randn(1, 1, 4, 8).bfloat16() for _ in range(3)]
-    out, state = attnkit.recurrence("linear", *halves)
+    out, state = attnkit.recurrence(*halves, variant="linear")
     assert (out.dtype, state.dtype) == (torch.bfloat16, torch.float32)
 
 
@@ -168,8 +168,8 @@ def test_a_recurrence_is_one_operator_of_a_graph(
     def run(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         *tensors, decay, state = given
         return attnkit.recurrence(
-            "gated_linear",
             *tensors,
+            variant="gated_linear",
             log_decay=decay,
             scale=0.5,
             mask=mask,
@@ -208,7 +208,7 @@ def test_a_mask_that_does_not_fit_is_refused_when_the_graph_runs(
     tensors = torch.randn(3, 2, 2, 12, 8)
 
     def run(*given: torch.Tensor) -> torch.Tensor:
-        return attnkit.recurrence("linear", *given, mask=mask)[0]
+        return attnkit.recurrence(*given, variant="linear", mask=mask)[0]
 
     torch.compiler.reset()
     with pytest.raises(MaskError, match=told):
@@ -227,7 +227,7 @@ def test_a_compiled_recurrence_runs_what_cannot_be_traced() -> None:
     tensors = torch.randn(3, 1, 2, 12, 8)
 
     def run(*given: torch.Tensor) -> torch.Tensor:
-        return attnkit.recurrence(variant, *given)[0]
+        return attnkit.recurrence(*given, variant=variant)[0]
 
     with attnkit.register(variant):
         compiled = torch.compile(run, fullgraph=True, backend="eager")
@@ -245,7 +245,9 @@ def test_a_recurrence_that_does_not_promise_to_compile_is_refused_in_a_graph() -
         pytest.raises(Exception, match="compile: asked for, not promised"),
     ):
         torch.compile(
-            lambda *given: attnkit.recurrence(variant, *given)[0], fullgraph=True, backend="eager"
+            lambda *given: attnkit.recurrence(*given, variant=variant)[0],
+            fullgraph=True,
+            backend="eager",
         )(*tensors)
 
 
@@ -275,10 +277,10 @@ def test_options_of_a_compiled_recurrence_are_those_that_were_given() -> None:
     options = Powers(kind=Kind.SHARP, powers=(0.5, 2.0))
 
     def run(*given: torch.Tensor) -> torch.Tensor:
-        return attnkit.recurrence(variant, *given, options=options)[0]
+        return attnkit.recurrence(*given, variant=variant, options=options)[0]
 
     torch.compiler.reset()
     with attnkit.register(variant):
         compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="eager")
         assert torch.equal(compiled(*tensors), run(*tensors))
-        assert not torch.equal(compiled(*tensors), attnkit.recurrence(variant, *tensors)[0])
+        assert not torch.equal(compiled(*tensors), attnkit.recurrence(*tensors, variant=variant)[0])

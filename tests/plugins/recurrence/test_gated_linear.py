@@ -56,10 +56,10 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     query, key, value, log_decay, state = given
     return attnkit.recurrence(
-        VARIANT,
         query,
         key,
         value,
+        variant=VARIANT,
         log_decay=log_decay,
         initial_state=state,
         options=GatedLinearOptions(chunk_size=chunk_size),
@@ -85,7 +85,7 @@ def test_a_score_decays_by_every_token_after_its_key(name: str, form: str) -> No
     q, k = (x.repeat_interleave(2, 1) for x in (query, key))
     scores = torch.einsum("bhie,bhje,bhije->bhij", q, k, between).tril()
     out, _ = attnkit.recurrence(
-        VARIANT, query, key, value, log_decay=log_decay, scale=0.5, implementation=name
+        query, key, value, variant=VARIANT, log_decay=log_decay, scale=0.5, implementation=name
     )
     assert_close(out, 0.5 * scores @ value, torch.float64)
 
@@ -99,7 +99,9 @@ def test_a_fixed_decay_is_retention(name: str, form: str) -> None:
     distance = torch.arange(30)[:, None] - torch.arange(30)
     powers = (gamma[:, None, None] ** distance.clamp(min=0)).tril()  # (H, L, L)
     q, k = (x.repeat_interleave(2, 1) for x in (query, key))
-    out, _ = attnkit.recurrence(VARIANT, query, key, value, log_decay=fixed, implementation=name)
+    out, _ = attnkit.recurrence(
+        query, key, value, variant=VARIANT, log_decay=fixed, implementation=name
+    )
     assert_close(out, (q @ k.mT * powers) @ value, torch.float64)
 
 
@@ -214,7 +216,7 @@ def test_what_it_does_not_promise_is_refused_by_name(arguments: Any, word: str) 
 def test_a_call_without_decay_is_refused() -> None:
     query, key, value, *_ = inputs(5, "head")
     with pytest.raises(UnsupportedError, match="log_decay"):
-        attnkit.recurrence(VARIANT, query, key, value)
+        attnkit.recurrence(query, key, value, variant=VARIANT)
 
 
 @pytest.mark.parametrize("form", FORMS)

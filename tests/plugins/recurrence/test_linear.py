@@ -49,10 +49,10 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     query, key, value, state = given
     return attnkit.recurrence(
-        VARIANT,
         query,
         key,
         value,
+        variant=VARIANT,
         initial_state=state,
         options=options,
         implementation=name,
@@ -78,7 +78,9 @@ def test_it_is_attention_with_features_in_place_of_the_exponential(
     weights = (q @ k.mT).tril()
     expected = (weights @ value) / weights.sum(-1, keepdim=True).clamp(min=1e-6)
     options = LinearOptions.model_validate({"feature_map": feature_map})
-    out, _ = attnkit.recurrence(VARIANT, query, key, value, options=options, implementation=name)
+    out, _ = attnkit.recurrence(
+        query, key, value, variant=VARIANT, options=options, implementation=name
+    )
     assert_close(out, expected, torch.float64)
 
 
@@ -133,7 +135,7 @@ def test_denominators_beyond_the_range_of_float16_are_no_harm(name: str) -> None
     # 64 features of about 11 each: 64 * 11 * 11 * 10 > 65504
     tall = torch.full((1, 1, 10, 64), 10.0, dtype=torch.float16)
     value = torch.full((1, 1, 10, 3), 0.5, dtype=torch.float16)
-    out, _ = attnkit.recurrence(VARIANT, tall, tall, value, implementation=name)
+    out, _ = attnkit.recurrence(tall, tall, value, variant=VARIANT, implementation=name)
     assert torch.equal(out, value)
 
 
@@ -189,9 +191,11 @@ def test_inputs_and_the_initial_state_are_not_written_to(name: str) -> None:
 def test_padding_leaves_the_state_as_it_was(name: str, mask: attnkit.Mask) -> None:
     query, key, value, _ = inputs(9)
     keep = mask.to_bool(Sizes(2, 1, 9, 9), query.device)[:, 0, 0]  # (B, L)
-    out, state = attnkit.recurrence(VARIANT, query, key, value, mask=mask, implementation=name)
+    out, state = attnkit.recurrence(
+        query, key, value, variant=VARIANT, mask=mask, implementation=name
+    )
     for b in range(2):
         alone = (x[b : b + 1, :, keep[b]] for x in (query, key, value))
-        expected, expected_state = attnkit.recurrence(VARIANT, *alone, implementation=name)
+        expected, expected_state = attnkit.recurrence(*alone, variant=VARIANT, implementation=name)
         assert_close(out[b : b + 1, :, keep[b]], expected, torch.float64)
         assert_close(state[b : b + 1], expected_state, torch.float64)

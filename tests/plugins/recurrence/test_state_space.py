@@ -49,10 +49,10 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     query, key, value, log_decay, state = given
     return attnkit.recurrence(
-        VARIANT,
         query,
         key,
         value,
+        variant=VARIANT,
         log_decay=log_decay,
         initial_state=state,
         options=StateSpaceOptions(chunk_size=chunk_size),
@@ -164,7 +164,7 @@ def test_what_it_does_not_promise_is_refused_by_name(arguments: Any, word: str) 
 def test_a_call_without_one_decay_per_head_is_refused(log_decay: Tensor | None) -> None:
     query, key, value, *_ = inputs(5)
     with pytest.raises(UnsupportedError, match="log_decay"):
-        attnkit.recurrence(VARIANT, query, key, value, log_decay=log_decay)
+        attnkit.recurrence(query, key, value, variant=VARIANT, log_decay=log_decay)
 
 
 @pytest.mark.parametrize("name", NAMES)

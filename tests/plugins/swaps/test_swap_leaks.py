@@ -12,8 +12,9 @@ import transformers
 import attnkit
 from attnkit.errors import UnsupportedError, VerificationError
 from attnkit.hosts.leak_probes import by_shape, everything
+from attnkit.hosts.protocol import Pair, Probe
 from attnkit.reference import softmax
-from attnkit.swaps.leaks import Pair, Probe, Subject, check_leaks
+from attnkit.swaps.leaks import Subject, check_leaks
 from attnkit.swaps.receipts import SiteReceipt
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attnkit import precision
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs.calls import disturbed, drawn
-from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import (
     agree,
     bound,
@@ -141,7 +141,7 @@ def temperature(subject: SoftmaxOperation) -> Measured:
 
 def _relative(subject: Subject, got: Tensor, wanted: float, terms: int, where: str) -> Measured:
     """Measure a relative error in roundoffs: ``terms`` of the sums, four of the output."""
-    unit = terms * units.accumulation(subject.dtype) + 4 * units.roundoff(subject.dtype)
+    unit = terms * precision.accumulation(subject.dtype) + 4 * precision.roundoff(subject.dtype)
     off = (got.double() - wanted).abs() / abs(wanted) / unit
     value = float(off.max()) if off.isfinite().all() else float("inf")
     return Measured(value, 1.0, f"of {unit:.3g} relative", where)

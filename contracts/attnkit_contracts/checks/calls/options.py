@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import attnkit
+from attnkit import precision
 from attnkit.errors import AttnkitError, ConfigError, UnsupportedError
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, Measured, check
@@ -123,7 +124,7 @@ def weights(subject: LayerSubject) -> Measured:
     if wrong:
         raise BrokenError(f"{wrong} weights are negative, or of hidden keys", value=wrong)
     # a sum of S numbers, and a division
-    unit = (LENGTH + 1) * units.roundoff(found.dtype)
+    unit = (LENGTH + 1) * precision.roundoff(found.dtype)
     off = float((found.double().sum(-1) - 1).abs().max())
     sums = Measured(off / unit, 1.0, f"of {unit:.3g}", "row sums")
     if found.dim() == 4 or subject.target.variant.relation != "exact":

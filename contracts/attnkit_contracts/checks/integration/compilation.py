@@ -57,7 +57,7 @@ def bare(subject: Subject, call: Call) -> Callable[[dict[str, Tensor]], Tensor]:
     assert isinstance(subject, RecurrenceOperation)
     options = subject.options()
     return lambda tensors: attnkit.recurrence(
-        target.variant,
+        variant=target.variant,
         **{**extras, **tensors},
         mask=mask,
         options=options,

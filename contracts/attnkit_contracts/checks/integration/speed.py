@@ -110,7 +110,7 @@ def _run(
     given["implementation"] = implementation
     if isinstance(subject, SoftmaxOperation):
         return lambda: attnkit.attention(**given, variant=variant)
-    return lambda: attnkit.recurrence(variant, **given)[0]
+    return lambda: attnkit.recurrence(variant=variant, **given)[0]
 
 
 def _baseline(subject: Subject, call: Call, claim: SpeedClaim) -> Callable[[], Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import attnkit
+from attnkit import precision
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.checks.masks.visibility import beside
@@ -123,7 +124,7 @@ def backward(subject: SoftmaxOperation) -> Measured:
     # every product is off by rounding of the output, of the gradient and of their sums
     sizes = seeded(subject, call.given(value=call.tensors["value"].abs()), 3)
     terms = float((grad_out.double().abs() * sizes.double()).sum())
-    unit = 4 * units.roundoff(subject.dtype) + 64 * units.accumulation(subject.dtype)
+    unit = 4 * precision.roundoff(subject.dtype) + 64 * precision.accumulation(subject.dtype)
     return Measured(abs(one - other) / (unit * terms), 1.0, f"of {unit:.3g} relative")
 
 

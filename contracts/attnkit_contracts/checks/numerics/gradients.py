@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from attnkit import precision
 from attnkit_contracts.catalogue import BrokenError, Level, Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging import units
@@ -49,8 +50,8 @@ def central_differences(subject: Subject) -> Measured:
     grad_out = normal(subject.random("N3 grad"), *out.shape).to(out)
     wanted = gradients(subject, call, grad_out)
     # an output of float64 is off by the gate, in roundoffs of the terms it is a sum of
-    gate = units.forward_gate(subject.dtype) * units.roundoff(subject.dtype)
-    rounding = gate * float((grad_out * out).abs().sum())
+    gate = units.forward_gate(subject.dtype) * precision.roundoff(subject.dtype)
+    blurred = gate * float((grad_out * out).abs().sum())
     # so small that hardly a number passes a kink of its function on the way
     found, step = [], 2.0**-20
     for name, tensor in call.tensors.items():
@@ -65,7 +66,7 @@ def central_differences(subject: Subject) -> Measured:
             return float((grad_out * (ahead - back)).sum()) / (2 * h)
 
         coarse, fine = slope(step), slope(step / 2)
-        allowed = abs(coarse - fine) + 2 * rounding / step
+        allowed = abs(coarse - fine) + 2 * blurred / step
         off = abs(fine - float((wanted[name] * direction).sum()))
         found.append(Measured(off / allowed, 1.0, "errors of the central difference", name))
     return worst(found)

@@ -37,7 +37,7 @@ from attnkit.promises import ALL_DTYPES, Promises
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from attnkit.problem import Problem
+    from attnkit.problem import FeedforwardProblem
     from attnkit.sites import Site
 
 
@@ -110,39 +110,39 @@ def _site_refuses(site: Site, options: MoESiteOptions) -> Iterator[str]:
         yield "fallback: the layer that takes this place runs one implementation, leave it out"
 
 
-def _work(problem: Problem) -> float:
+def _work(problem: FeedforwardProblem) -> float:
     # k = 2 and F = D are assumed, a problem does not say; they shift no choice that was measured
     passes = 3 if problem.gradients else 1
-    return 12e-11 * passes * 2 * problem.query_length * problem.head_dim**2
+    return 12e-11 * passes * 2 * problem.query_length * problem.width**2
 
 
-def _reference_cost(problem: Problem) -> float:
+def _reference_cost(problem: FeedforwardProblem) -> float:
     return _loop_cost(problem) + 1e-3 * problem.query_length + 10 * _work(problem)
 
 
-def _loop_cost(problem: Problem) -> float:
+def _loop_cost(problem: FeedforwardProblem) -> float:
     # 25 us for every expert hit; in training, the experts' gradients are stacked by a copy
-    hit = min(problem.heads, 2 * problem.query_length)
-    stacked = 1.3e-9 * problem.heads * 3 * problem.head_dim**2 if problem.gradients else 0.0
+    hit = min(problem.experts, 2 * problem.query_length)
+    stacked = 1.3e-9 * problem.experts * 3 * problem.width**2 if problem.gradients else 0.0
     return 25e-6 * hit + stacked + _work(problem)
 
 
-def _grouped_cost(problem: Problem) -> float:
+def _grouped_cost(problem: FeedforwardProblem) -> float:
     # 17 ns for every number of the sorted outputs, which are written, gathered and summed
     passes = 3 if problem.gradients else 1
-    epilogue = 17e-9 * passes * 2 * problem.query_length * problem.head_dim
+    epilogue = 17e-9 * passes * 2 * problem.query_length * problem.width
     return 150e-6 * passes + epilogue + _work(problem)
 
 
-def _grouped_refuses(problem: Problem) -> str | None:
-    if problem.compiling and (problem.dtype != "bfloat16" or problem.head_dim % 8):
+def _grouped_refuses(problem: FeedforwardProblem) -> str | None:
+    if problem.compiling and (problem.dtype != "bfloat16" or problem.width % 8):
         return "compile: needs bfloat16 and an embed_dim in multiples of 8"
     return None
 
 
-def _dense_cost(problem: Problem) -> float:
+def _dense_cost(problem: FeedforwardProblem) -> float:
     # k = 2 of E experts are needed
-    return 50e-6 * problem.heads + max(1.0, problem.heads / 2) * _work(problem)
+    return 50e-6 * problem.experts + max(1.0, problem.experts / 2) * _work(problem)
 
 
 def _promises(*, compiles: bool) -> Promises:

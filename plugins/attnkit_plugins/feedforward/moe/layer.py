@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 import torch
 from torch import nn
 
-from attnkit.choice.decision import choose
+from attnkit.choice.front import choose
 from attnkit.errors import ShapeError, UnsupportedError
+from attnkit.hosts import parts
 from attnkit.masks.constructors import Padding, Sizes, full
 from attnkit.operations.arguments import check_mask, check_state, check_tokens, dtype_name
-from attnkit.problem import Problem
+from attnkit.problem import FeedforwardProblem
 from attnkit.state import Stateless
-from attnkit.swaps import feedforward_site as sites
 from attnkit_plugins.feedforward.moe.router import Routing, route
 from attnkit_plugins.feedforward.moe.weights import ExpertWeights
 
@@ -166,13 +166,13 @@ class MoELayer(nn.Module):
             return (y, routing) if return_routing else y
         return (y, following, routing) if return_routing else (y, following)
 
-    def decided(self, x: Tensor) -> tuple[sites.Routing, sites.Weights]:
-        """Return the experts of tokens (T, D); see `attnkit.swaps.feedforward_site.Mixture`."""
+    def decided(self, x: Tensor) -> tuple[parts.Routing, parts.Weights]:
+        """Return the experts of tokens (T, D); see `attnkit.hosts.parts.Mixture`."""
         keep = torch.ones(1, len(x), dtype=torch.bool, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
             routing = self._route(x[None], keep)
-        weights = sites.Weights(self.gate_up_proj, self.down_proj)
-        return sites.Routing(routing.experts[0], routing.gates[0]), weights
+        weights = parts.Weights(self.gate_up_proj, self.down_proj)
+        return parts.Routing(routing.experts[0], routing.gates[0]), weights
 
     def _check(self, x: Tensor, mask: Mask, state: Stateless | None) -> None:
         width, dtype = self.config.embed_dim, self.down_proj.dtype
@@ -212,21 +212,16 @@ class MoELayer(nn.Module):
             y: Tensor = chosen.function(tokens, experts, gates, weights=weights)
         return y.view(x.shape).to(x.dtype)
 
-    def _problem(self, tokens: Tensor) -> Problem:
+    def _problem(self, tokens: Tensor) -> FeedforwardProblem:
         tracked = torch.is_grad_enabled() and (
             tokens.requires_grad or any(weight.requires_grad for weight in self.parameters())
         )
-        return Problem(
-            family="feedforward",
+        return FeedforwardProblem(
             device=tokens.device.type,
             dtype=dtype_name(tokens.dtype),
-            batch=1,
-            heads=self.config.num_experts,
-            kv_heads=self.config.num_experts,
             query_length=len(tokens),
-            key_length=len(tokens),
-            head_dim=self.config.embed_dim,
-            value_head_dim=self.config.embed_dim,
+            experts=self.config.num_experts,
+            width=self.config.embed_dim,
             gradients=tracked,
             compiling=torch.compiler.is_compiling(),
         )

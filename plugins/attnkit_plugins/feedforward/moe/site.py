@@ -17,8 +17,8 @@ from attnkit_plugins.feedforward.moe import MoEConfig
 from attnkit_plugins.feedforward.moe.layer import MoELayer
 
 if TYPE_CHECKING:
+    from attnkit.hosts.parts import Weights
     from attnkit.interface import Variant
-    from attnkit.swaps.feedforward_site import Weights
     from attnkit_plugins.feedforward.moe import MoESiteOptions
 
 

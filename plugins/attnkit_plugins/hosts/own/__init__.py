@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from attnkit.swaps.api import Attachment, Host, Mixer, Site
-    from attnkit.swaps.leaks import Probe
+    from attnkit.hosts.protocol import Attachment, Host, Mixer, Probe
+    from attnkit.swaps.api import Site
 
 
 class OwnHost:
-    """See `attnkit.swaps.api.Host`."""
+    """See `attnkit.hosts.protocol.Host`."""
 
     name = "own"
     tested: tuple[str, ...] = ()

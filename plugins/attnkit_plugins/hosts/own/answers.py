@@ -9,10 +9,10 @@ import torch
 
 from attnkit.errors import ArgumentError, UnsupportedError
 from attnkit.hosts.own_modules import Declaration, declaration
+from attnkit.hosts.protocol import Call
 from attnkit.hosts.sdpa_calls import autocast, fit, mixed
 from attnkit.masks.constructors import Mask, Sizes, causal, full, sliding_window
 from attnkit.masks.reader import read_mask
-from attnkit.swaps.api import Call
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ def answer(mount: Mount, *args: Any, **keywords: Any) -> Tensor:
 
 @dataclass
 class Arrived:
-    """See `attnkit.swaps.api.Request`; ``given`` holds the method's arguments by name."""
+    """See `attnkit.hosts.protocol.Request`; ``given`` holds the method's arguments by name."""
 
     mount: Mount
     declared: Declaration

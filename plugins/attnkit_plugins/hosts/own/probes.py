@@ -8,15 +8,15 @@ import torch
 
 from attnkit.hosts.leak_probes import by_shape, exchanged, is_causal, neighbours, second_half, sees
 from attnkit.hosts.own_modules import declaration
-from attnkit.swaps.leaks import Pair, Probe
+from attnkit.hosts.protocol import Pair, Probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
+    from attnkit.hosts.protocol import Inputs
     from attnkit.swaps.api import Site
-    from attnkit.swaps.leaks import Inputs
 
 
 def make_probes(model: nn.Module, sites: Sequence[Site], sample: Inputs) -> tuple[Probe, ...]:

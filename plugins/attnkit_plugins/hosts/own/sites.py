@@ -14,7 +14,7 @@ from attnkit_plugins.hosts.own.answers import answer
 if TYPE_CHECKING:
     from torch import nn
 
-    from attnkit.swaps.api import Mixer
+    from attnkit.hosts.protocol import Mixer
 
 
 def find_sites(model: nn.Module) -> tuple[Site, ...]:

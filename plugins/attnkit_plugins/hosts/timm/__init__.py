@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from attnkit.swaps.api import Attachment, Host, Mixer, Site
+    from attnkit.hosts.protocol import Attachment, Host, Mixer
+    from attnkit.swaps.api import Site
 
 
 class TimmHost:
-    """See `attnkit.swaps.api.Host`."""
+    """See `attnkit.hosts.protocol.Host`."""
 
     name = "timm"
     tested: tuple[str, ...] = ("1.0",)

@@ -17,7 +17,7 @@ from attnkit.swaps.api import Kind, Needs, Site
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from attnkit.swaps.api import Mixer
+    from attnkit.hosts.protocol import Mixer
 
 _ATTENTION = re.compile(r"Attention|Attn")
 _FEEDFORWARD = re.compile(r"(Mlp|SwiGLU|SwiGLUPacked)$")

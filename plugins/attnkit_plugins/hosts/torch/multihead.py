@@ -11,17 +11,18 @@ from torch.nn import functional
 
 from attnkit.errors import ArgumentError, ShapeError, UnsupportedError
 from attnkit.hosts.mounts import Mounted, mount
+from attnkit.hosts.protocol import Call
 from attnkit.hosts.sdpa_calls import autocast, fit, mixed
 from attnkit.masks.constructors import Mask, Sizes, causal, dense, full
 from attnkit.masks.reader import read_mask
-from attnkit.swaps.api import Call
 from attnkit_plugins.hosts.torch.nested import packed, unpacked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.hosts.mounts import Mount
-    from attnkit.swaps.api import Mixer, Site
+    from attnkit.hosts.protocol import Mixer
+    from attnkit.swaps.api import Site
 
 
 def attach(model: nn.Module, site: Site, mixer: Mixer, label: str) -> Mounted:
@@ -80,7 +81,7 @@ def forward(
 
 @dataclass
 class Arrived:
-    """See `attnkit.swaps.api.Request`; the masks are as torch takes them."""
+    """See `attnkit.hosts.protocol.Request`; the masks are as torch takes them."""
 
     mount: Mount
     query: Tensor

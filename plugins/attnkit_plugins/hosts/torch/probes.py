@@ -17,14 +17,14 @@ from attnkit.hosts.leak_probes import (
     second_half,
     sees,
 )
-from attnkit.swaps.leaks import Pair, Probe
+from attnkit.hosts.protocol import Pair, Probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from attnkit.swaps.leaks import Inputs, Rows
+    from attnkit.hosts.protocol import Inputs, Rows
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from attnkit.swaps.api import Attachment, Host, Mixer, Site
-    from attnkit.swaps.feedforward_site import Weights
-    from attnkit.swaps.leaks import Probe
+    from attnkit.hosts.parts import Weights
+    from attnkit.hosts.protocol import Attachment, Host, Mixer, Probe
+    from attnkit.swaps.api import Site
 
 
 class TransformersHost:
-    """See `attnkit.swaps.api.Host`."""
+    """See `attnkit.hosts.protocol.Host`."""
 
     name = "transformers"
     tested: tuple[str, ...] = ("5.23",)
@@ -50,6 +50,7 @@ class TransformersHost:
 
     def attach(self, model: nn.Module, site: Site, mixer: Mixer, label: str) -> Attachment:
         from attnkit.hosts.mounts import mount, original
+        from attnkit.hosts.protocol import StateMixer
         from attnkit.hosts.sdpa_calls import intercept
         from attnkit_plugins.hosts.transformers import dispatch, experts, interface, recurrent
         from attnkit_plugins.hosts.transformers.rewriter import attach, rewritten
@@ -58,7 +59,7 @@ class TransformersHost:
             return experts.attach(model, site.path, mixer, label)
 
         def put() -> Attachment:
-            if getattr(mixer, "replaces", None) is not None:
+            if isinstance(mixer, StateMixer):
                 return recurrent.attach(model, site.path, mixer, label)
             return dispatch.attach(model, site.path, mixer, label)
 

@@ -16,15 +16,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from attnkit.errors import ShapeError, SwapError, UnsupportedError
+from attnkit.hosts.protocol import Call
 from attnkit.masks.constructors import causal, full, sliding_window
-from attnkit.swaps.api import Call
 from attnkit_plugins.hosts.transformers.interface import MARK, own_config, own_function
 from attnkit_plugins.hosts.transformers.masks import Reading, read
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from attnkit.swaps.api import Mixer
+    from attnkit.hosts.protocol import Mixer
 
 KEY = "attnkit"
 
@@ -83,7 +83,7 @@ class Binding:
 
 @dataclass
 class Attached:
-    """See `attnkit.swaps.api.Attachment`."""
+    """See `attnkit.hosts.protocol.Attachment`."""
 
     path: str
     module: nn.Module
@@ -170,7 +170,7 @@ _NOTHING_HIDDEN = Reading(full(), None, None, aligned=True)
 
 @dataclass(slots=True)
 class Arrived:
-    """See `attnkit.swaps.api.Request`."""
+    """See `attnkit.hosts.protocol.Request`."""
 
     module: nn.Module
     query: Tensor

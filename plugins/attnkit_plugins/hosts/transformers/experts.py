@@ -18,14 +18,15 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from attnkit.errors import SwapError
 from attnkit.hosts.mounts import original, submodule
+from attnkit.hosts.parts import Routing, Weights
+from attnkit.hosts.protocol import LayerMixer
 from attnkit.sites import ROOT
-from attnkit.swaps.feedforward_site import Routing, Weights
 from attnkit_plugins.hosts.transformers.interface import MARK
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.swaps.api import Attachment, Mixer
+    from attnkit.hosts.protocol import Attachment, Mixer
 
 KEY = "attnkit"
 
@@ -88,7 +89,7 @@ def weights(module: nn.Module) -> Weights:
 
 @dataclass
 class Passed:
-    """See `attnkit.swaps.feedforward_site.Passage`."""
+    """See `attnkit.hosts.protocol.Passage`."""
 
     module: nn.Module
     x: Tensor
@@ -137,7 +138,7 @@ class Standing(nn.Module):
 
 @dataclass
 class Replaced:
-    """See `attnkit.swaps.api.Attachment`; a dense layer's.
+    """See `attnkit.hosts.protocol.Attachment`; a dense layer's.
 
     Attributes:
         cast: Dtype and device of what took its place, when it did.
@@ -182,7 +183,7 @@ class Binding:
 
 @dataclass
 class Rerouted:
-    """See `attnkit.swaps.api.Attachment`; experts'."""
+    """See `attnkit.hosts.protocol.Attachment`; experts'."""
 
     path: str
     module: nn.Module
@@ -213,7 +214,7 @@ def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attachment:
         return _reroute(module, path, mixer, label)
     parent_path, _, name = path.rpartition(".")
     parent = model.get_submodule(parent_path)
-    layer = getattr(mixer, "layer", None)
+    layer = mixer.layer if isinstance(mixer, LayerMixer) else None
     new = Standing(module, mixer) if layer is None else layer.train(module.training)
     if layer is not None and not any(p.requires_grad for p in module.parameters()):
         layer.requires_grad_(requires_grad=False)

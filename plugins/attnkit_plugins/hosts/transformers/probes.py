@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit.hosts.leak_probes import by_shape, everything, exchanged, neighbours, second_half
-from attnkit.swaps.leaks import Pair, Probe
+from attnkit.hosts.protocol import Pair, Probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
+    from attnkit.hosts.protocol import Inputs, Rows
     from attnkit.swaps.api import Site
-    from attnkit.swaps.leaks import Inputs, Rows
 
 _TOKENS = ("input_ids", "inputs_embeds")
 

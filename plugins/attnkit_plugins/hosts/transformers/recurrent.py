@@ -25,9 +25,8 @@ from attnkit_plugins.hosts.transformers.interface import MARK
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from attnkit.hosts.protocol import Call, Memory, Mixer, StateMixer
     from attnkit.state import RecurrentState
-    from attnkit.swaps.api import Call, Mixer
-    from attnkit.swaps.recurrence_site import Memory
 
 CHILD = "attnkit"
 """Name under which a layer holds the module of the recurrence that stands in it."""
@@ -222,7 +221,7 @@ class Watch:
 
 @dataclass
 class Arrived:
-    """See `attnkit.swaps.recurrence_site.Span`."""
+    """See `attnkit.hosts.protocol.Span`."""
 
     request: dispatch.Arrived
     x: Tensor
@@ -307,7 +306,7 @@ class Entering:
 
 @dataclass
 class Attached:
-    """See `attnkit.swaps.api.Attachment`.
+    """See `attnkit.hosts.protocol.Attachment`.
 
     Attributes:
         attachment: Of the mixer.
@@ -333,10 +332,10 @@ class Attached:
         self.steps.close()
 
 
-def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attached:
+def attach(model: nn.Module, path: str, mixer: StateMixer, label: str) -> Attached:
     """Put a recurrence at a layer, with its parameters and its hook, or leave it as it was."""
-    layer, added = model.get_submodule(path), getattr(mixer, "module", None)
-    watch = Watch(label, replaces=bool(getattr(mixer, "replaces", None)))
+    layer, added = model.get_submodule(path), mixer.module
+    watch = Watch(label, replaces=mixer.replaces)
     with ExitStack() as steps:
         attachment = dispatch.attach(model, path, Entering(mixer, watch), label)
         steps.callback(attachment.undo)

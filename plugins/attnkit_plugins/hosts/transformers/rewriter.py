@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from attnkit.swaps.api import Attachment
+    from attnkit.hosts.protocol import Attachment
 
 _REWRITTEN = {
     "bloom.modeling_bloom.BloomAttention": "bloom",
@@ -36,7 +36,7 @@ _REWRITTEN = {
 
 @dataclass
 class Rewritten:
-    """See `attnkit.swaps.api.Attachment`.
+    """See `attnkit.hosts.protocol.Attachment`.
 
     Attributes:
         attachment: Of the mixer.

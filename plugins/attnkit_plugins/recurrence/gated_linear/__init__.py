@@ -21,7 +21,7 @@ from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import ALL_DTYPES, Promises, SpeedClaim
 
 if TYPE_CHECKING:
-    from attnkit.problem import Problem
+    from attnkit.problem import RecurrenceProblem
     from attnkit.promises import Decay
 
 
@@ -142,27 +142,27 @@ PROMISES = Promises(
 # float32 on one thread of a Zen 5 CPU, torch 2.13; training takes three times a forward pass
 
 
-def _size(problem: Problem) -> float:
+def _size(problem: RecurrenceProblem) -> float:
     """Numbers in all states, three times over in training."""
     return _passes(problem) * (
         problem.batch * problem.heads * problem.head_dim * problem.value_head_dim
     )
 
 
-def _passes(problem: Problem) -> int:
+def _passes(problem: RecurrenceProblem) -> int:
     return 3 if problem.gradients else 1
 
 
-def _reference_cost(problem: Problem) -> float:
+def _reference_cost(problem: RecurrenceProblem) -> float:
     return problem.query_length * (200e-6 * _passes(problem) + 4e-9 * _size(problem))
 
 
-def _recurrent_cost(problem: Problem) -> float:
+def _recurrent_cost(problem: RecurrenceProblem) -> float:
     step = 16e-6 * _passes(problem) + 3e-10 * _size(problem)
     return 20e-6 + problem.query_length * step
 
 
-def _chunked_cost(problem: Problem) -> float:
+def _chunked_cost(problem: RecurrenceProblem) -> float:
     if problem.decay == "channel":
         # a chunk is halved down to single tokens; 64 is the chunk size unless told otherwise
         halvings = min(problem.query_length - 1, 63).bit_length()

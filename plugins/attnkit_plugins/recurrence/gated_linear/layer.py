@@ -10,7 +10,8 @@ from torch.nn.functional import logsigmoid, silu
 
 from attnkit.masks.constructors import full
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
-from attnkit.operations.recurrence import layout_of, recurrence
+from attnkit.operations.recurrence import recurrence
+from attnkit.operations.recurrence_run import layout_of
 from attnkit.state import RecurrentState
 from attnkit_plugins.recurrence.gated_linear import GatedLinearOptions
 
@@ -104,10 +105,10 @@ class GatedLinearLayer(nn.Module):
             # NaN in padding would reach the gradients of the weights
             x = torch.where(keep[..., None], x, x.new_zeros(()))
         out, memory = recurrence(
-            self.variant,
             _heads(self.q_proj(x), config.groups),
             _heads(self.k_proj(x), config.groups),
             _heads(self.v_proj(x), config.num_heads),
+            variant=self.variant,
             log_decay=self.log_decay(x),
             scale=config.key_width**-0.5 if config.scale is None else config.scale,
             mask=mask,

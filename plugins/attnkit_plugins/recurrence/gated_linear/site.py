@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn.functional import logsigmoid
 
-from attnkit.swaps.recurrence_site import Inputs
+from attnkit.hosts.parts import Inputs
 from attnkit_plugins.recurrence.gated_linear import GatedLinearOptions
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class GatedLinearSite(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, x: Tensor, *, scale: float
     ) -> Inputs:
-        """See `attnkit.swaps.recurrence_site.Module`."""
+        """See `attnkit.hosts.parts.Module`."""
         log_decay = self.log_decay(x)
         new = -torch.expm1(log_decay)
         if self.by_channel:

@@ -9,7 +9,8 @@ from torch import nn
 
 from attnkit.masks.constructors import full
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
-from attnkit.operations.recurrence import layout_of, recurrence
+from attnkit.operations.recurrence import recurrence
+from attnkit.operations.recurrence_run import layout_of
 from attnkit.state import RecurrentState
 from attnkit_plugins.recurrence.linear import LinearOptions
 
@@ -98,10 +99,10 @@ class LinearLayer(nn.Module):
         key = self._heads(self.k_proj(x), self.config.kv_heads)
         value = self._heads(self.v_proj(x), self.config.kv_heads)
         out, memory = recurrence(
-            self.variant,
             self._heads(self.q_proj(x), self.config.num_heads),
             key.repeat_interleave(per_kv_head, 1) if per_kv_head > 1 else key,
             value.repeat_interleave(per_kv_head, 1) if per_kv_head > 1 else value,
+            variant=self.variant,
             mask=mask,
             seen=before.tokens,
             initial_state=before.memory,

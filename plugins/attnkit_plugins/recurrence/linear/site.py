@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from attnkit.swaps.recurrence_site import Inputs
+from attnkit.hosts.parts import Inputs
 from attnkit_plugins.recurrence.linear import LinearOptions
 
 if TYPE_CHECKING:
@@ -36,5 +36,5 @@ class LinearSite(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, x: Tensor, *, scale: float
     ) -> Inputs:
-        """See `attnkit.swaps.recurrence_site.Module`."""
+        """See `attnkit.hosts.parts.Module`."""
         return Inputs(query, key, value, None, 1.0, self.options)

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.operations.recurrence import Layout
+    from attnkit.operations.recurrence_run import Layout
 
 
 def convolve(

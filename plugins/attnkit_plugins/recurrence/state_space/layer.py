@@ -11,7 +11,8 @@ from torch.nn.functional import silu, softplus
 
 from attnkit.masks.constructors import full
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
-from attnkit.operations.recurrence import layout_of, recurrence
+from attnkit.operations.recurrence import recurrence
+from attnkit.operations.recurrence_run import layout_of
 from attnkit.state import RecurrentState
 from attnkit_plugins.recurrence.state_space import StateSpaceOptions
 from attnkit_plugins.recurrence.state_space.convolution import convolve
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from attnkit.interface import Variant
     from attnkit.masks.constructors import Mask
-    from attnkit.operations.recurrence import Layout
+    from attnkit.operations.recurrence_run import Layout
     from attnkit_plugins.recurrence.state_space import StateSpaceConfig
 
 
@@ -152,10 +153,10 @@ class StateSpaceLayer(nn.Module):
         dt = softplus(_wide(dt) + _wide(self.dt_bias)).transpose(1, 2)  # (B, H, L)
         x = _heads(x, config.num_heads)  # (B, H, L, Ev)
         out, memory = recurrence(
-            self.variant,
             _heads(c, config.num_groups),  # (B, G, L, E)
             _heads(b, config.num_groups),
             x * dt[..., None],
+            variant=self.variant,
             log_decay=-_wide(self.A_log).exp()[:, None] * dt,
             mask=mask,
             seen=before.tokens,

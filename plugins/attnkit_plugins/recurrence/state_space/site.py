@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, softplus
 
-from attnkit.swaps.recurrence_site import Inputs
+from attnkit.hosts.parts import Inputs
 from attnkit_plugins.recurrence.state_space import StateSpaceOptions
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class StateSpaceSite(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, x: Tensor, *, scale: float
     ) -> Inputs:
-        """See `attnkit.swaps.recurrence_site.Module`."""
+        """See `attnkit.hosts.parts.Module`."""
         wide = torch.promote_types(x.dtype, torch.float32)
         raw = linear(x, self.dt_weight).to(wide) + self.dt_bias.to(wide)  # (B, L, H)
         dt = softplus(raw).transpose(1, 2)  # (B, H, L)

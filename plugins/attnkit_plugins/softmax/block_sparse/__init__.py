@@ -23,7 +23,7 @@ from attnkit.layers.softmax_config import SoftmaxConfig
 from attnkit.promises import ALL_DTYPES, Promises
 
 if TYPE_CHECKING:
-    from attnkit.problem import Problem
+    from attnkit.problem import SoftmaxProblem
 
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to b = 32. A problem
 # does not say how full the map is: a quarter is assumed, and the estimate errs as that does.
@@ -66,13 +66,13 @@ class BlockSparseConfig(SoftmaxConfig):
         return self
 
 
-def _reference_cost(problem: Problem) -> float:
+def _reference_cost(problem: SoftmaxProblem) -> float:
     passes = 3.5 if problem.gradients else 1.0
     each = 4e-9 + 45e-12 * (problem.head_dim + problem.value_head_dim)
     return passes * (60e-6 + each * problem.query_length * _heads(problem) * problem.key_length)
 
 
-def _gathered_cost(problem: Problem) -> float:
+def _gathered_cost(problem: SoftmaxProblem) -> float:
     passes = 3.5 if problem.gradients else 1.0
     # 3 us for every block of queries, 64 of them being assumed to be one
     planning = 200e-6 + 3e-6 * problem.query_length / 64
@@ -85,7 +85,7 @@ def _gathered_cost(problem: Problem) -> float:
     return passes * (planning + wide * each * pairs)
 
 
-def _heads(problem: Problem) -> int:
+def _heads(problem: SoftmaxProblem) -> int:
     return problem.batch * problem.heads
 
 

@@ -18,7 +18,7 @@ from attnkit.layers.softmax_config import SoftmaxConfig
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
 
 if TYPE_CHECKING:
-    from attnkit.problem import Problem
+    from attnkit.problem import SoftmaxProblem
 
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 1 to 2048,
 # widths 16 to 128; most within 30 %. What oneDNN gains depends on the processor: it is measured.
@@ -28,14 +28,14 @@ class FlashConfig(SoftmaxConfig):
     """Configuration of the FlashAttention layer."""
 
 
-def _reference_cost(problem: Problem) -> float:
+def _reference_cost(problem: SoftmaxProblem) -> float:
     each = 4e-9 + 45e-12 * _widths(problem)
     logits = problem.query_length * _heads(problem) * problem.key_length
     extra = 30e-6 if problem.mask_parts else 0.0
     return extra + _passes(problem) * (60e-6 + each * logits)
 
 
-def _sdpa_cost(problem: Problem) -> float:
+def _sdpa_cost(problem: SoftmaxProblem) -> float:
     rows = problem.query_length
     if not problem.causal or rows == 1:
         # heads that share keys stand in line as further queries
@@ -55,7 +55,7 @@ def _sdpa_cost(problem: Problem) -> float:
     return extra + _passes(problem) * (13e-6 + work + _reading(problem))
 
 
-def _onednn_cost(problem: Problem) -> float:
+def _onednn_cost(problem: SoftmaxProblem) -> float:
     from attnkit.kernels.onednn import gain
 
     keys = _visible(problem, 512)
@@ -71,7 +71,7 @@ def _onednn_cost(problem: Problem) -> float:
     )
 
 
-def _onednn_refuses(problem: Problem) -> str | None:
+def _onednn_refuses(problem: SoftmaxProblem) -> str | None:
     from attnkit.kernels.onednn import stays_exact
 
     if not stays_exact():
@@ -79,7 +79,7 @@ def _onednn_refuses(problem: Problem) -> str | None:
     return _sdpa_refuses(problem)
 
 
-def _tiled_cost(problem: Problem) -> float:
+def _tiled_cost(problem: SoftmaxProblem) -> float:
     keys = _visible(problem, 128)
     if problem.window is not None:
         keys = min(keys, problem.window * (1 if problem.causal else 2) + 128)
@@ -96,7 +96,7 @@ def _tiled_cost(problem: Problem) -> float:
     return _passes(problem) * (30e-6 + 45e-6 * tiles + work + copies * _reading(problem))
 
 
-def _sdpa_refuses(problem: Problem) -> str | None:
+def _sdpa_refuses(problem: SoftmaxProblem) -> str | None:
     if not problem.causal or problem.query_length == 1:
         return None
     if problem.query_length != problem.key_length:
@@ -106,7 +106,7 @@ def _sdpa_refuses(problem: Problem) -> str | None:
     return None
 
 
-def _visible(problem: Problem, block: int) -> float:
+def _visible(problem: SoftmaxProblem, block: int) -> float:
     """Return the keys that are computed for each query, causal masks skipped by blocks."""
     skipped = problem.query_length - block
     if not problem.causal or skipped <= 0:
@@ -114,22 +114,22 @@ def _visible(problem: Problem, block: int) -> float:
     return max(1.0, problem.key_length - skipped / 2)
 
 
-def _reading(problem: Problem) -> float:
+def _reading(problem: SoftmaxProblem) -> float:
     """Return the time to read all keys and values once."""
     size = {"float64": 8, "float32": 4}.get(problem.dtype, 2)
     numbers = problem.batch * problem.kv_heads * problem.key_length * _widths(problem)
     return numbers * size / 45e9
 
 
-def _heads(problem: Problem) -> int:
+def _heads(problem: SoftmaxProblem) -> int:
     return problem.batch * problem.heads
 
 
-def _widths(problem: Problem) -> int:
+def _widths(problem: SoftmaxProblem) -> int:
     return problem.head_dim + problem.value_head_dim
 
 
-def _passes(problem: Problem) -> float:
+def _passes(problem: SoftmaxProblem) -> float:
     return 3.5 if problem.gradients else 1.0
 
 

@@ -19,7 +19,7 @@ from attnkit.layers.softmax_config import SoftmaxConfig
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
 
 if TYPE_CHECKING:
-    from attnkit.problem import Problem
+    from attnkit.problem import SoftmaxProblem
 
 
 class MultiHeadConfig(SoftmaxConfig):
@@ -31,11 +31,11 @@ class MultiHeadConfig(SoftmaxConfig):
 _BYTES = 45e9
 
 
-def _reference_cost(problem: Problem) -> float:
+def _reference_cost(problem: SoftmaxProblem) -> float:
     return 100e-6 + 40e-9 * _logits(problem)
 
 
-def _eager_cost(problem: Problem) -> float:
+def _eager_cost(problem: SoftmaxProblem) -> float:
     widths = problem.head_dim + problem.value_head_dim
     each = 1.5e-9 + 13e-12 * widths
     extra = 0.0
@@ -50,7 +50,7 @@ def _eager_cost(problem: Problem) -> float:
     return extra + _passes(problem) * (30e-6 + work)
 
 
-def _sdpa_cost(problem: Problem) -> float:
+def _sdpa_cost(problem: SoftmaxProblem) -> float:
     widths, rows = problem.head_dim + problem.value_head_dim, problem.batch * problem.heads
     if problem.query_length == 1 and problem.dtype in ("bfloat16", "float16"):
         # torch multiplies a half matrix by one vector slowly
@@ -72,18 +72,18 @@ def _sdpa_cost(problem: Problem) -> float:
     return extra + _passes(problem) * (12e-6 + each * logits + _reading(problem, problem.heads))
 
 
-def _logits(problem: Problem) -> float:
+def _logits(problem: SoftmaxProblem) -> float:
     return problem.batch * problem.heads * problem.query_length * problem.key_length
 
 
-def _reading(problem: Problem, heads: int) -> float:
+def _reading(problem: SoftmaxProblem, heads: int) -> float:
     """Return the time to read keys and values once per head."""
     size = {"float64": 8, "float32": 4}.get(problem.dtype, 2)
     widths = problem.head_dim + problem.value_head_dim
     return problem.batch * heads * problem.key_length * widths * size / _BYTES
 
 
-def _passes(problem: Problem) -> float:
+def _passes(problem: SoftmaxProblem) -> float:
     return 3.5 if problem.gradients else 1.0
 
 

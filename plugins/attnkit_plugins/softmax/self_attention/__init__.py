@@ -18,7 +18,7 @@ import attnkit
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
 
 if TYPE_CHECKING:
-    from attnkit.problem import Problem
+    from attnkit.problem import SoftmaxProblem
 
 
 class SelfAttentionConfig(attnkit.LayerConfig):
@@ -30,11 +30,11 @@ class SelfAttentionConfig(attnkit.LayerConfig):
     is_causal: bool = Field(default=False, description="hide later tokens")
 
 
-def _reference_cost(problem: Problem) -> float:
+def _reference_cost(problem: SoftmaxProblem) -> float:
     return 100e-6 + 40e-9 * problem.batch * problem.query_length * problem.key_length
 
 
-def _plain_cost(problem: Problem) -> float:
+def _plain_cost(problem: SoftmaxProblem) -> float:
     # never the cheapest: this one is for reading
     return 60e-6 + 6e-9 * problem.batch * problem.query_length * problem.key_length
 

@@ -21,7 +21,7 @@ from attnkit.layers.softmax_config import SoftmaxConfig
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
 
 if TYPE_CHECKING:
-    from attnkit.problem import Problem
+    from attnkit.problem import SoftmaxProblem
 
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 16 to 2048,
 # w = 64, widths 16 to 128, within 40 %; one query is overestimated by up to 1.8.
@@ -36,13 +36,13 @@ class SlidingWindowConfig(SoftmaxConfig):
     )
 
 
-def _reference_cost(problem: Problem) -> float:
+def _reference_cost(problem: SoftmaxProblem) -> float:
     passes = 3.5 if problem.gradients else 1.0
     each = 4e-9 + 45e-12 * (problem.head_dim + problem.value_head_dim)
     return passes * (60e-6 + each * problem.query_length * _heads(problem) * problem.key_length)
 
 
-def _blocked_cost(problem: Problem) -> float:
+def _blocked_cost(problem: SoftmaxProblem) -> float:
     passes = 3.0 if problem.gradients else 1.0
     keys = float(problem.key_length)
     if problem.window is not None:
@@ -58,12 +58,12 @@ def _blocked_cost(problem: Problem) -> float:
     return passes * (30e-6 + 70e-6 * blocks + work)
 
 
-def _unfolded_cost(problem: Problem) -> float:
+def _unfolded_cost(problem: SoftmaxProblem) -> float:
     # measured: 1.0 to 1.3 times as long with w = 64, 2.5 with 256; it holds more at once, too
     return 2.0 * _blocked_cost(problem)
 
 
-def _heads(problem: Problem) -> int:
+def _heads(problem: SoftmaxProblem) -> int:
     return problem.batch * problem.heads
 
 

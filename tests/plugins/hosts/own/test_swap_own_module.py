@@ -267,7 +267,7 @@ def test_mask_of_what_is_hidden() -> None:
 def test_masks_are_verified_sample_by_sample(
     make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attnkit.swaps.outputs._ELEMENTS", 1)
+    monkeypatch.setattr("attnkit.swaps.softmax_site._ELEMENTS", 1)
     name = "attn_mask" if make is Calling else "visible"
     receipt = attnkit.swap(make(), "flash", sample={**SAMPLE, name: hidden_keys()}).receipt
     assert [site.calls for site in receipt.sites] == [1]

@@ -184,7 +184,7 @@ def test_models_of_torch_pass_verification_on_a_generated_sample(
 
 @pytest.mark.parametrize("masks", MASKS)
 def test_masks_are_verified_sample_by_sample(masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnkit.swaps.outputs._ELEMENTS", 1)
+    monkeypatch.setattr("attnkit.swaps.softmax_site._ELEMENTS", 1)
     layer, x = attention(batch_first=True).float(), normal(2, 9, 32).float()
     sample = {"query": x, "key": x, "value": x, "need_weights": False}
     options = {
