@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attnkit.choice.first_call import probe
+from attnkit.choice.first_call import first_call
 from attnkit.errors import ArgumentError, RegistryError, UnsupportedError
 from attnkit.families import SOFTMAX
 from attnkit.interface import Implementation, Variant, load
@@ -38,11 +38,14 @@ class Chosen:
         variant: Whose implementation it is.
         name: The implementation's name.
         function: What to call; its signature is the family's, see `attnkit.interface`.
+        sure: Whether it would be chosen another time; not where the small call of a cheaper one
+            failed, which may yet succeed.
     """
 
     variant: Variant
     name: str
     function: Callable[..., Any]
+    sure: bool = True
 
     @property
     def key(self) -> str:
@@ -81,14 +84,36 @@ class Choice(BaseModel):
 
 def explain_choice(variant: Variant | str, problem: Problem, implementation: str = AUTO) -> Choice:
     """Return what `choose` takes for a problem, and why not the others."""
-    candidates, chosen = [], None
+    found = _considered(variant, problem, implementation)
+    chosen = None if found.chosen is None else f"{found.chosen[0].name}.{found.chosen[1].name}"
+    return Choice(chosen=chosen, candidates=found.candidates)
+
+
+class _Considered(NamedTuple):
+    """What was found out about everything that was asked for.
+
+    Attributes:
+        chosen: Whose implementation, and which; None if nothing can.
+        candidates: Cheapest first, then those that cannot.
+        sure: Whether no small call failed that may yet succeed.
+    """
+
+    chosen: tuple[Variant, Implementation] | None
+    candidates: tuple[Candidate, ...]
+    sure: bool
+
+
+def _considered(variant: Variant | str, problem: Problem, implementation: str) -> _Considered:
+    candidates, chosen, sure = [], None, True
     offers = _offers(variant, implementation, problem.family)
     for offer in sorted(offers, key=lambda offer: offer[1].cost(problem)):
         reasons = _reasons(offer[1], problem)
         if not reasons and chosen is None:
-            failed = probe(*offer, problem)
-            reasons = (failed,) if failed else ()
-            chosen = chosen if failed else f"{offer[0].name}.{offer[1].name}"
+            failed = first_call(*offer, problem)
+            if failed is None:
+                chosen = offer
+            else:
+                reasons, sure = (failed.why,), sure and failed.believed
         candidates.append(
             Candidate(
                 variant=offer[0].name,
@@ -98,7 +123,7 @@ def explain_choice(variant: Variant | str, problem: Problem, implementation: str
             )
         )
     candidates.sort(key=lambda candidate: bool(candidate.reasons))
-    return Choice(chosen=chosen, candidates=tuple(candidates))
+    return _Considered(chosen, tuple(candidates), sure)
 
 
 def resolve(variant: Variant | str) -> tuple[Variant, ...]:
@@ -130,8 +155,6 @@ def implementations_of(variant: Variant) -> tuple[Implementation, ...]:
 
 
 CHOSEN: dict[str, Chosen] = {}
-_MOST = 4096
-_remembered: dict[object, Chosen] = {}
 
 
 def choose_now(
@@ -140,13 +163,13 @@ def choose_now(
     """Choose, outside of any graph, once per question."""
     # by identity: the entry keeps its variant alive, so the number stays its own
     whose = variant if isinstance(variant, str) else id(variant)
-    key = (whose, problem, implementation, fallback, default().generation)
-    chosen = _remembered.get(key)
+    key = (whose, problem, implementation, fallback)
+    remembered = default().remembered
+    chosen: Chosen | None = remembered.choices.get(key)
     if chosen is None:
         chosen = _choose_anew(variant, problem, implementation, fallback)
-        if len(_remembered) >= _MOST:
-            _remembered.clear()
-        _remembered[key] = chosen
+        if chosen.sure:
+            remembered.keep(remembered.choices, key, chosen)
     return chosen
 
 
@@ -154,19 +177,18 @@ def _choose_anew(
     variant: Variant | str, problem: Problem, implementation: str, fallback: tuple[str, ...]
 ) -> Chosen:
     refused: list[Candidate] = []
+    sure = True
     for name in (implementation, *fallback):
-        choice = explain_choice(variant, problem, name)
-        if choice.chosen is not None:
-            owner, _, chosen = choice.chosen.partition(".")
-            return _load(variant, owner, chosen)
-        refused += choice.candidates
+        found = _considered(variant, problem, name)
+        sure = sure and found.sure
+        if found.chosen is not None:
+            return _load(*found.chosen, sure=sure)
+        refused += found.candidates
     raise UnsupportedError(_refusal(variant, problem, refused))
 
 
-def _load(variant: Variant | str, owner: str, name: str) -> Chosen:
-    found = variant if isinstance(variant, Variant) else default().get(owner)
-    function = next(i.function for i in implementations_of(found) if i.name == name)
-    chosen = Chosen(found, name, load(function))
+def _load(variant: Variant, implementation: Implementation, *, sure: bool) -> Chosen:
+    chosen = Chosen(variant, implementation.name, load(implementation.function), sure)
     CHOSEN[chosen.key] = chosen
     return chosen
 

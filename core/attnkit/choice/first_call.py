@@ -24,25 +24,63 @@ if TYPE_CHECKING:
     from attnkit.masks.constructors import Mask
     from attnkit.problem import Problem, RecurrenceProblem, SoftmaxProblem
 
-_outcomes: dict[tuple[object, str, str], str | None] = {}
+BELIEVED = 3
+"""How often a small call must fail before it is no longer tried at every choice."""
 
 
-def probe(variant: Variant, implementation: Implementation, problem: Problem) -> str | None:
+class Failed:
+    """That small calls of an implementation fail.
+
+    A failure may be of the moment: memory was short, a transform was on. So it is tried again at
+    the next choices, and even one that is believed at ever fewer of them.
+
+    Attributes:
+        why: In words.
+        times: How often it has failed.
+    """
+
+    def __init__(self) -> None:
+        self.why = ""
+        self.times = 0
+        self._asked = 0
+        self._again = 1
+
+    @property
+    def believed(self) -> bool:
+        """Whether it has failed often enough."""
+        return self.times >= BELIEVED
+
+    def is_due(self) -> bool:
+        """Count a question; say whether to try again."""
+        self._asked += 1
+        return not self.believed or self._asked >= self._again
+
+    def note(self, error: Exception) -> None:
+        """Note another failure."""
+        self.why = f"a small call fails here: {type(error).__name__}: {error}"
+        self.times += 1
+        self._again = 2 * self._asked
+
+
+def first_call(variant: Variant, implementation: Implementation, problem: Problem) -> Failed | None:
     """Return why a small call like this one fails, or None where it runs."""
+    known = default().remembered.first_calls
     key = (implementation.function, problem.device, problem.dtype)
-    if key not in _outcomes:
-        try:
-            function = load(implementation.function)
-            small = problem.smaller()
-            # one that does not take small calls is first tried by a real one
-            if not unmet(small, implementation.promises) and not implementation.refuses(small):
-                _run(function, variant, small)
-        # whatever goes wrong in a plugin is a reason not to choose it, and is told
-        except Exception as error:
-            _outcomes[key] = f"a small call fails here: {type(error).__name__}: {error}"
-        else:
-            _outcomes[key] = None
-    return _outcomes[key]
+    found: Failed | None = known.setdefault(key, Failed())
+    if found is None or not found.is_due():
+        return found
+    try:
+        function = load(implementation.function)
+        small = problem.smaller()
+        # one that does not take small calls is first tried by a real one
+        if not unmet(small, implementation.promises) and not implementation.refuses(small):
+            _run(function, variant, small)
+    # whatever goes wrong in a plugin is a reason not to choose it, and is told
+    except Exception as error:
+        found.note(error)
+        return found
+    known[key] = None
+    return None
 
 
 def _run(function: Callable[..., Any], variant: Variant, problem: Problem) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from attnkit.choice.decision import implementations_of
-from attnkit.choice.first_call import probe
+from attnkit.choice.first_call import first_call
 from attnkit.errors import RegistryError
 from attnkit.problem import unmet
 from attnkit.registry.registry import default
@@ -137,11 +137,12 @@ def _try(variant: Variant, implementation: Implementation, device: str) -> Itera
             }
         )
         reasons = [str(reason) for reason in unmet(problem, promises)]
+        failed = None if reasons else first_call(variant, implementation, problem)
         yield Trial(
             variant=variant.name,
             implementation=implementation.name,
             device=device,
             dtype=dtype,
             called=family.first_call is not None,
-            trouble="; ".join(reasons) or probe(variant, implementation, problem),
+            trouble="; ".join(reasons) or (failed and failed.why),
         )

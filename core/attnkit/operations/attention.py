@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from attnkit.choice.decision import Chosen
     from attnkit.hosts.protocol import Call
     from attnkit.interface import SoftmaxFunction, Variant
 
@@ -85,7 +86,8 @@ def attention(
     call = _Call(query, key, value, mask, bias, scale, softcap, sinks, dropout_p)
     if torch.compiler.is_compiling():
         _check(call)
-        function = _function(call, variant, implementation, fallback)
+        chosen = choose(variant, _problem(call), implementation, fallback)
+        function = _function(call, chosen)
     else:
         function = _remembered(call, variant, implementation, fallback)
     if mask.parts:
@@ -171,36 +173,32 @@ def _run(function: Any, call: _Call | Call, key: Tensor, value: Tensor) -> Tenso
     return out
 
 
-_MOST = 4096
-_functions: dict[object, SoftmaxFunction] = {}
-
-
 def _remembered(
     call: _Call | Call, variant: Variant | str, implementation: str, fallback: Sequence[str]
 ) -> SoftmaxFunction:
     """Check the call and choose for it, once per signature."""
     try:
         signature = _signature(call, variant, implementation, fallback)
-        found = _functions.get(signature)
+        remembered = default().remembered
+        found = remembered.functions.get(signature)
     except (AttributeError, TypeError):
         # something is no tensor, no mask or not hashable: the check says what
         _check(call)
         raise
     if found is not None:
-        return found
+        function: SoftmaxFunction = found[0]
+        return function
     _check(call)
-    function = _function(call, variant, implementation, fallback)
-    if len(_functions) >= _MOST:
-        _functions.clear()
-    _functions[signature] = function
+    chosen = choose(variant, _problem(call), implementation, fallback)
+    function = _function(call, chosen)
+    if chosen.sure:
+        # the variant with it, by whose identity it is found
+        remembered.keep(remembered.functions, signature, (function, chosen))
     return function
 
 
-def _function(
-    call: _Call | Call, variant: Variant | str, implementation: str, fallback: Sequence[str]
-) -> SoftmaxFunction:
-    """Choose for a call; what has no numbers is chosen for too, since it may be refused."""
-    chosen = choose(variant, _problem(call), implementation, fallback)
+def _function(call: _Call | Call, chosen: Chosen) -> SoftmaxFunction:
+    """Return what runs; what has no numbers is chosen for too, since it may be refused."""
     is_empty = 0 in call.query.shape or 0 in call.value.shape
     return _nothing if is_empty else chosen.function
 
@@ -217,7 +215,6 @@ def _signature(
         variant if isinstance(variant, str) else id(variant),
         implementation,
         tuple(fallback),
-        default().generation,
         query.shape,
         key.shape,
         value.shape,

@@ -34,6 +34,30 @@ if TYPE_CHECKING:
     from attnkit.interface import Implementation, Variant
 
 
+class Remembered:
+    """What calls have found out; a change of the registry makes all of it void.
+
+    Attributes:
+        functions: What runs, by the signature of a call.
+        choices: What was chosen, by the problem and how it was asked for.
+        first_calls: How small real calls ended, see `attnkit.choice.first_call`.
+    """
+
+    MOST = 4096
+    """Entries of a table, beyond which it is emptied."""
+
+    def __init__(self) -> None:
+        self.functions: dict[object, Any] = {}
+        self.choices: dict[object, Any] = {}
+        self.first_calls: dict[object, Any] = {}
+
+    def keep(self, table: dict[object, Any], key: object, found: object) -> None:
+        """Add an entry to one of the tables."""
+        if len(table) >= self.MOST:
+            table.clear()
+        table[key] = found
+
+
 class Registry:
     """The variants of some entries, and those registered in this session.
 
@@ -41,12 +65,12 @@ class Registry:
         entries: What is installed; none for a registry that holds only what it is given.
 
     Attributes:
-        generation: Changes whenever a name may resolve to something else.
+        remembered: New whenever a name may resolve to something else.
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         entries = tuple(entries)
-        self.generation = 0
+        self.remembered = Remembered()
         self._installed = tuple(each for each in entries if each.group == VARIANT_GROUP)
         self._extensions = Extensions(
             tuple(each for each in entries if each.group == EXTENSION_GROUP)
@@ -99,7 +123,7 @@ class Registry:
         found = self._implementations.get(name)
         if found is not None:
             return found
-        generation = self.generation
+        remembered = self.remembered
         own = self.get(name).implementations
         offers = [(self._entry(name), implementation) for implementation in own]
         for entry, added in self._extensions.implementations():
@@ -107,7 +131,7 @@ class Registry:
         _check_one_owner(name, offers)
         implementations = tuple(implementation for _, implementation in offers)
         with self._lock:
-            if generation == self.generation:
+            if remembered is self.remembered:
                 self._implementations[name] = implementations
         return implementations
 
@@ -223,7 +247,7 @@ class Registry:
                 self._changed()
 
     def _changed(self) -> None:
-        self.generation += 1
+        self.remembered = Remembered()
         self._implementations.clear()
 
     def _entry(self, name: str) -> Entry:

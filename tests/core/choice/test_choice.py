@@ -6,17 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 import attnkit
 from attnkit.choice.decision import explain_choice
 from attnkit.choice.front import choose
 from attnkit.errors import ArgumentError, UnsupportedError
+from attnkit.interface import load
 from attnkit.problem import SoftmaxProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
 MULTI_HEAD = attnkit.get_variant("multi_head")
 
@@ -138,3 +138,34 @@ def test_a_variant_that_is_not_the_registered_one_is_refused() -> None:
         pytest.raises(ArgumentError, match="'acme_attention' is not the one that is registered"),
     ):
         choose(parts, problem())
+
+
+def test_an_implementation_whose_small_call_failed_once_runs_the_next_time() -> None:
+    calls = []
+
+    def short_of_memory_at_first(*args: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return load("attnkit.reference:softmax")(*args, **options)
+
+    own = implementation("own", 0.0, function=short_of_memory_at_first)
+    parts, query = variant(implementation("reference", 1.0), own), torch.randn(1, 2, 4, 8)
+    with pytest.raises(UnsupportedError, match="a small call fails here: RuntimeError: out of mem"):
+        attnkit.attention(query, query, query, variant=parts, implementation="own")
+    attnkit.attention(query, query, query, variant=parts, implementation="own")
+    assert choose(parts, problem()).name == "own"
+
+
+def test_a_small_call_that_fails_every_time_is_tried_ever_less_often() -> None:
+    calls = []
+
+    def broken(*_: object, **__: object) -> object:
+        calls.append(1)
+        raise RuntimeError("no such kernel")
+
+    parts = variant(implementation("reference", 1.0), implementation("own", 0.0, function=broken))
+    for batch in range(1, 65):
+        assert choose(parts, problem(batch=batch)).name == "reference"
+    # at the first, second and third question, and whenever twice as many were asked
+    assert len(calls) == 7

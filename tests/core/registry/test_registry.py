@@ -103,16 +103,16 @@ def test_undoing_twice_leaves_a_later_registration_of_the_name() -> None:
     assert registry.get("acme_session") is later
 
 
-def test_the_generation_changes_whenever_a_name_may_mean_something_else() -> None:
+def test_what_calls_found_out_is_void_whenever_a_name_may_mean_something_else() -> None:
     registry = Registry()
-    seen = [registry.generation]
+    seen = [registry.remembered]
     registration = registry.register(VARIANT)
-    seen.append(registry.generation)
+    seen.append(registry.remembered)
     registration.undo()
-    seen.append(registry.generation)
+    seen.append(registry.remembered)
     assert len(set(seen)) == 3
     registration.undo()
-    assert registry.generation == seen[-1]
+    assert registry.remembered is seen[-1]
 
 
 def test_implementations_follow_the_variant_that_bears_the_name_now() -> None:
