@@ -1,4 +1,4 @@
-"""Records as a plain-text table, for terminals and messages."""
+"""How things are said in terminals and messages: records as a table, a value by its kind."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def _split(row: Sequence[str]) -> Iterable[Sequence[str]]:
     cells = [cell.splitlines() or [""] for cell in row]
     for number in range(max(map(len, cells))):
         yield [cell[number] if number < len(cell) else "" for cell in cells]
+
+
+def described(value: object) -> str:
+    """Say what kind of thing a plugin gave, without printing the thing itself."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind = type(value).__name__
+    return f"{kind} {value!r}" if isinstance(value, (str, int, float)) else kind

@@ -8,6 +8,7 @@ from attnkit.families import BUILT_IN, Family
 from attnkit.interface import Implementation, LayerConfig, Options, Variant
 from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import Promises, Relation
+from attnkit.text import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,14 +43,6 @@ def implementation_complaint(implementation: object) -> str | None:
         return f"an implementation's name must be an {_NAME}, got {implementation.name!r}"
     wrong = next(_implementation_complaints(implementation), None)
     return wrong and f"implementation {implementation.name!r}: {wrong}"
-
-
-def described(value: object) -> str:
-    """Say what kind of thing a plugin gave, without printing the thing itself."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    kind = type(value).__name__
-    return f"{kind} {value!r}" if isinstance(value, (str, int, float)) else kind
 
 
 def _complaints(variant: Variant, family_of: Callable[[str], Family | None]) -> Iterator[str]:

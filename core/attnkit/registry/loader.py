@@ -18,12 +18,8 @@ from attnkit import hookspecs
 from attnkit.families import Family
 from attnkit.hookspecs import VARIANT_GROUP
 from attnkit.interface import Implementation, Variant
-from attnkit.registry.declarations import (
-    complaint,
-    described,
-    family_complaint,
-    implementation_complaint,
-)
+from attnkit.registry.declarations import complaint, family_complaint, implementation_complaint
+from attnkit.text import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, overload
 
 from attnkit.errors import BrokenPluginError, RegistryError
 from attnkit.registry.registry import default
+from attnkit.text import table
 
 if TYPE_CHECKING:
     from attnkit.interface import Variant
@@ -96,13 +97,7 @@ class VariantTable(Sequence[VariantRow]):
         return self._rows[index]
 
     def __repr__(self) -> str:
-        lines = [COLUMNS, *(row.cells() for row in self)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        padded = (
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            for line in lines
-        )
-        return "\n".join(line.rstrip() for line in padded)
+        return table(COLUMNS, (row.cells() for row in self))
 
 
 def list_variants() -> VariantTable:

@@ -151,7 +151,7 @@ def carry_out(
         model=type(model).__name__,
         plan=spelled(plan),
         accept=accept,
-        sample={name: _described(value) for name, value in sample.items()},
+        sample={name: _sampled(value) for name, value in sample.items()},
         generated=generated,
         sites=tuple(sites),
         outputs=outputs,
@@ -213,7 +213,7 @@ class _Transaction:
         try:
             return self.run(sample, [])
         except Exception as error:
-            shapes = ", ".join(f"{name} {_described(value)}" for name, value in sample.items())
+            shapes = ", ".join(f"{name} {_sampled(value)}" for name, value in sample.items())
             model = type(self.model).__name__
             if generated:
                 raise SwapError(
@@ -400,7 +400,8 @@ def _wrong(site: SiteReceipt) -> str:
     )
 
 
-def _described(value: object) -> str:
+def _sampled(value: object) -> str:
+    """Say what a sample holds: a tensor by its shape and dtype."""
     if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return repr(value)
