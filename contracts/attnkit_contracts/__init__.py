@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from attnkit_contracts.reports.comparison import compare
     from attnkit_contracts.reports.expectations import ExpectedFailure
     from attnkit_contracts.reports.records import Record, Report
-    from attnkit_contracts.running.runner import check, plan, rerun
+    from attnkit_contracts.running.plan import plan
+    from attnkit_contracts.running.runner import check, rerun
 
 _HOME = {
     "Certificate": "certificates.certificate",
@@ -38,7 +39,7 @@ _HOME = {
     "check": "running.runner",
     "compare": "reports.comparison",
     "parametrize": "pytest_plugin",
-    "plan": "running.runner",
+    "plan": "running.plan",
     "rerun": "running.runner",
 }
 

@@ -102,7 +102,8 @@ def _expected(
     if not given and not file:
         return {}
     from attnkit.errors import AttnkitError
-    from attnkit_contracts.reports.expectations import by_id, must_exist, read_expected
+    from attnkit_contracts.reports.expectations import by_id, read_expected
+    from attnkit_contracts.running.plan import must_exist
 
     try:
         listed = read_expected(Path(file)) if file else ()
@@ -127,7 +128,7 @@ def instances(*variants: Variant | str, tier: str, device: str) -> tuple[Instanc
         pytest.UsageError: A variant is unknown or broken, or nothing of what was asked for runs.
     """
     from attnkit.errors import AttnkitError
-    from attnkit_contracts.running.runner import plan
+    from attnkit_contracts.running.plan import plan
 
     try:
         found = plan(*variants, tier=tier, device=device)  # type: ignore[arg-type]  # an option, checked there

@@ -42,14 +42,14 @@ FLOORS: Mapping[str, Sequence[str]] = {
         "cli",
     ),
     "attnkit_contracts": (
-        "instruments",
-        "inputs definitions",
-        "reports",
         "catalogue",
+        "inputs definitions foreign",
+        "reports",
         "subjects",
-        "judging foreign",
-        "diagnosis",
+        "judging",
+        "instruments",
         "checks",
+        "diagnosis",
         "running",
         "certificates",
         "pytest_plugin cli suite __main__",
@@ -59,8 +59,8 @@ FLOORS: Mapping[str, Sequence[str]] = {
 """The wings of each package from the ground up; each uses only what stands on a floor below it,
 or before it on its own floor."""
 
-NOUNS = {"padding"}
-"""Names of the field that end like a gerund."""
+NOUNS = {"padding", "speed"}
+"""Names that only end like a gerund or a participle."""
 
 
 @dataclass

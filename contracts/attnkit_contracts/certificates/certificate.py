@@ -147,7 +147,7 @@ def certify(variant: Variant, report: Report) -> Certificate:
 
 def _objections(variant: Variant, report: Report) -> Iterator[str]:
     """Yield every reason against a certificate, most basic first."""
-    from attnkit_contracts.running.runner import plan
+    from attnkit_contracts.running.plan import plan
 
     header = report.header
     owners = [each.owner for each in registry.default().entries() if each.name == variant.name]

@@ -113,7 +113,7 @@ def check(
     """Run the conformance suite; exit code 0 only if all that is required ran and passed."""
     from attnkit_contracts.foreign import layers as foreign_layers
     from attnkit_contracts.reports.expectations import read_expected
-    from attnkit_contracts.reports.records import FORMATS
+    from attnkit_contracts.reports.formats import FORMATS
 
     asked = {".json": json, ".xml": junit, ".md": md, ".html": html}
     written = {suffix: path for suffix, path in asked.items() if path is not None}
@@ -204,7 +204,8 @@ def _checked(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from attnkit_contracts.running import runner
+    from attnkit_contracts.running.plan import plan
+    from attnkit_contracts.running.runner import check as run
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -216,12 +217,12 @@ def _checked(
             "implementations": implementations,
             "seed": seed,
         }
-        progress.update(task, total=len(runner.plan(*names, **asked)))
+        progress.update(task, total=len(plan(*names, **asked)))
 
         def advance(record: Record) -> None:
             progress.update(task, description=record.variant, advance=1)
 
-        return runner.check(*names, progress=advance, expected_failures=known, **asked)
+        return run(*names, progress=advance, expected_failures=known, **asked)
 
 
 def _certify(report: Report, path: Path) -> None:

@@ -15,7 +15,6 @@ torch.
 from __future__ import annotations
 
 import datetime
-import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -28,8 +27,6 @@ from attnkit.errors import ArgumentError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from attnkit_contracts.running.instance import Instance
 
 LIST = "expected_failure"
 
@@ -112,33 +109,3 @@ def by_id(given: Given | None, today: datetime.date | None = None) -> dict[str, 
             )
         found[each.id] = each
     return found
-
-
-def must_exist(expected: Iterable[str], planned: Iterable[Instance]) -> None:
-    """Raise `ArgumentError` unless every id is that of an instance of any tier.
-
-    An id outside ``planned`` is looked for in the whole plan of its variant: a run of a lower
-    tier, or of one implementation, may be given the list of the whole variant.
-    """
-    from attnkit_contracts.running import runner
-
-    planned = tuple(planned)
-    ids = {each.id for each in planned}
-    variants = {each.target.variant.name: each.target.variant for each in planned}
-    for wanted in expected:
-        if wanted in ids:
-            continue
-        name, device = wanted.partition("/")[0], _device(wanted)
-        if device:
-            whole = runner.plan(variants.get(name, name), tier="full", device=device)
-            ids |= {each.id for each in whole}
-        if wanted not in ids:
-            nearest = difflib.get_close_matches(wanted, ids, n=1, cutoff=0.5)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ArgumentError(f"expected_failures: there is no check instance {wanted!r}.{hint}")
-
-
-def _device(id: str) -> str:
-    """Return the device of an id; empty for what is no id."""
-    parts = id.split("/")
-    return parts[3] if len(parts) > 4 else ""

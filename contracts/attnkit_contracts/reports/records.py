@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attnkit.errors import ArgumentError, AttnkitError
+from attnkit.errors import AttnkitError
+from attnkit.interface import load
 from attnkit_contracts.reports.expectations import ExpectedFailure
 
 if TYPE_CHECKING:
@@ -165,34 +166,16 @@ class Report(BaseModel):
 
     def to_markdown(self) -> str:
         """Return the report as Markdown; see `attnkit_contracts.reports.markdown`."""
-        from attnkit_contracts.reports.markdown import to_markdown
-
-        return to_markdown(self)
+        return str(load("attnkit_contracts.reports.markdown:to_markdown")(self))
 
     def to_junit(self) -> str:
         """Return the report as JUnit XML; see `attnkit_contracts.reports.junit`."""
-        from attnkit_contracts.reports.junit import to_junit
-
-        return to_junit(self)
+        return str(load("attnkit_contracts.reports.junit:to_junit")(self))
 
     def to_html(self) -> str:
         """Return the report as one page that needs no other file; see `reports.html`."""
-        from attnkit_contracts.reports.html import to_html
-
-        return to_html(self)
+        return str(load("attnkit_contracts.reports.html:to_html")(self))
 
     def write(self, path: Path) -> None:
         """Write the report to a file, in the format of its suffix: .json, .md, .xml or .html."""
-        if path.suffix not in FORMATS:
-            raise ArgumentError(f"a report must end in {', '.join(FORMATS)}, got {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(FORMATS[path.suffix](self), encoding="utf-8")
-
-
-FORMATS = {
-    ".json": Report.to_json,
-    ".md": Report.to_markdown,
-    ".xml": Report.to_junit,
-    ".html": Report.to_html,
-}
-"""How a report is written, by suffix."""
+        load("attnkit_contracts.reports.formats:write")(self, path)

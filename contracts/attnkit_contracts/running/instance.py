@@ -21,6 +21,7 @@ from attnkit_contracts.catalogue import (
 )
 from attnkit_contracts.diagnosis.explanation import Explanation
 from attnkit_contracts.reports.records import EXECUTED, Record, Status
+from attnkit_contracts.subjects.targets import subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -55,7 +56,7 @@ class Instance:
         subject: Subject | None = None
         try:
             with _one_thread():
-                subject = self.target.open()
+                subject = subject_of(self.target)
                 measured = self.check.function(subject, **self.params)
         except KeyboardInterrupt:
             raise

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 
 from attnkit.registry import registry
 from attnkit_contracts.catalogue import Check
+from attnkit_contracts.definitions.answers import Answers
 from attnkit_contracts.reports.records import Proof
+from attnkit_contracts.running.instance import Instance
+from attnkit_contracts.running.plan import applies
+from attnkit_contracts.subjects.targets import targets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,11 +41,6 @@ def prove(check: Check, seed: int = 0) -> tuple[Proof, ...]:
 
 def _caught_by(check: Check, wrong: Variant, seed: int) -> str:
     """Return the id of the first instance that fails; an error or an undecided one is no catch."""
-    from attnkit_contracts.definitions.answers import Answers
-    from attnkit_contracts.running.instance import Instance
-    from attnkit_contracts.running.runner import applies
-    from attnkit_contracts.subjects.subject import targets
-
     every = targets(
         wrong, dtypes=None, device="cpu", implementations=None, seed=seed, answers=Answers()
     )

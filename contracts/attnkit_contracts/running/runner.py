@@ -1,92 +1,30 @@
-"""Plans check instances, runs them, and reports what came out."""
+"""Runs what is planned, and reports what came out."""
 
 from __future__ import annotations
 
 import platform
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from attnkit.errors import ArgumentError, RegistryError
-from attnkit.promises import ALL_DTYPES, Device
+from attnkit.errors import ArgumentError
 from attnkit.registry import registry
-from attnkit_contracts.catalogue import TIERS, Check, Tier, all_checks, version
-from attnkit_contracts.definitions.answers import Answers
+from attnkit_contracts.catalogue import version
 from attnkit_contracts.diagnosis.explanation import NAMED
-from attnkit_contracts.foreign.layers import is_foreign
-from attnkit_contracts.reports.expectations import by_id, must_exist
+from attnkit_contracts.reports.expectations import by_id
 from attnkit_contracts.reports.records import EXECUTED, Header, Record, Report
-from attnkit_contracts.running.instance import Instance
+from attnkit_contracts.running.plan import broken_names, must_exist, plan, resolved
 from attnkit_contracts.running.proofs import of_extensions, prove
-from attnkit_contracts.subjects.subject import Target, names_of, targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from attnkit.interface import Variant
+    from attnkit_contracts.catalogue import Tier
     from attnkit_contracts.reports.expectations import ExpectedFailure, Given
+    from attnkit_contracts.running.instance import Instance
 
 EXPLAINED = 12
 """How many failures of one subject are looked into that turn out to have no name."""
-
-
-def plan(
-    *variants: Variant | str,
-    tier: Tier = "fast",
-    dtypes: Iterable[str] | None = None,
-    device: str = "cpu",
-    implementations: Iterable[str] | None = None,
-    seed: int = 0,
-) -> tuple[Instance, ...]:
-    """Return every check instance that applies, in a fixed order; arguments as of `check`."""
-    if tier not in TIERS:
-        raise ArgumentError(f"tier must be one of {', '.join(TIERS)}, got {tier!r}")
-    if device.partition(":")[0] not in get_args(Device):
-        raise ArgumentError(f"device must be one of {', '.join(get_args(Device))}, got {device!r}")
-    tiers = TIERS[: TIERS.index(tier) + 1]
-    checks = [each for each in all_checks() if each.tier in tiers]
-    found = _resolved(variants)
-    some = None if dtypes is None else _known("dtypes", dtypes, ALL_DTYPES)
-    offered = [name for variant in found for name in names_of(variant)]
-    named = None if implementations is None else _known("implementations", implementations, offered)
-    answers = Answers()
-    return tuple(
-        Instance(target, each, params)
-        for variant in found
-        for target in targets(
-            variant,
-            dtypes=some,
-            device=device,
-            implementations=named,
-            seed=seed,
-            answers=answers,
-        )
-        for each in checks
-        if applies(each, target)
-        for params in each.cases(target.promises)
-    )
-
-
-def _known(what: str, given: Iterable[str], offered: Iterable[str]) -> tuple[str, ...]:
-    """Return the names that are asked for, all of which must exist."""
-    names, offered = tuple(given), tuple(dict.fromkeys(offered))
-    for name in names:
-        if name not in offered:
-            few = ", ".join(offered[:12]) + (" ..." if len(offered) > 12 else "")
-            raise ArgumentError(f"{what} must be of {few or 'none'}, got {name!r}")
-    return names
-
-
-def applies(check: Check, target: Target) -> bool:
-    """Return whether a check is about this subject."""
-    return (
-        target.variant.family in check.families
-        and target.level in check.levels
-        and target.variant.relation in check.relations
-        and target.dtype in check.dtypes
-        and set(check.fields) <= set(target.variant.config.model_fields)
-        and not (check.plugins_only and is_foreign(target.variant))
-        and check.applies(target.promises)
-    )
 
 
 def check(
@@ -120,7 +58,7 @@ def check(
         ArgumentError: Another argument has a value that is not known, ids among them; or an
             expected failure has expired.
     """
-    asked = _resolved(variants)
+    asked = resolved(variants)
     instances = plan(
         *asked,
         tier=tier,
@@ -145,7 +83,7 @@ def check(
     return report_of(
         instances,
         tuple(records),
-        asked=tuple(variant.name for variant in asked) + (() if variants else _broken()),
+        asked=tuple(variant.name for variant in asked) + (() if variants else broken_names()),
         tier=tier,
         device=device,
         seed=seed,
@@ -267,23 +205,3 @@ def rerun(id: str, *, seed: int = 0) -> Record:
     raise ArgumentError(
         f"no check instance {id!r}; ids are variant/implementation/dtype/device/check[params]"
     )
-
-
-def _resolved(variants: tuple[Variant | str, ...]) -> tuple[Variant, ...]:
-    """Return the variants asked for; without any, all that load."""
-    known = registry.default()
-    if variants:
-        return tuple(known.get(each) if isinstance(each, str) else each for each in variants)
-    broken = _broken()
-    return tuple(known.get(name) for name in known.names() if name not in broken)
-
-
-def _broken() -> tuple[str, ...]:
-    """Return the installed names that do not resolve to a variant."""
-    known, broken = registry.default(), []
-    for name in known.names():
-        try:
-            known.get(name)
-        except RegistryError:
-            broken.append(name)
-    return tuple(broken)

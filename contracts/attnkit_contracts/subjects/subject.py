@@ -14,7 +14,6 @@ import torch
 
 from attnkit.registry import registry
 from attnkit_contracts.definitions.answers import Answers
-from attnkit_contracts.foreign.functions import NO_LAYER
 from attnkit_contracts.inputs.calls import generator
 
 if TYPE_CHECKING:
@@ -58,16 +57,6 @@ class Target:
     def __str__(self) -> str:
         """Name it: variant/implementation/dtype/device."""
         return f"{self.variant.name}/{self.implementation}/{self.dtype}/{self.device}"
-
-    def open(self) -> Subject:
-        """Build the subject."""
-        from attnkit_contracts.subjects import layers, operations
-
-        if self.level == "layer" or self.variant.family == "feedforward":
-            return layers.LayerSubject(self)
-        if self.variant.family == "softmax":
-            return operations.SoftmaxOperation(self)
-        return operations.RecurrenceOperation(self)
 
 
 class Subject(Protocol):
@@ -143,62 +132,6 @@ def dtype_of(name: str) -> torch.dtype:
     found = getattr(torch, name)
     assert isinstance(found, torch.dtype)
     return found
-
-
-def targets(
-    variant: Variant,
-    *,
-    dtypes: tuple[str, ...] | None,
-    device: str,
-    implementations: tuple[str, ...] | None,
-    seed: int,
-    answers: Answers,
-) -> list[Target]:
-    """Return the subjects of a variant: implementations first, then the layer, by dtype."""
-    found = []
-    for name, promises, level in _claims(variant):
-        if implementations is not None and name not in implementations:
-            continue
-        if device.partition(":")[0] not in promises.devices:
-            continue
-        found += [
-            Target(
-                variant=variant,
-                implementation=name,
-                promises=_within(promises, dtype),
-                dtype=dtype,
-                device=device,
-                level=level,
-                seed=seed,
-                answers=answers,
-            )
-            for dtype in promises.dtypes
-            if dtypes is None or dtype in dtypes
-        ]
-    return found
-
-
-def _within(promises: Promises, dtype: str) -> Promises:
-    """Return the promises with the claims of speed that are about this dtype."""
-    speed = tuple(each for each in promises.speed if each.dtype == dtype)
-    return promises if speed == promises.speed else promises.model_copy(update={"speed": speed})
-
-
-def names_of(variant: Variant) -> tuple[str, ...]:
-    """Return what ``implementations`` may name: its implementations, ``auto``, ``layer``."""
-    return tuple(name for name, _, _ in _claims(variant))
-
-
-def _claims(variant: Variant) -> list[tuple[str, Promises, Level]]:
-    """Return who claims what, and where: named implementations, the choice, the layer."""
-    claims: list[tuple[str, Promises, Level]] = [
-        (one.name, one.promises, "operation") for one in offered(variant)
-    ]
-    if variant.family in ("softmax", "recurrence"):
-        claims.append(("auto", variant.promises, "operation"))
-    if variant.layer == NO_LAYER:
-        return claims
-    return [*claims, ("layer", variant.promises, "layer")]
 
 
 def offered(variant: Variant) -> tuple[Implementation, ...]:

@@ -24,6 +24,7 @@ from attnkit.errors import UnsupportedError
 from attnkit.reference import softmax
 from attnkit_contracts.catalogue import Measured, release
 from attnkit_contracts.reports.records import CheckFailedError
+from attnkit_contracts.subjects.targets import subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,7 +157,7 @@ def test_inputs_are_not_trivial(name: str) -> None:
         each.target.implementation: each.target
         for each in attnkit_contracts.plan(name, dtypes=["float32"], implementations=["reference"])
     }.values()
-    subject = target.open()
+    subject = subject_of(target)
     call = subject.draw("an ordinary call")
     out = subject(call)
 

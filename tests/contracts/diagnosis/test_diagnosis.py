@@ -23,6 +23,7 @@ from attnkit_contracts.diagnosis.faults import fault_of
 from attnkit_contracts.inputs.calls import Call, normal
 from attnkit_contracts.subjects.layers import LayerSubject
 from attnkit_contracts.subjects.subject import Target
+from attnkit_contracts.subjects.targets import subject_of
 from attnkit_plugins.feedforward.moe import VARIANT as MOE
 from attnkit_plugins.feedforward.moe.layer import MoELayer
 from attnkit_plugins.recurrence.linear import VARIANT as LINEAR
@@ -58,14 +59,15 @@ def open_wrong(
         promises=promises,
         implementations=(variant.implementations[0], wrong),
     )
-    return Target(
+    target = Target(
         variant=made,
         implementation="wrong",
         promises=promises,
         dtype=dtype,
         device="cpu",
         level="operation",
-    ).open()
+    )
+    return subject_of(target)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import attnkit_contracts
 from attnkit_contracts.diagnosis.relations import RELATIONS
 from attnkit_contracts.diagnosis.scripts import layer_script
 from attnkit_contracts.subjects.layers import LayerSubject
+from attnkit_contracts.subjects.targets import subject_of
 
 if TYPE_CHECKING:
     from attnkit.interface import Variant
@@ -74,7 +75,7 @@ def test_a_right_layer_breaks_none(rule: str) -> None:
     planned = attnkit_contracts.plan(
         mutants_mixer.RIGHT, implementations=["layer"], dtypes=["float64"]
     )
-    subject = next(iter(planned)).target.open()
+    subject = subject_of(next(iter(planned)).target)
     assert isinstance(subject, LayerSubject)
     call = subject.draw("right", batch=3, length=9)
     calls = [call]
@@ -90,7 +91,7 @@ def test_a_right_layer_breaks_none(rule: str) -> None:
 @pytest.mark.parametrize(("device", "said"), [("cpu", ""), ("cuda", '"cuda", ')])
 def test_a_layer_is_made_on_the_device_that_it_was_checked_on(device: str, said: str) -> None:
     planned = attnkit_contracts.plan(mutants_mixer.RIGHT, dtypes=["float32"])
-    subject = next(iter(planned)).target.open()
+    subject = subject_of(next(iter(planned)).target)
     assert isinstance(subject, LayerSubject)
     call = subject.draw("made")
     # whether there is such a device or not: the script is only written

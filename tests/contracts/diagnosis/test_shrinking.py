@@ -19,6 +19,7 @@ from attnkit_contracts.diagnosis import scripts
 from attnkit_contracts.diagnosis import smallest as shrinking
 from attnkit_contracts.inputs import layouts
 from attnkit_contracts.inputs.calls import Call, mask_part
+from attnkit_contracts.subjects.targets import subject_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +110,7 @@ def _subject() -> experiments.SoftmaxOperation:
         for each in attnkit_contracts.plan("flash", dtypes=["float32"], implementations=["auto"])
         if each.check.id == "A4.row_sums"
     ]
-    subject = first.target.open()
+    subject = subject_of(first.target)
     assert isinstance(subject, experiments.SoftmaxOperation)
     return subject
 

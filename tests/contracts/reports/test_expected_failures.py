@@ -16,7 +16,8 @@ import attnkit_contracts
 from attnkit.errors import ArgumentError
 from attnkit_contracts import ExpectedFailure
 from attnkit_contracts.cli.app import app
-from attnkit_contracts.reports.expectations import by_id, must_exist, read_expected
+from attnkit_contracts.reports.expectations import by_id, read_expected
+from attnkit_contracts.running.plan import must_exist
 
 if TYPE_CHECKING:
     from pathlib import Path
