@@ -97,7 +97,7 @@ NOTES = (
         lambda record: (
             record.variant == "x_transformers"
             and (
-                "heads_tiled" in record.diagnosis
+                "heads_tiled" in record.diagnosis.named
                 or record.check == "A2.head_map"
                 or "gqa" in str(record.params.get("inputs", ""))
             )
@@ -173,7 +173,7 @@ NOTES = (
         lambda record: (
             record.check in ("M8.masked_rows", "M8.infinite_bias", "M5.alignment", "M7.broadcast")
             or (record.implementation == FUNCTION and record.check == "M9.padding_content")
-            or "masked_rows_mean" in record.diagnosis
+            or "masked_rows_mean" in record.diagnosis.named
         ),
     ),
     Note(
@@ -312,7 +312,7 @@ def _section(note: Note, reports: list[tuple[Foreign, Report]]) -> list[str]:
     checks = ", ".join(f"`{check}`" for check in dict.fromkeys(record.check for record in found))
     kind = KINDS[note.kind]
     shown = f" Script: [{note.script}]({FINDINGS}/{note.script})." if note.script else ""
-    named = [each for each in found if each.diagnosis.startswith("equals")] or found
+    named = [each for each in found if each.diagnosis.is_named] or found
     best = min(named, key=lambda record: (len(record.smallest), record.id))
     return [
         f"### {note.title}",

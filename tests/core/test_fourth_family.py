@@ -117,9 +117,9 @@ def test_its_calls_are_chosen_for_by_its_own_problem() -> None:
 @pytest.mark.usefixtures("ranking")
 def test_other_doors_refuse_it_and_name_its_own() -> None:
     x = torch.randn(1, 1, 4, 8)
-    with pytest.raises(ArgumentError, match="of family 'ranking'.*run it through acme.rank"):
+    with pytest.raises(ArgumentError, match=r"of family 'ranking'.*run it through acme.rank"):
         attnkit.attention(x, x, x, variant="acme_by_sum")
-    with pytest.raises(ArgumentError, match="must be of family 'recurrence'.*'ranking'"):
+    with pytest.raises(ArgumentError, match=r"must be of family 'recurrence'.*'ranking'"):
         attnkit.recurrence(x, x, x, variant="acme_by_sum")
 
 
@@ -158,5 +158,7 @@ def test_a_promise_of_another_family_is_refused_by_name() -> None:
         promises=promises,
         implementations=variant.implementations,
     )
-    with pytest.raises(ArgumentError, match="promises: beta is nothing that .* 'softmax' can prom"):
+    with pytest.raises(
+        ArgumentError, match=r"promises: beta is nothing that .* 'softmax' can prom"
+    ):
         attnkit.register(wrong)

@@ -12,21 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-import attnkit
-from attnkit.masks.constructors import Sizes
 from attnkit_contracts.diagnosis import observations as experiments
 from attnkit_contracts.diagnosis import relations, scripts
 from attnkit_contracts.diagnosis import smallest as shrinking
-from attnkit_contracts.diagnosis.explanation import NAMED, Explanation
+from attnkit_contracts.diagnosis.explanation import Explanation
 from attnkit_contracts.diagnosis.faults import fault_of, with_grad_out
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.inputs import layouts
-from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.subjects.layers import LayerSubject
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+from attnkit_contracts.reports.diagnosis import Diagnosis, Explaining
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from attnkit_contracts.definitions.mistakes.mistake import Mistake
     from attnkit_contracts.diagnosis.observations import Fault
@@ -52,7 +48,7 @@ NO_DEFINITION = (
 )
 
 
-def explain(subject: Subject, rule: str, hint: str = "") -> Explanation:
+def explain(subject: Subject, rule: str, hint: Diagnosis | None = None) -> Explanation:
     """Explain what a subject got wrong in the calls that a check made.
 
     Args:
@@ -68,15 +64,16 @@ def explain(subject: Subject, rule: str, hint: str = "") -> Explanation:
         subject.last = last
 
 
-def _explain(subject: Subject, calls: tuple[Call, ...], rule: str, hint: str) -> Explanation:
+def _explain(
+    subject: Subject, calls: tuple[Call, ...], rule: str, hint: Diagnosis | None
+) -> Explanation:
     related = _explain_relation(subject, calls, rule)
     if related is not None:
         return related
     found = _first_fault(subject, calls)
     if found is None:
-        return _explain_gradient(subject, calls) or Explanation(
-            NO_DEFINITION if is_foreign(subject.target.variant) else NO_FAULT
-        )
+        told = NO_DEFINITION if is_foreign(subject.target.variant) else NO_FAULT
+        return _explain_gradient(subject, calls) or Explanation(Diagnosis(seen=told))
     call, fault = found
     factor = experiments.gain(fault)
     call = shrinking.one_sample(subject, call, fault)
@@ -92,7 +89,6 @@ def _explain(subject: Subject, calls: tuple[Call, ...], rule: str, hint: str) ->
         smallest=smallest.describe(),
         elements=elements(shown),
         script=script,
-        named=tuple(each.name for each in suspects),
     )
 
 
@@ -129,12 +125,13 @@ def _first_fault(subject: Subject, calls: tuple[Call, ...]) -> tuple[Call, Fault
 
 def _explain_relation(subject: Subject, calls: tuple[Call, ...], rule: str) -> Explanation | None:
     """Show the rule itself to be broken, where a single call has no definition to be held to."""
-    if not isinstance(subject, LayerSubject) or experiments.is_mixture(subject):
+    if subject.is_defined:
         return None
     found = relations.explained(subject, calls, rule)
     if found is None:
         return None
-    return Explanation(found.told, found.call.describe(), script=found.script)
+    told = Diagnosis(seen=found.told)
+    return Explanation(told, found.call.describe(), script=found.script)
 
 
 def _explain_gradient(subject: Subject, calls: tuple[Call, ...]) -> Explanation | None:
@@ -145,7 +142,7 @@ def _explain_gradient(subject: Subject, calls: tuple[Call, ...]) -> Explanation 
             fault = fault_of(subject, tried)
             if fault is not None:
                 smallest, shown, script = _shrunk(subject, tried, fault)
-                told = _gradient_diagnosis(fault)
+                told = Diagnosis(seen=_gradient_diagnosis(fault))
                 return Explanation(told, smallest.describe(), elements(shown), script)
     return None
 
@@ -179,7 +176,7 @@ class Suspects(NamedTuple):
 NOBODY = Suspects()
 
 
-def suspected(subject: Subject, call: Call, hint: str = "") -> Suspects:
+def suspected(subject: Subject, call: Call, hint: Diagnosis | None = None) -> Suspects:
     """Return the mistakes that explain a wrong call, and further calls as well.
 
     Several are returned only if no further call tells them apart.
@@ -189,8 +186,8 @@ def suspected(subject: Subject, call: Call, hint: str = "") -> Suspects:
         return NOBODY
     if experiments.in_float32(subject, seen):
         return Suspects(in_float32=True)
-    library = experiments.mistakes(subject)
-    likely = [each for each in library if f"({each.name})" in hint]
+    library = subject.mistakes
+    likely = [each for each in library if hint is not None and each.name in hint.named]
     for wide in (None, torch.float32) if subject.dtype == torch.float64 else (None,):
         for some in (likely, library):
             found = [
@@ -207,7 +204,7 @@ def _told_apart(
     subject: Subject, found: list[Mistake[Any]], dtype: torch.dtype | None
 ) -> tuple[Mistake[Any], ...]:
     """Ask further calls, until one mistake is left; what contradicts them all is left out."""
-    for call in further_calls(subject):
+    for call in subject.telling_calls():
         if len(found) <= 1:
             break
         seen = experiments.observe(subject, call)
@@ -218,96 +215,19 @@ def _told_apart(
     return tuple(found)
 
 
-def further_calls(subject: Subject) -> Iterator[Call]:
-    """Yield calls that show one thing each, as far as it is promised."""
-    if isinstance(subject, SoftmaxOperation) and not subject.promises.needs:
-        yield from _softmax_calls(subject)
-    elif isinstance(subject, RecurrenceOperation):
-        yield from _recurrence_calls(subject)
+def _diagnosis(subject: Subject, fault: Fault, found: Suspects, factor: float | None) -> Diagnosis:
+    return Diagnosis(
+        mistakes=tuple(
+            Explaining(name=each.name, statement=each.statement) for each in found.mistakes
+        ),
+        in_float32=found.in_float32,
+        seen="" if found.mistakes or found.in_float32 else _seen(subject, fault, factor),
+        written=fault.written,
+    )
 
 
-def _softmax_calls(subject: SoftmaxOperation) -> Iterator[Call]:
-    promises = subject.promises
-    length, heads = 20, subject.heads
-    sizes = Sizes(2, heads, length, length)
-    yield subject.draw("tell apart", length=length, width=20)
-    for part in promises.masks:
-        for causal in (True, False):
-            if getattr(promises, "causal" if causal else "bidirectional"):
-                mask = subject.mask(sizes, causal=causal) & subject.part(part, sizes)
-                yield subject.draw("tell apart", length=length, mask=mask)
-    if promises.cross:
-        for queries in (7, 26):
-            yield subject.draw("tell apart", length=queries, keys=length)
-    if promises.gqa:
-        yield subject.draw("tell apart", length=length, heads=4, kv_heads=2)
-    if promises.value_width:
-        yield subject.draw("tell apart", length=length, value_width=24)
-    yield from _softmax_options(subject, length)
-    # some mistakes begin where there are several blocks of keys
-    yield subject.draw("tell apart", length=90)
-
-
-def _softmax_options(subject: SoftmaxOperation, length: int) -> Iterator[Call]:
-    promises, heads = subject.promises, subject.heads
-    plain, draw = subject.draw("tell apart", length=length), subject.random("tell apart")
-    with_bias = plain.given(bias=subject.cast(normal(draw, 1, heads, length, length)))
-    with_sinks = plain.given(sinks=subject.cast(normal(draw, heads)))
-    if promises.scale:
-        yield plain.saying(scale=0.7)
-    if promises.softcap:
-        yield plain.saying(softcap=1.5)
-    if promises.bias:
-        yield with_bias
-    if promises.bias and promises.softcap:
-        yield with_bias.saying(softcap=1.5)
-    if promises.sinks:
-        yield with_sinks
-    if promises.sinks and promises.scale:
-        yield with_sinks.saying(scale=0.7)
-    if promises.sinks and promises.softcap:
-        yield with_sinks.saying(softcap=0.5)
-    if promises.dropout:
-        yield plain.saying(dropout_p=0.5)
-
-
-def _recurrence_calls(subject: RecurrenceOperation) -> Iterator[Call]:
-    promises = subject.promises
-    for decay in promises.decay or ("none",):
-        yield subject.draw("tell apart", length=20, decay=decay)
-    if promises.gqa:
-        yield subject.draw("tell apart", length=20, heads=4, groups=2)
-    if promises.scale:
-        yield subject.draw("tell apart", length=20).saying(scale=0.7)
-    if promises.state:
-        yield subject.draw("tell apart", length=20, state=True)
-    for part in ("padding", "documents"):
-        if part in promises.masks:
-            mask = _part(part, subject.device)
-            yield subject.draw("tell apart", length=20, mask=mask)
-
-
-def _part(part: str, device: str) -> attnkit.Mask:
-    if part == "padding":
-        return attnkit.padding(torch.tensor([20, 14], device=device))
-    return attnkit.documents(torch.tensor([[0] * 8 + [1] * 12] * 2, device=device))
-
-
-def _diagnosis(subject: Subject, fault: Fault, found: Suspects, factor: float | None) -> str:
-    also = f"; {' and '.join(fault.written)} is written to, besides" if fault.written else ""
-    return f"{_wrong(subject, fault, found, factor)}{also}"
-
-
-def _wrong(subject: Subject, fault: Fault, found: Suspects, factor: float | None) -> str:
-    suspects = found.mistakes
-    if suspects:
-        told = ", or with ".join(f"{each.statement} ({each.name})" for each in suspects)
-        also = "; no call tells these apart" if len(suspects) > 1 else ""
-        wide = ", computed in float32 although inputs are float64" if found.in_float32 else ""
-        return f"{NAMED} with {told}{wide}{also}"
-    if found.in_float32:
-        return f"{NAMED} computed in float32 although inputs are float64"
-    count = len(experiments.mistakes(subject))
+def _seen(subject: Subject, fault: Fault, factor: float | None) -> str:
+    count = len(subject.mistakes)
     if fault.kind in ("values", "not finite") and count:
         what = "values" if fault.kind == "values" else "NaN or inf"
         times = f"; the output is {factor:.5g} times the right one" if factor is not None else ""
@@ -320,11 +240,8 @@ def _wrong(subject: Subject, fault: Fault, found: Suspects, factor: float | None
 
 def elements(fault: Fault) -> str:
     """Show the first wrong elements of a fault, expected and got."""
-    if fault.got is None or fault.limit is None or fault.got.shape != fault.limit.exact.shape:
-        return ""
-    off = (fault.got.double() - fault.limit.exact).abs() / fault.limit.unit
-    wrong = ~(off <= fault.limit.gate)
-    if not wrong.any():
+    wrong = fault.beyond
+    if wrong is None or fault.got is None or fault.limit is None:
         return ""
     places = [tuple(int(i) for i in place) for place in wrong.nonzero()[:ELEMENTS]]
     digits = {torch.float64: 17, torch.float32: 8}.get(fault.got.dtype, 4)

@@ -11,8 +11,6 @@ from attnkit_contracts.diagnosis import observations as experiments
 from attnkit_contracts.diagnosis.observations import Fault
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging import outputs as judging
-from attnkit_contracts.judging.gradients import gradient_bounds
-from attnkit_contracts.subjects.layers import LayerSubject
 
 if TYPE_CHECKING:
     import torch
@@ -85,9 +83,8 @@ def with_grad_out(subject: Subject, call: Call) -> Call:
 
 def _gradient_fault(subject: Subject, call: Call) -> Fault | None:
     grad_out = call.arguments()["grad_out"]
-    call = experiments.without_padding(
-        subject, call.without("grad_out").map(lambda _, tensor: tensor.detach())
-    )
+    plain = call.without("grad_out").map(lambda _, tensor: tensor.detach())
+    call = subject.without_padding(plain)
     if grad_out.shape != judging.output_shape(call):
         return None
     try:
@@ -99,11 +96,11 @@ def _gradient_fault(subject: Subject, call: Call) -> Fault | None:
     # whatever a stranger's code raises is what we look for
     except Exception as error:
         return Fault(f"raises {type(error).__name__}", "gradient", told=str(error))
-    if isinstance(subject, LayerSubject):
+    if subject.layer is not None:
         # its float64 is its own, and routes tokens as it likes
         return None
     try:
-        limits = gradient_bounds(subject, call, grad_out)
+        limits = subject.gradient_bounds(call, grad_out)
     except (AttnkitError, InconclusiveError, RuntimeError):
         return None
     for name, limit in limits.items():

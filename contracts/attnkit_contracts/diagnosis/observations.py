@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.masks.constructors import Sizes, hide_padding
-from attnkit_contracts.definitions import oracle
-from attnkit_contracts.definitions.mistakes import mixture as mistakes_mixture
-from attnkit_contracts.definitions.mistakes import recurrence as mistakes_recurrence
-from attnkit_contracts.definitions.mistakes import softmax as mistakes_softmax
-from attnkit_contracts.judging import outputs as judging
 from attnkit_contracts.judging import units
-from attnkit_contracts.judging.outputs import Bound
-from attnkit_contracts.subjects.layers import LayerSubject
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+from attnkit_contracts.subjects.subject import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +20,7 @@ if TYPE_CHECKING:
 
     from attnkit_contracts.definitions.mistakes.mistake import Mistake
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.judging.outputs import Bound
     from attnkit_contracts.subjects.subject import Subject
 
 PROBES = 4
@@ -58,6 +51,14 @@ class Fault:
     limit: Bound | None = None
     told: str = ""
     written: tuple[str, ...] = ()
+
+    @property
+    def beyond(self) -> Tensor | None:
+        """Which elements are off by more than the gate; None where none is, or none can be told."""
+        if self.got is None or self.limit is None or self.got.shape != self.limit.exact.shape:
+            return None
+        wrong = self.limit.beyond(self.got)
+        return wrong if wrong.any() else None
 
     @property
     def error(self) -> float:
@@ -94,15 +95,6 @@ class Observation:
     written: tuple[str, ...] = ()
 
 
-def mistakes(subject: Subject) -> tuple[Mistake[Any], ...]:
-    """Return the named mistakes of a subject's family; none where there is no definition."""
-    if isinstance(subject, SoftmaxOperation):
-        return mistakes_softmax.MISTAKES if judging.is_exact(subject) else ()
-    if isinstance(subject, RecurrenceOperation):
-        return mistakes_recurrence.MISTAKES
-    return mistakes_mixture.MISTAKES if is_mixture(subject) else ()
-
-
 def in_float32(subject: Subject, seen: Observation) -> bool:
     """Return whether a float64 output is right, but no better than one of float32."""
     if subject.dtype != torch.float64:
@@ -110,33 +102,25 @@ def in_float32(subject: Subject, seen: Observation) -> bool:
     return _distance(seen, expected(subject, seen, dtype=torch.float32)) <= 1
 
 
-def is_mixture(subject: Subject) -> bool:
-    """Return whether the subject is a mixture of experts that has the definition's weights."""
-    if not isinstance(subject, LayerSubject) or subject.family != "feedforward":
-        return False
-    return subject.expert_weights() is not None
-
-
 def observe(subject: Subject, call: Call) -> Observation:
     """Call a subject; what it raises is an observation too."""
-    call = _showing_weights(subject, call)
+    call = _showing_weights(call)
     before = call.map(lambda _, tensor: tensor.detach().clone())
-    plain = without_padding(subject, before)
+    plain = subject.without_padding(before)
     # tensors that cannot lie so are no fault of the subject
     call.arguments()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            got = _both(subject, call)
+            # one that is written to, and returned, must outlive that this is undone
+            found: dict[str, Any] = dict(subject.outputs(call))
+            got = {n: t.clone() if isinstance(t, torch.Tensor) else t for n, t in found.items()}
     # whatever a stranger's code raises is what we look for
     except Exception as error:
         return Observation(before, plain, error=error)
     finally:
         written = _restored(call, before)
     kept = got["out"] != 0 if call.extras.get("dropout_p") else None
-    if isinstance(subject, RecurrenceOperation):
-        real = _real(before, got["out"])
-        got["out"] = torch.where(real, got["out"], 0.0) if real.shape[2] else got["out"]
     # a mistake may read the padding, the right definition does not
     seen = before if is_finite(before) else plain
     return Observation(seen, plain, got, kept, written=written)
@@ -162,118 +146,31 @@ def is_finite(call: Call) -> bool:
     return all(bool(each.all()) for each in legal.values())
 
 
-def _both(subject: Subject, call: Call) -> dict[str, Tensor]:
-    if isinstance(subject, RecurrenceOperation):
-        got: dict[str, Any] = dict(zip(("out", "state"), subject.both(call), strict=True))
-    else:
-        got = {"out": subject(call)}
-    # one that is written to, and returned, must outlive that this is undone
-    return {n: t.clone() if isinstance(t, torch.Tensor) else t for n, t in got.items()}
-
-
-def _showing_weights(subject: Subject, call: Call) -> Call:
+def _showing_weights(call: Call) -> Call:
     """Under dropout, give unit vectors for values: the output then shows what was dropped."""
-    if not call.extras.get("dropout_p") or not isinstance(subject, SoftmaxOperation):
+    if not call.extras.get("dropout_p"):
         return call
     value = call.tensors["value"]
     ones = torch.eye(value.shape[2], dtype=value.dtype, device=value.device)
     return call.given(value=ones.expand(*value.shape[:2], -1, -1).contiguous())
 
 
-def without_padding(subject: Subject, call: Call) -> Call:
-    """Return a call whose padding holds 0."""
-    if is_mixture(subject):
-        x = call.tensors["x"]
-        real = oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
-        return call.given(x=torch.where(real[..., None], x, 0.0))
-    if "key" not in call.tensors or "padding" not in call.mask.parts:
-        return call
-    key, value = hide_padding(call.mask, call.tensors["key"], call.tensors["value"])
-    return call.given(key=key, value=value)
-
-
-def _real(call: Call, out: Tensor) -> Tensor:
-    """Return which rows of a recurrence's output count, (B, 1, L, 1)."""
-    batch, _, length, _ = out.shape
-    return oracle.real_tokens(call.mask, batch, length, out.device)[:, None, :, None]
-
-
 def expected(
-    subject: Subject,
-    seen: Observation,
-    definition: Any = None,
-    *,
-    probes: int = PROBES,
-    dtype: torch.dtype | None = None,
+    subject: Subject, seen: Observation, rules: Any = None, *, dtype: torch.dtype | None = None
 ) -> dict[str, Bound]:
     """Return what a definition makes of an observed call, and the unit of errors.
 
     Args:
         subject: Whose call it is.
         seen: What it made of it.
-        definition: One of a mistake; None for the right one.
-        probes: How many disturbed evaluations a probe unit is of.
+        rules: The steps of a mistake; None for the right ones.
         dtype: Whose roundoff the unit is of; None for the subject's.
 
     Raises:
         InconclusiveError: There is no definition.
     """
-    call = seen.plain if definition is None else seen.call
-    if isinstance(subject, SoftmaxOperation) and judging.is_exact(subject):
-        exact = mistakes_softmax.attend(call, definition or mistakes_softmax.RIGHT, seen.kept)
-        unit = units.analytic(exact, call.tensors["value"], dtype or subject.dtype)
-        return {"out": Bound(exact.out, unit, units.ANALYTIC_GATE, "analytic units")}
-    if isinstance(subject, RecurrenceOperation):
-        return _expected_recurrence(subject, call, definition, (probes, dtype or subject.dtype))
-    if isinstance(subject, LayerSubject) and is_mixture(subject):
-        return _expected_mixture(subject, call, definition, (probes, dtype or subject.dtype))
-    return {"out": judging.bound(subject, call)}
-
-
-def _expected_recurrence(
-    subject: RecurrenceOperation, call: Call, definition: Any, unit: tuple[int, torch.dtype]
-) -> dict[str, Bound]:
-    rules = definition or mistakes_recurrence.RIGHT
-    options = subject.options()
-    found = units.noise(
-        lambda given: mistakes_recurrence.run(call, options, given, rules),
-        call.tensors,
-        unit[1],
-        probes=unit[0],
-        together=True,
-    )
-    gate = units.forward_gate(unit[1])
-    limits = {name: Bound(*each, gate, "probe units") for name, each in found.items()}
-    out = limits["out"]
-    real = _real(call, out.exact)
-    # a padded token's output may be anything
-    limits["out"] = out._replace(
-        exact=torch.where(real, out.exact, 0.0), unit=torch.where(real, out.unit, torch.inf)
-    )
-    return limits
-
-
-def _expected_mixture(
-    subject: LayerSubject, call: Call, definition: Any, unit: tuple[int, torch.dtype]
-) -> dict[str, Bound]:
-    x = call.tensors["x"]
-    setting = mistakes_mixture.Setting(
-        int(getattr(subject.config, "top_k", 1)),
-        bool(getattr(subject.config, "renormalise", True)),
-        oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device),
-    )
-    weights = subject.expert_weights()
-    assert weights is not None
-    plan = definition or mistakes_mixture.RIGHT
-    with torch.no_grad():
-        found = units.noise(
-            lambda given: {"out": mistakes_mixture.mix(given, setting, plan)},
-            {"x": x, **weights},
-            unit[1],
-            probes=unit[0],
-        )
-    gate = units.mixture_gate(unit[1])
-    return {"out": Bound(*found["out"], gate, "probe units")}
+    call = seen.plain if rules is None else seen.call
+    return subject.bounds(call, probes=PROBES, reading=Reading(rules, seen.kept, dtype))
 
 
 def gain(fault: Fault) -> float | None:
@@ -325,7 +222,7 @@ def _nearest(
 ) -> float:
     """Return the distance to the nearest of a mistake's definitions."""
     readings = [seen]
-    if seen.call is not seen.plain and isinstance(subject, SoftmaxOperation):
+    if subject.sees_emptied and seen.call is not seen.plain:
         # attnkit empties padding before the operation sees it
         readings.append(replace(seen, call=seen.plain))
     return min(
@@ -338,14 +235,3 @@ def _nearest(
 def _distance(seen: Observation, limits: Mapping[str, Bound]) -> float:
     """Return the largest error in gates; infinite where shapes or finiteness disagree."""
     return max(Fault("", name, seen.got[name], limit).error for name, limit in limits.items())
-
-
-def sizes_of(call: Call) -> Sizes:
-    """Return B, H, L, S of an operation's call; a layer has one head."""
-    if "x" in call.tensors:
-        batch, length, _ = call.tensors["x"].shape
-        return Sizes(batch, 1, length, length)
-    query, value = call.tensors["query"], call.tensors["value"]
-    return Sizes(
-        query.shape[0], max(query.shape[1], value.shape[1]), query.shape[2], value.shape[2]
-    )

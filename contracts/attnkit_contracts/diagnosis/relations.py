@@ -18,14 +18,14 @@ import attnkit
 from attnkit_contracts.definitions import oracle
 from attnkit_contracts.diagnosis import smallest as shrinking
 from attnkit_contracts.diagnosis.scripts import layer_script, mask_source, placed
-from attnkit_contracts.judging import outputs as judging
+from attnkit_contracts.inputs import cuts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from attnkit.masks.constructors import Mask
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.subjects.layers import LayerSubject
+    from attnkit_contracts.subjects.subject import Subject
 
 CALLS = 4
 """How many calls of a check are looked at."""
@@ -45,9 +45,9 @@ class Relation(NamedTuple):
 
     told: str
     lines: str
-    cases: Callable[[LayerSubject, Call], Iterator[Mapping[str, Any]]]
+    cases: Callable[[Subject, Call], Iterator[Mapping[str, Any]]]
 
-    def shown(self, subject: LayerSubject, call: Call) -> Shown | None:
+    def shown(self, subject: Subject, call: Call) -> Shown | None:
         """Return how a call breaks the rule; None if it does not."""
         for case in self.cases(subject, call):
             told = self.told.format(**case)
@@ -73,7 +73,7 @@ class Found(NamedTuple):
     script: str
 
 
-def explained(subject: LayerSubject, calls: tuple[Call, ...], rule: str) -> Found | None:
+def explained(subject: Subject, calls: tuple[Call, ...], rule: str) -> Found | None:
     """Return what breaks a rule; None where it has no lines here, or none of the calls breaks it.
 
     Args:
@@ -92,7 +92,7 @@ def explained(subject: LayerSubject, calls: tuple[Call, ...], rule: str) -> Foun
     return None
 
 
-def _smallest(relation: Relation, subject: LayerSubject, call: Call, shown: Shown) -> Found:
+def _smallest(relation: Relation, subject: Subject, call: Call, shown: Shown) -> Found:
     def lines(other: Call) -> tuple[str, ...]:
         again = relation.shown(subject, other)
         return () if again is None else again.lines
@@ -103,7 +103,7 @@ def _smallest(relation: Relation, subject: LayerSubject, call: Call, shown: Show
     return Found(smallest, shown.told, layer_script(subject, smallest, lines))
 
 
-def _fails(lines: str, subject: LayerSubject, call: Call) -> bool:
+def _fails(lines: str, subject: Subject, call: Call) -> bool:
     """Run the lines, and return whether they end in an AssertionError."""
     x = call.tensors["x"].detach().clone()
     space = {"torch": torch, "attnkit": attnkit, "layer": subject.layer, "x": x}
@@ -128,39 +128,39 @@ def _places(length: int) -> Iterator[int]:
     yield from range(1, length) if length <= FEW else range(3, length, 7)
 
 
-def _allowed(subject: LayerSubject, call: Call) -> str:
+def _allowed(subject: Subject, call: Call) -> str:
     """Return how far two right outputs may be apart, as a number."""
-    limit = judging.bound(subject, call, probes=4)
+    limit = subject.bound(call, probes=4)
     return f"{float((2 * limit.gate * limit.unit).max()):.3g}"
 
 
-def _cuts(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _cuts(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     for place in _places(call.tensors["x"].shape[1]):
         yield {"t": place}
 
 
-def _prefixes(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _prefixes(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     allowed = _allowed(subject, call)
     for place in _places(call.tensors["x"].shape[1]):
-        own = _said(shrinking.tokens(call, 0, place).mask)
+        own = _said(cuts.tokens(call, 0, place).mask)
         yield {"t": place, "own": own, "allowed": allowed}
 
 
-def _outputs(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _outputs(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     for place in _places(call.tensors["x"].shape[1]):
         yield {"t": place - 1, "later": place}
 
 
-def _samples(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _samples(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     batch = len(call.tensors["x"])
     if batch > 1:
         allowed = _allowed(subject, call)
         for b in range(batch):
-            own = _said(shrinking.samples(call, [b]).mask)
+            own = _said(cuts.samples(call, [b]).mask)
             yield {"b": b, "at": f"{b} : {b + 1}", "own": own, "allowed": allowed}
 
 
-def _padded(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _padded(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     x = call.tensors["x"]
     real = oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
     if real.any() and not real.all():
@@ -169,12 +169,12 @@ def _padded(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
             yield {"real": written, "held": held, "number": number}
 
 
-def _padded_gradients(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _padded_gradients(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     if subject.promises.gradients:
         yield from _padded(subject, call)
 
 
-def _documents(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _documents(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     rest, marked = attnkit.full(), []
     for part in call.mask.conjuncts():
         if part.parts == {"documents"}:
@@ -189,27 +189,27 @@ def _documents(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]
     for b, row in enumerate(first):
         edges = [0, *row.nonzero().flatten().tolist(), x.shape[1]]
         for start, stop in itertools.pairwise(edges):
-            single = shrinking.samples(call.masked(rest), [b])
-            own = _said(shrinking.tokens(single, start, stop).mask)
+            single = cuts.samples(call.masked(rest), [b])
+            own = _said(cuts.tokens(single, start, stop).mask)
             at = f"{b} : {b + 1}, {start} : {stop}"
             yield {"b": b, "t": start, "at": at, "own": own, "allowed": allowed}
 
 
-def _stepwise(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _stepwise(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     x = call.tensors["x"]
     if not call.mask.conjuncts():
         yield {"batch": len(x), "length": x.shape[1], "allowed": _allowed(subject, call)}
 
 
-def _alike(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _alike(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     yield {"allowed": _allowed(subject, call)}
 
 
-def _once(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _once(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     yield {}
 
 
-def _differentiable(subject: LayerSubject, call: Call) -> Iterator[Mapping[str, Any]]:
+def _differentiable(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     if subject.dtype == torch.float64:
         yield {}
 

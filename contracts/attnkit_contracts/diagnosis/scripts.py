@@ -13,11 +13,10 @@ from attnkit.errors import AttnkitError
 from attnkit.masks.constructors import Blocks, Dense, Documents, Or, Padding, PrefixLM
 from attnkit.registry import registry
 from attnkit.registry.discovery import SESSION
-from attnkit_contracts.diagnosis import observations as experiments
 from attnkit_contracts.diagnosis.faults import fault_of
 from attnkit_contracts.diagnosis.smallest import is_small
-from attnkit_contracts.subjects.layers import LayerSubject, sample_options
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+from attnkit_contracts.subjects.layers import sample_options
+from attnkit_contracts.subjects.subject import Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +40,9 @@ RECIPES = {
 }
 """How tensors are drawn, by name; the others are `torch.randn`."""
 
+POSITIONAL = ("x", "query", "key", "value", "grad_out")
+"""The tensors that a call is not given by name."""
+
 DEFAULT = "torch.randn({shape}, dtype={dtype})"
 
 
@@ -62,14 +64,13 @@ def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> st
         return ""
     call, lines = written
     fault = fault_of(subject, call)
-    imports, variant = where
-    body = [] if fault is None else _shown(subject, call, variant, fault)
+    body = [] if fault is None else _shown(subject, call, where, fault)
     if not body:
         return ""
-    return "\n".join(["import torch", "", "import attnkit", *imports, "", *lines, "", *body])
+    return "\n".join(["import torch", "", "import attnkit", *where.imports, "", *lines, "", *body])
 
 
-def layer_script(subject: LayerSubject, call: Call, shows: Callable[[Call], Sequence[str]]) -> str:
+def layer_script(subject: Subject, call: Call, shows: Callable[[Call], Sequence[str]]) -> str:
     """Return a script of lines that show more than one call of a layer to be wrong.
 
     Args:
@@ -82,23 +83,20 @@ def layer_script(subject: LayerSubject, call: Call, shows: Callable[[Call], Sequ
     written = None if where is None else _inputs(call, lambda other: bool(shows(other)))
     if where is None or written is None:
         return ""
-    imports, variant = where
     call, lines = written
-    made = _made(subject, variant)
-    return "\n".join(
-        ["import torch", "", "import attnkit", *imports, "", *lines, *made, "", *shows(call)]
-    )
+    made = _made(subject, where)
+    imports = ["import torch", "", "import attnkit", *where.imports]
+    return "\n".join([*imports, "", *lines, *made, "", *shows(call)])
 
 
-def _shown(subject: Subject, call: Call, variant: str, fault: Fault) -> list[str]:
+def _shown(subject: Subject, call: Call, variant: Written, fault: Fault) -> list[str]:
     """Return lines that make a call and end in an error if it is wrong; none if too many."""
-    undefined = isinstance(subject, LayerSubject) and not experiments.is_mixture(subject)
-    if undefined and fault.kind == "values":
+    if not subject.is_defined and fault.kind == "values":
         return []
     if "grad_out" in call.tensors:
         made = _gradient_lines(subject, call, variant, fault)
     else:
-        made = _call_lines(subject, call, variant, "got", of_state=fault.name == "state")
+        made = _call_lines(subject, call, variant, "got", output=fault.name)
     if fault.got is None or fault.limit is None:
         return _around_a_write(made, fault.name) if fault.kind == "write" else made
     shown = [*made, 'print("got     ", got)']
@@ -106,7 +104,7 @@ def _shown(subject: Subject, call: Call, variant: str, fault: Fault) -> list[str
         return [*shown, f"assert got.shape == {tuple(fault.limit.exact.shape)}, got.shape"]
     if fault.kind == "dtype":
         return [*shown, f"assert got.dtype == torch.{subject.target.dtype}, got.dtype"]
-    if undefined:
+    if not subject.is_defined:
         return [*shown, "assert got.isfinite().all()"]
     return _compared(fault.limit, subject.target.dtype, placed(fault.got), shown)
 
@@ -196,33 +194,17 @@ def _numbers(numbers: Any, digits: int) -> str:
 
 
 def _call_lines(
-    subject: Subject, call: Call, variant: str, name: str, *, of_state: bool = False
+    subject: Subject, call: Call, variant: Written, name: str, *, output: str = "out"
 ) -> list[str]:
-    """Return lines that make the call, and call its output, or its state, by a name."""
+    """Return lines that make the call, and call an output of it by a name."""
     given = [f"mask={mask_source(call.mask)}"] if call.mask.conjuncts() else []
-    target = subject.target
-    if isinstance(subject, LayerSubject):
-        return [*_made(subject, variant), f"{name} = layer({', '.join(['x', *given])})"]
     given += [f"{key}={value!r}" for key, value in call.extras.items() if value is not None]
-    options = [each for each in call.tensors if each not in ("query", "key", "value", "grad_out")]
-    given += [f"{each}={each}" for each in options]
-    given.append(f'implementation="{target.implementation}"')
-    if isinstance(subject, SoftmaxOperation):
-        given.insert(-1, f"variant={variant}")
-        return _called(f"{name} = attnkit.attention", ["query", "key", "value", *given])
-    assert isinstance(subject, RecurrenceOperation)
-    chosen = subject.options()
-    if chosen != target.variant.options():
-        said = ", ".join(f"{key}={value!r}" for key, value in chosen.model_dump().items())
-        given.insert(-1, f"options=attnkit.get_variant({variant}).options({said})")
-        if not variant.startswith("'"):
-            given[-2] = f"options={variant}.options({said})"
-    pair = f"_, {name}" if of_state else f"{name}, _"
-    arguments = [variant, "query", "key", "value", *given]
-    return _called(f"{pair} = attnkit.recurrence", arguments)
+    given += [f"{each}={each}" for each in call.tensors if each not in POSITIONAL]
+    made = [] if subject.layer is None else _made(subject, variant)
+    return [*made, *_called(*subject.written(name, variant, given, output=output))]
 
 
-def _gradient_lines(subject: Subject, call: Call, variant: str, fault: Fault) -> list[str]:
+def _gradient_lines(subject: Subject, call: Call, variant: Written, fault: Fault) -> list[str]:
     """Return lines that ask for the gradient that is wrong; for all if none comes."""
     inputs = [name for name in call.tensors if name != "grad_out"]
     name = fault.name.removeprefix("gradient of ")
@@ -234,7 +216,7 @@ def _gradient_lines(subject: Subject, call: Call, variant: str, fault: Fault) ->
     ]
 
 
-def _made(subject: Subject, variant: str) -> list[str]:
+def _made(subject: Subject, variant: Written) -> list[str]:
     """Return lines that make the layer with the weights that it was checked with."""
     target = subject.target
     options = sample_options(target.variant)
@@ -244,7 +226,7 @@ def _made(subject: Subject, variant: str) -> list[str]:
     device = "" if target.device == "cpu" else f'"{target.device}", '
     return [
         f"torch.manual_seed({target.seed})",
-        *_called("layer = attnkit.create", [variant, "dtype=torch.float32", *said]),
+        *_called("layer = attnkit.create", [variant.name, "dtype=torch.float32", *said]),
         f"layer = layer.to({device}torch.{target.dtype}).eval()",
     ]
 
@@ -292,26 +274,27 @@ def _part_source(part: Mask) -> str:
     return repr(part)
 
 
-def whereabouts(variant: Variant) -> tuple[list[str], str] | None:
-    """Return lines that import a variant, and what it is then called; None if nothing does.
+def whereabouts(variant: Variant) -> Written | None:
+    """Return how a script imports a variant and calls it; None if nothing does.
 
     An installed variant is called by its name, another one is looked for in the modules that are
     loaded and that a new process can import, or says itself how it is made.
     """
     for entry in registry.default().entries():
         if entry.name == variant.name and entry.owner != SESSION:
-            return [], repr(variant.name)
+            return Written([], repr(variant.name), f"attnkit.get_variant({variant.name!r})")
     for made in (variant.layer, *(each.function for each in variant.implementations)):
         source = getattr(made, "source", None)
         if isinstance(source, str):
             door = source.partition("(")[0]
-            return [f"from attnkit_contracts import {door}", "", f"VARIANT = {source}"], "VARIANT"
+            lines = [f"from attnkit_contracts import {door}", "", f"VARIANT = {source}"]
+            return Written(lines, "VARIANT", "VARIANT")
     for name, module in list(sys.modules.items()):
         if name.startswith("_") or not _is_importable(name):
             continue
         for attribute, value in list(vars(module).items()):
             if value is variant:
-                return [f"from {name} import {attribute}"], attribute
+                return Written([f"from {name} import {attribute}"], attribute, attribute)
     return None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import logsigmoid, normalize
+from torch.nn.functional import logsigmoid
 
 import attnkit
 
@@ -82,10 +82,13 @@ class Call:
         cut = stop - start
         return self.map(lambda n, t: t.narrow(TIME_AXIS[n], start, cut) if n in TIME_AXIS else t)
 
+    def laid_tensors(self) -> Mapping[str, Tensor]:
+        """Return the tensors as they lie in memory when the call is made."""
+        return self.tensors if self.layout is None else self.layout.of(self.tensors)
+
     def arguments(self) -> dict[str, Any]:
         """Return tensors and extras as keyword arguments."""
-        tensors = self.tensors if self.layout is None else self.layout.of(self.tensors)
-        return {**tensors, **self.extras}
+        return {**self.laid_tensors(), **self.extras}
 
     def leaves(self) -> Call:
         """Return the call with detached tensors that collect gradients."""
@@ -109,34 +112,28 @@ def normal(draw: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
 
-def drawn(name: str, shape: tuple[int, ...], draw: torch.Generator, family: str) -> Tensor:
+def drawn(name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
     """Return values such as a tensor of this name has: decays are <= 0, strengths within 0..1."""
     numbers = normal(draw, *shape)
     if name == "log_decay":
         return logsigmoid(numbers + 3)
-    if name == "beta":
-        return numbers.sigmoid()
-    if name == "key" and family == "recurrence":
-        # the delta rule diverges with keys much longer than 1
-        return normalize(numbers, dim=-1)
-    return numbers
+    return numbers.sigmoid() if name == "beta" else numbers
 
 
-def disturbed(call: Call, where: Tensor, draw: torch.Generator, family: str) -> Call:
+def disturbed(call: Call, where: Tensor, numbers: Callable[[str, tuple[int, ...]], Tensor]) -> Call:
     """Return the call with other values at some tokens.
 
     Args:
         call: Of L tokens.
         where: (B, L), True where values are redrawn, three times as large where that is legal.
-        draw: Source of random numbers.
-        family: Of the variant.
+        numbers: Draws what a tensor of this name and shape may hold.
     """
 
     def redraw(name: str, tensor: Tensor) -> Tensor:
         if name not in TIME_AXIS:
             return tensor
         # the same for all samples, of which there may be many
-        fresh = drawn(name, (1, *tensor.shape[1:]), draw, family).to(tensor)
+        fresh = numbers(name, (1, *tensor.shape[1:])).to(tensor)
         if name in ("x", "query", "value"):
             fresh = fresh * 3
         axis = TIME_AXIS[name]

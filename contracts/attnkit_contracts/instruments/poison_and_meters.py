@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,14 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from attnkit.interface import load
-from attnkit_contracts.subjects.layers import LayerSubject
-from attnkit_contracts.subjects.subject import offered
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-    from attnkit_contracts.subjects.subject import Subject
 
 ALLOCATORS = (
     torch.empty,
@@ -65,22 +58,6 @@ class Poisoned(TorchFunctionMode):
             floating = made.is_floating_point() or made.is_complex()
             made.fill_(self.value if floating or self.value == 0 else 1)
         return made
-
-
-def packages_of(subject: Subject) -> frozenset[str]:
-    """Return the top-level names of the packages whose code a subject runs, attnkit's too."""
-    variant = subject.target.variant
-    parts = [load(variant.layer), *(load(one.function) for one in offered(variant))]
-    homes = {"attnkit"}
-    for each in parts:
-        part = each
-        while isinstance(part, functools.partial):
-            part = part.func
-        for cls in getattr(part, "__mro__", (part,)):
-            homes.add(str(getattr(cls, "__module__", "")).partition(".")[0])
-    if isinstance(subject, LayerSubject):
-        homes |= {type(each).__module__.partition(".")[0] for each in subject.layer.modules()}
-    return frozenset(homes - {"torch", "builtins", "typing", ""})
 
 
 TORCHS = frozenset(

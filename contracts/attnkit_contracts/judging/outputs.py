@@ -1,17 +1,14 @@
-"""How outputs are compared: against the definition, with each other, and bit by bit."""
+"""How outputs are compared: with the definition's answer, with each other, and bit by bit."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured
-from attnkit_contracts.definitions.answers import question
 from attnkit_contracts.judging import units
-from attnkit_contracts.subjects.layers import LayerSubject
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -19,14 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.subjects.subject import Subject
 
+    Estimate = Callable[[int], Mapping[str, tuple[Tensor, Tensor]]]
 
-Answer = TypeVar("Answer")
 
 Index = Any
 """What a tensor can be indexed with."""
-
 
 BETTER = 8
 """How many times as many probes a better estimate takes."""
@@ -35,6 +30,19 @@ FAR = 8
 """An estimate from a few probes is not so many times too low."""
 
 Place = tuple[int, ...]
+
+TOLD = {"out": "the output", "state": "the final state"}
+"""What is said for the names of outputs."""
+
+
+def gradient_of(name: str) -> str:
+    """Return what the gradient of a tensor is called among the results of a call."""
+    return f"gradient of {name}"
+
+
+def told(name: str) -> str:
+    """Say which result of a call this is."""
+    return TOLD.get(name, f"the {name}")
 
 
 class Bound(NamedTuple):
@@ -55,37 +63,21 @@ class Bound(NamedTuple):
     name: str
     better: Callable[[], Tensor] | None = None
 
+    def beyond(self, got: Tensor) -> Tensor:
+        """Return which elements are off by more than the gate; NaN always is."""
+        off = (got.double() - self.exact).abs() / self.unit
+        return ~(off <= self.gate)
 
-def is_exact(subject: Subject) -> bool:
-    """Return whether the subject is softmax attention itself."""
-    return isinstance(subject, SoftmaxOperation) and subject.target.variant.relation == "exact"
-
-
-def answered(
-    subject: Subject, what: str, call: Call, *further: Tensor, ask: Callable[[], Answer]
-) -> Answer:
-    """Return the definition's answer to a call; an operation's is kept for equal calls.
-
-    Args:
-        subject: Whose definition it is. A layer's depends on its weights and is asked each time,
-            and so is one that is an implementation itself.
-        what: Is asked.
-        call: About which.
-        further: Other tensors that the answer depends on.
-        ask: Computes the answer.
-    """
-    if isinstance(subject, RecurrenceOperation) or (
-        isinstance(subject, SoftmaxOperation) and is_exact(subject)
-    ):
-        about = f"{what} of {subject.target.variant.name} in {subject.dtype}"
-        asked = question(about, call, subject.read(call), *further)
-        return subject.target.answers.to(asked, ask)
-    return ask()
+    def only(self, counts: Tensor) -> Bound:
+        """Return the bound of some rows; the others, (B, 1, L, 1) False, may be anything."""
+        better = self.better
+        return self._replace(
+            unit=torch.where(counts, self.unit, torch.inf),
+            better=better and (lambda: torch.where(counts, better(), torch.inf)),
+        )
 
 
-def estimated(
-    estimate: Callable[[int], Mapping[str, tuple[Tensor, Tensor]]], gate: float, probes: int
-) -> dict[str, Bound]:
+def estimated(estimate: Estimate, gate: float, probes: int) -> dict[str, Bound]:
     """Return the bound of every result whose unit is estimated from probes.
 
     Args:
@@ -104,39 +96,43 @@ def estimated(
     }
 
 
-def bound(subject: Subject, call: Call, probes: int = units.PROBES) -> Bound:
-    """Return the definition's answer to a call, and the unit of its errors."""
-    what = f"output, with {probes} probes"
-    return answered(subject, what, call, ask=lambda: _bound(subject, call, probes))
+def probed(
+    definition: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    inputs: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    *,
+    grads: Mapping[str, Tensor] | None = None,
+    gate: float | None = None,
+    probes: int | None = None,
+    together: bool = False,
+) -> dict[str, Bound]:
+    """Return the bound of every output of a definition, and of every gradient, by name.
 
-
-@torch.no_grad()
-def _bound(subject: Subject, call: Call, probes: int) -> Bound:
-    if isinstance(subject, SoftmaxOperation) and is_exact(subject):
-        exact = subject.exact(call)
-        unit = units.analytic(exact, call.tensors["value"], subject.dtype)
-        return Bound(exact.out, unit, units.ANALYTIC_GATE, "analytic units")
-    inputs = dict(call.tensors)
-    if isinstance(subject, LayerSubject):
-        inputs |= subject.parameters()
-    definition = subject.definition(call)
+    Args:
+        definition: In float64: named tensors in, named outputs out.
+        inputs: Its tensors.
+        dtype: Whose roundoff the units are of.
+        grads: The gradients of its outputs, by name; None for no gradients.
+        gate: How many units of an output pass; None for what is usual in this dtype.
+        probes: How many disturbed evaluations a unit is of; None for what is usual.
+        together: Whether the definition treats samples alike; see `units.noise`.
+    """
 
     @torch.no_grad()
     def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
-        return units.noise(
-            lambda given: {"out": definition(given)},
-            inputs,
-            subject.dtype,
-            probes=probes,
-            together=samples_alike(subject),
+        found, gradients = units.whole_noise(
+            definition, inputs, grads or {}, dtype, probes=probes, together=together
         )
+        return {**found, **{gradient_of(name): each for name, each in gradients.items()}}
 
-    return estimated(estimate, units.forward_gate(subject.dtype), probes)["out"]
-
-
-def samples_alike(subject: Subject) -> bool:
-    """Return whether further samples may simply be put behind those of a call."""
-    return isinstance(subject, RecurrenceOperation)
+    probes = probes or (units.GRADIENT_PROBES if grads else units.PROBES)
+    limits = estimated(estimate, gate or units.forward_gate(dtype), probes)
+    backward = units.backward_gate(dtype)
+    of_gradients = {
+        name: limits[name]._replace(gate=backward)
+        for name in map(gradient_of, inputs if grads else ())
+    }
+    return {**limits, **of_gradients}
 
 
 def near(limit: Bound, got: Tensor, where: str = "") -> Measured:
@@ -218,38 +214,6 @@ def same_bits(one: Tensor, other: Tensor, what: str) -> None:
         )
 
 
-def unmoved(
-    subject: Subject,
-    call: Call,
-    index: tuple[Index, ...],
-    pair: tuple[Tensor, Tensor],
-    what: str,
-    *,
-    limit: Bound | None = None,
-) -> None:
-    """Raise `BrokenError` unless part of a call's output is the same in both of a pair, to the bit.
-
-    A mixture of experts may differ by rounding: how many tokens an expert gets, and so how its
-    product is summed, depends on all of them.
-
-    Args:
-        subject: What computed the pair.
-        call: Of the first of them.
-        index: Which part.
-        pair: The output of the call, and that of a call with other values elsewhere.
-        what: Is said if they differ.
-        limit: The call's bound, where it is at hand.
-    """
-    whole, moved = (out[index] for out in pair)
-    if subject.family != "feedforward":
-        same_bits(whole, moved, what)
-        return
-    limit = bound(subject, call) if limit is None else limit
-    found = agree(part(limit, index), whole, moved)
-    if not found.value <= found.threshold:
-        raise BrokenError(f"{what}: moved by {found.value:.4g} {found.unit} at {found.where}")
-
-
 def must_differ(one: Tensor, other: Tensor, what: str) -> None:
     """Raise `InconclusiveError` if a change changed nothing: then a test of it proves nothing."""
     if torch.equal(one, other):
@@ -263,11 +227,13 @@ def must_be_finite(tensors: Mapping[str, Tensor], what: str) -> None:
             raise BrokenError(f"{what}: {name} is not finite")
 
 
-def gradients(subject: Subject, call: Call, grad_out: Tensor) -> dict[str, Tensor]:
+def gradients(
+    function: Callable[[Call], Tensor], call: Call, grad_out: Tensor
+) -> dict[str, Tensor]:
     """Return the gradient of every tensor of a call; one that gets none is `BrokenError`."""
     leaves = call.leaves()
     with torch.enable_grad():
-        out = subject(leaves)
+        out = function(leaves)
         if not out.requires_grad:
             raise BrokenError("the output does not require gradients although every input does")
         found = torch.autograd.grad(

@@ -163,26 +163,6 @@ def _disturbed(inputs: Mapping[str, Tensor], u: float, probes: int) -> dict[str,
     return disturbed
 
 
-def gradient_noise(
-    function: Callable[[dict[str, Tensor]], Tensor],
-    inputs: Mapping[str, Tensor],
-    grad_out: Tensor,
-    dtype: torch.dtype,
-    *,
-    probes: int = GRADIENT_PROBES,
-    together: bool = False,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return each gradient in float64 and its unit; see `whole_noise`."""
-    return whole_noise(
-        lambda given: {"out": function(given)},
-        inputs,
-        {"out": grad_out},
-        dtype,
-        probes=probes,
-        together=together,
-    )[1]
-
-
 def whole_noise(
     function: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     inputs: Mapping[str, Tensor],
@@ -207,11 +187,11 @@ def whole_noise(
     """
 
     def vjp(given: dict[str, Tensor]) -> dict[str, Tensor]:
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
-        with torch.set_grad_enabled(bool(grads)):
-            outs = function(leaves)
         if not grads:
-            return outs
+            return function(given)
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
+        with torch.enable_grad():
+            outs = function(leaves)
         gradients = torch.autograd.grad(
             [outs[name] for name in grads],
             list(leaves.values()),

@@ -139,14 +139,13 @@ def _statements(report: Report) -> dict[str, str]:
 
 def _explained_by(record: Record) -> list[tuple[str, str]]:
     """Return what a record says about its failure, by heading; the script last."""
-    told = record.model_dump()
-    headings = {
-        "diagnosis": "Diagnosis",
-        "smallest": "Smallest call",
-        "elements": "Expected and got",
-        "reproduction": "Script",
+    told = {
+        "Diagnosis": str(record.diagnosis),
+        "Smallest call": record.smallest,
+        "Expected and got": record.elements,
+        "Script": record.reproduction,
     }
-    return [(headings[name], told[name]) for name in headings if told.get(name)]
+    return [(heading, text) for heading, text in told.items() if text]
 
 
 def _refusals(report: Report) -> list[Refusal]:

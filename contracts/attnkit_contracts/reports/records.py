@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from attnkit.errors import AttnkitError
 from attnkit.interface import load
+from attnkit_contracts.reports.diagnosis import NOTHING, Diagnosis
 from attnkit_contracts.reports.expectations import ExpectedFailure
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ class Record(BaseModel):
     unit: str = ""
     duration_ms: float = Field(description="milliseconds")
     reason: str = Field(default="", description="what was expected and what came, if not passed")
-    diagnosis: str = Field(
-        default="", description="the named mistake that explains a failure, or that none does"
+    diagnosis: Diagnosis = Field(
+        default=NOTHING,
+        description="the named mistake that explains a failure, or that none does",
     )
     smallest: str = Field(default="", description="the smallest call that was found to fail")
     elements: str = Field(default="", description="some wrong elements of it, expected and got")
@@ -68,11 +70,17 @@ class Record(BaseModel):
     expected: ExpectedFailure | None = Field(default=None, description="of an xfail or xpass")
     advisory: bool = Field(default=False, description="the check is new, so its failure is not red")
 
+    @field_validator("diagnosis", mode="before")
+    @classmethod
+    def _of_text(cls, given: object) -> object:
+        """Read the text that reports of attnkit 0.1 hold."""
+        return Diagnosis(seen=given) if isinstance(given, str) else given
+
     @property
     def told(self) -> str:
         """Reason, diagnosis, smallest call and wrong elements, a paragraph each."""
         smallest = self.smallest and f"smallest call that fails: {self.smallest}"
-        return "\n".join(filter(None, (self.reason, self.diagnosis, smallest, self.elements)))
+        return "\n".join(filter(None, (self.reason, str(self.diagnosis), smallest, self.elements)))
 
     @property
     def is_red(self) -> bool:

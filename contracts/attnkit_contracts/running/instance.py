@@ -20,6 +20,7 @@ from attnkit_contracts.catalogue import (
     SkippedEnvError,
 )
 from attnkit_contracts.diagnosis.explanation import Explanation
+from attnkit_contracts.reports.diagnosis import Diagnosis
 from attnkit_contracts.reports.records import EXECUTED, Record, Status
 from attnkit_contracts.subjects.targets import subject_of
 
@@ -44,7 +45,7 @@ class Instance:
         said = ",".join(f"{name}={value}" for name, value in self.params.items())
         return f"{self.target}/{self.check.id}" + (f"[{said}]" if said else "")
 
-    def run(self, *, explain: bool = True, hint: str = "") -> Record:
+    def run(self, *, explain: bool = True, hint: Diagnosis | None = None) -> Record:
         """Run it; whatever happens is in the record.
 
         Args:
@@ -128,12 +129,11 @@ def _registering(variant: Variant) -> list[str]:
     if found is None:
         told = "# first register the variant: attnkit.register(VARIANT)"
         return ["import attnkit_contracts", "", told, ""]
-    imports, name = found
-    known = ["import attnkit", "import attnkit_contracts", *imports]
-    return [*known, "", f"attnkit.register({name})"]
+    known = ["import attnkit", "import attnkit_contracts", *found.imports]
+    return [*known, "", f"attnkit.register({found.name})"]
 
 
-def _explained(subject: Subject, rule: str, hint: str) -> Explanation:
+def _explained(subject: Subject, rule: str, hint: Diagnosis | None) -> Explanation:
     """Look into a failure; what goes wrong on the way is said, and changes no verdict."""
     from attnkit_contracts.diagnosis.explain import explain
 
@@ -144,7 +144,8 @@ def _explained(subject: Subject, rule: str, hint: str) -> Explanation:
         raise
     # a stranger's code may raise anything, and did: that is why we are here
     except BaseException as error:
-        return Explanation(f"no diagnosis: looking for one raised {type(error).__name__}: {error}")
+        told = f"no diagnosis: looking for one raised {type(error).__name__}: {error}"
+        return Explanation(Diagnosis(seen=told))
 
 
 def _load() -> None:

@@ -12,6 +12,7 @@ from attnkit_contracts.catalogue import TIERS, Check, Tier, all_checks
 from attnkit_contracts.definitions.answers import Answers
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.running.instance import Instance
+from attnkit_contracts.subjects.families import suite_family
 from attnkit_contracts.subjects.targets import names_of, targets
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ def _known(what: str, given: Iterable[str], offered: Iterable[str]) -> tuple[str
 
 def applies(check: Check, target: Target) -> bool:
     """Return whether a check is about this subject."""
+    family = suite_family(target.variant)
     return (
-        target.variant.family in check.families
+        bool({family.name, family.like} & set(check.families))
         and target.level in check.levels
         and target.variant.relation in check.relations
         and target.dtype in check.dtypes

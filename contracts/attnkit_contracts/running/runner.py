@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import platform
+from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from attnkit.errors import ArgumentError
 from attnkit.registry import registry
 from attnkit_contracts.catalogue import version
-from attnkit_contracts.diagnosis.explanation import NAMED
+from attnkit_contracts.reports.diagnosis import Diagnosis
 from attnkit_contracts.reports.expectations import by_id
 from attnkit_contracts.reports.records import EXECUTED, Header, Record, Report
 from attnkit_contracts.running.plan import broken_names, must_exist, plan, resolved
 from attnkit_contracts.running.proofs import of_extensions, prove
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from attnkit.interface import Variant
     from attnkit_contracts.catalogue import Tier
@@ -70,14 +71,15 @@ def check(
     expected = by_id(expected_failures)
     must_exist(expected, instances)
     records: list[Record] = []
-    explained: list[Record] = []
+    found: dict[str, list[Diagnosis]] = defaultdict(list)
     with _known_by_name(asked):
         for instance in instances:
-            record = _run(instance, explained) if explain else instance.run(explain=False)
+            before = found[str(instance.target)]
+            record = _run(instance, before) if explain else instance.run(explain=False)
             record = _expected(record, expected)
             records.append(record)
             if record.diagnosis:
-                explained.append(record)
+                before.append(record.diagnosis)
             if progress is not None:
                 progress(record)
     return report_of(
@@ -101,16 +103,15 @@ def _known_by_name(variants: tuple[Variant, ...]) -> Iterator[None]:
         yield
 
 
-def _run(instance: Instance, before: list[Record]) -> Record:
-    """Run an instance; of a failure, look for what explained those before it."""
-    known = [each.diagnosis for each in before if each.id.startswith(f"{instance.target}/")]
-    unnamed = sum(not each.startswith(NAMED) for each in known)
-    hint = next((each for each in reversed(known) if each.startswith(NAMED)), "")
+def _run(instance: Instance, before: Sequence[Diagnosis]) -> Record:
+    """Run an instance; of a failure, look for what explained those of its subject before it."""
+    unnamed = sum(not each.is_named for each in before)
+    hint = next((each for each in reversed(before) if each.is_named), None)
     record = instance.run(explain=unnamed < EXPLAINED, hint=hint)
     if record.diagnosis or not record.reason or record.status not in ("failed", "error"):
         return record
     told = f"not looked into: {EXPLAINED} before it had no name; run this instance alone"
-    return record.model_copy(update={"diagnosis": told})
+    return record.model_copy(update={"diagnosis": Diagnosis(seen=told)})
 
 
 def _expected(record: Record, expected: Mapping[str, ExpectedFailure]) -> Record:

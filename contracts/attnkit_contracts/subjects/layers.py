@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.func import functional_call
@@ -12,7 +12,7 @@ from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Mask, Sizes
 from attnkit.promises import ALL_DTYPES
 from attnkit_contracts.catalogue import InconclusiveError
-from attnkit_contracts.definitions import oracle
+from attnkit_contracts.inputs import cuts
 from attnkit_contracts.inputs.calls import Call, mask_part, normal
 from attnkit_contracts.subjects.subject import Subject, dtype_of
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from attnkit.interface import LayerConfig, Variant
     from attnkit.state import State
-    from attnkit_contracts.subjects.subject import Target
+    from attnkit_contracts.subjects.subject import Definition, Target, Written
 
 EMBED_DIM = 32
 
@@ -40,9 +40,6 @@ SAMPLES: dict[str, Any] = {
     "chunk_size": 8,
 }
 """Values for fields that have no default; a field's own ``examples`` go before these."""
-
-EXPERTS = ("router.weight", "gate_up_proj", "down_proj")
-"""What `LayerSubject.mixture` reads; the first axis of each counts the experts."""
 
 
 def sample_options(variant: Variant) -> dict[str, Any]:
@@ -101,6 +98,10 @@ class LayerSubject(Subject):
         self.layer = build(target, self.dtype, **options)
         self.needs = target.promises.needs if self._refuses_bare() else ()
 
+    def remade(self, **options: Any) -> Self:
+        """Return a subject of the same target with a layer that is made anew, with options."""
+        return type(self)(self.target, **options)
+
     def _refuses_bare(self) -> bool:
         """Return whether a call must bring the mask parts that the variant cannot do without."""
         if not self.target.promises.needs:
@@ -122,6 +123,11 @@ class LayerSubject(Subject):
         return mask
 
     @property
+    def is_defined(self) -> bool:
+        """Whether its definition is the truth; its own float64 is not."""
+        return False
+
+    @property
     def config(self) -> LayerConfig:
         """Of the layer."""
         found: LayerConfig = self.layer.config
@@ -135,13 +141,28 @@ class LayerSubject(Subject):
         mask = self.mask(Sizes(batch, 1, length, length)) if mask is None else mask
         return Call({"x": self.cast(x)}, mask)
 
+    def clear_call(self, label: str, *, length: int = 24) -> Call:
+        """Return a call in which no rounding of the inputs changes a choice."""
+        return self.draw(label, length=length)
+
+    def causal(self, call: Call) -> Call:
+        # blocks are told by how many there are
+        return call.masked(self.mask(cuts.sizes_of(call)) & attnkit.causal())
+
+    def function(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        layer, mask = self.layer, call.mask
+
+        def function(tensors: Mapping[str, Tensor]) -> Tensor:
+            further = {n: t for n, t in tensors.items() if n == "context"}
+            y: Tensor = layer(tensors["x"], mask=mask, **further)
+            return y
+
+        return function
+
     def __call__(self, call: Call) -> Tensor:
         self.calls.append(call)
         self.last = f"layer({call.describe()}) with {self.config!r}"
-        given = call.arguments()
-        further = {n: t for n, t in given.items() if n == "context"}
-        y: Tensor = self.layer(given["x"], mask=call.mask, **further)
-        return y
+        return self.function(call)(call.laid_tensors())
 
     def begin(self, batch: int) -> State:
         """Return the state before the first token."""
@@ -163,6 +184,15 @@ class LayerSubject(Subject):
         y, state = self.layer(x, mask=call.mask, state=state)
         return y, state
 
+    def pieces(self, call: Call, lengths: tuple[int, ...]) -> Tensor:
+        """Return the outputs of consecutive chunks, joined; the state is handed on."""
+        outputs, start, state = [], 0, self.begin(call.tensors["x"].shape[0])
+        for length in lengths:
+            out, state = self.advance(call.tokens(start, start + length), state)
+            outputs.append(out)
+            start += length
+        return torch.cat(outputs, -2)
+
     def twin(self) -> Any:
         """Return the layer with the same weights in the widest dtype that is promised.
 
@@ -175,65 +205,42 @@ class LayerSubject(Subject):
         twin.load_state_dict(self.layer.state_dict())
         return twin
 
-    def definition(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def definition(self, call: Call, rules: Any = None) -> Definition:
         twin = self.twin()
         dtype = next(twin.parameters()).dtype
 
-        def function(tensors: Mapping[str, Tensor]) -> Tensor:
+        def function(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             given = {name: t.to(dtype) for name, t in tensors.items()}
             named: dict[str, Any] = {"mask": call.mask}
             x = given.pop("x")
             if "context" in given:
                 named |= {"context": given.pop("context")}
             y: Tensor = functional_call(twin, given, (x,), named)
-            return y.double()
+            return {"out": y.double()}
 
         return function
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Return the weights by name."""
+    def weights(self) -> dict[str, Tensor]:
         return dict(self.layer.named_parameters())
 
-    def expert_weights(self) -> dict[str, Tensor] | None:
-        """Return what the definition of a mixture of experts reads; None if the layer has others.
+    def written(
+        self, name: str, variant: Written, given: list[str], *, output: str = "out"
+    ) -> tuple[str, list[str]]:
+        return f"{name} = layer", ["x", *given]
 
-        Returns:
-            ``router.weight`` (E, D), ``gate_up_proj`` (E, 2F, D) and ``down_proj`` (E, D, F).
-        """
-        held = self.parameters()
-        found = {name: held[name] for name in EXPERTS if name in held}
-        if len(found) < len(EXPERTS) or found["down_proj"].dim() != 3:
-            return None
-        router, gate_up, down = (tuple(weight.shape) for weight in found.values())
-        experts, width, hidden = down
-        fits = router == (experts, width) and gate_up == (experts, 2 * hidden, width)
-        return found if fits else None
 
-    def mixture(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
-        """Return the definition of a mixture of experts in float64.
+class RecurrenceLayer(LayerSubject):
+    """The layer of a recurrence, which sees no later token whatever its mask."""
 
-        Args:
-            tensors: ``x`` (B, L, D), ``router.weight`` (E, D), ``gate_up_proj`` (E, 2F, D) and
-                ``down_proj`` (E, D, F).
-            keep: (B, L), False at padding.
-        """
-        return oracle.mixture(
-            tensors["x"],
-            tensors["router.weight"],
-            tensors["gate_up_proj"],
-            tensors["down_proj"],
-            **self._router_options(),
-            keep=keep,
-        )
+    def causal(self, call: Call) -> Call:
+        return call.masked(self.mask(cuts.sizes_of(call)))
 
-    def routing(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> oracle.Routed:
-        """Return what the definition's router decides; tensors and keep as of `mixture`."""
-        router = tensors["router.weight"]
-        return oracle.routing(tensors["x"], router, **self._router_options(), keep=keep)
 
-    def _router_options(self) -> dict[str, Any]:
-        return {
-            "top_k": int(getattr(self.config, "top_k", 1)),
-            "renormalise": getattr(self.config, "renormalise", True),
-            "capacity_factor": getattr(self.config, "capacity_factor", None),
-        }
+class MixerLayer(LayerSubject):
+    """The layer of a mixer; one of others, which may be called causal."""
+
+    def plain_masks(self, sizes: Sizes) -> dict[str, Mask]:
+        found = super().plain_masks(sizes)
+        if self.promises.causal and self.promises.bidirectional:
+            found["causal"] = found[""] & attnkit.causal()
+        return found

@@ -1,30 +1,54 @@
 """What checks are run on: an operation of one implementation, or the layer of a variant.
 
 A subject draws the inputs it can take, so that a check need not know what a variant promises:
-`draw` gives an ordinary call within the promises, and every check asks for what it is about.
+`draw` gives an ordinary call within the promises, and every check asks for what it is about. What
+differs from subject to subject is a method here, so that nobody asks which kind one is.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
+from attnkit.interface import load
 from attnkit.registry import registry
-from attnkit_contracts.definitions.answers import Answers
-from attnkit_contracts.inputs.calls import generator
+from attnkit_contracts.catalogue import BrokenError, Measured
+from attnkit_contracts.definitions.answers import Answers, question
+from attnkit_contracts.inputs import cuts
+from attnkit_contracts.inputs.calls import disturbed, drawn, generator
+from attnkit_contracts.judging import units
+from attnkit_contracts.judging.outputs import (
+    agree,
+    exactly,
+    gradient_of,
+    named_gradients,
+    near,
+    part,
+    probed,
+    same_bits,
+    worst,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
     from attnkit.interface import Implementation, Variant
-    from attnkit.promises import Promises
+    from attnkit.masks.constructors import Mask, Sizes
+    from attnkit.promises import MaskPart, Promises
     from attnkit_contracts.catalogue import Level
+    from attnkit_contracts.definitions.mistakes.mistake import Mistake
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.judging.outputs import Bound, Index
+
+    Definition = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+Answer = TypeVar("Answer")
 
 MOST_CALLS = 64
 """How many calls a subject remembers."""
@@ -59,32 +83,52 @@ class Target:
         return f"{self.variant.name}/{self.implementation}/{self.dtype}/{self.device}"
 
 
-class Subject(Protocol):
+class Reading(NamedTuple):
+    """How a call is read by who looks for a mistake in it.
+
+    Attributes:
+        rules: The steps of a mistaken definition; None for the right one.
+        kept: (B, H, L, S), which probabilities dropout kept; None without dropout.
+        dtype: Whose roundoff is allowed; None for the subject's.
+    """
+
+    rules: Any = None
+    kept: Tensor | None = None
+    dtype: torch.dtype | None = None
+
+
+class Subject:
     """What every check can ask of what it is run on.
 
     Attributes:
         target: Which subject this is.
         last: The last call, as text; for the reproduction of a failure.
         calls: The latest calls, for the diagnosis of a failure.
+        layer: The module that is called; None for an operation.
+        needs: The mask parts that its plainest call brings.
+        tokenwise: Whether each token gives its output by itself; those of all samples are then
+            computed in one row, so that how a product is summed depends on all of them.
+        unhidden: The tensors of a call whose tokens no padding hides: each has a row of its own.
+        sees_emptied: Whether a mistake may have been made of padding that was emptied before.
+        treats_alike: Whether its definition takes further samples behind those of a call.
     """
 
-    target: Target
-    last: str = ""
-    calls: deque[Call]
+    layer: Any = None
+    needs: tuple[MaskPart, ...] = ()
+    tokenwise: bool = False
+    unhidden: tuple[str, ...] = ()
+    sees_emptied: bool = False
+    treats_alike: bool = False
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.calls = deque(maxlen=MOST_CALLS)
+        self.last = ""
+        self.calls: deque[Call] = deque(maxlen=MOST_CALLS)
 
     @property
     def promises(self) -> Promises:
         """What it claims."""
         return self.target.promises
-
-    @property
-    def family(self) -> str:
-        """Of the variant."""
-        return self.target.variant.family
 
     @property
     def device(self) -> str:
@@ -95,6 +139,18 @@ class Subject(Protocol):
     def dtype(self) -> torch.dtype:
         """Of the inputs."""
         return dtype_of(self.target.dtype)
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether its definition is the truth; a layer's own float64 is not."""
+        return True
+
+    @property
+    def mistakes(self) -> tuple[Mistake[Any], ...]:
+        """The named mistakes of its definition; none where there is no definition."""
+        return ()
+
+    # what it is given
 
     def random(self, label: str) -> torch.Generator:
         """Return a source of random numbers, another one for every label."""
@@ -118,13 +174,247 @@ class Subject(Protocol):
         """
         raise NotImplementedError
 
+    def numbers(self, name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+        """Return values such as a tensor of this name has, in float64."""
+        return drawn(name, shape, draw)
+
+    def disturbed(self, call: Call, where: Tensor, label: str) -> Call:
+        """Return the call with other values at some tokens; see `inputs.calls.disturbed`."""
+        return disturbed(call, where, functools.partial(self.numbers, draw=self.random(label)))
+
+    def causal(self, call: Call) -> Call:
+        """Return the call with a mask as long as its tokens that hides all later ones."""
+        raise NotImplementedError
+
+    def plain_masks(self, sizes: Sizes) -> dict[str, Mask]:
+        """Return the masks that look at distances alone, by a name."""
+        return {"": self.draw("mask", batch=sizes.batch, length=sizes.queries).mask}
+
+    def without_padding(self, call: Call) -> Call:
+        """Return a call whose padding holds 0, where the definition says what padding is."""
+        return call
+
+    def telling_calls(self) -> Iterator[Call]:
+        """Yield calls that show one thing each, as far as it is promised."""
+        yield from ()
+
+    def shorter(self, call: Call) -> Iterator[Call]:
+        """Yield calls of fewer tokens, the boldest cut first."""
+        length = cuts.sizes_of(call).keys
+        yield from (cuts.tokens(call, 0, n) for n in cuts.below(length))
+        if length > 1:
+            yield cuts.tokens(call, 1, length)
+
+    # what it gives
+
+    def function(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Return what it calls, of a call's tensors, without what it writes down for reports."""
+        raise NotImplementedError
+
     def __call__(self, call: Call) -> Tensor:
         """Return the output, (B, H, L, Ev) of an operation, (B, L, D) of a layer."""
         raise NotImplementedError
 
-    def definition(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """Return the float64 function of this call's tensors, or raise `InconclusiveError`."""
+    def outputs(self, call: Call) -> dict[str, Tensor]:
+        """Return all that a call gives, by name; what may be anything is 0."""
+        return {"out": self(call)}
+
+    def answers(self, call: Call, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the outputs and, with gradients of those, the gradient of every tensor."""
+        leaves = call.leaves() if grads else call
+        with torch.set_grad_enabled(bool(grads)):
+            found = self.outputs(leaves)
+        if not grads:
+            return found
+        gradients = torch.autograd.grad(
+            [found[name] for name in grads],
+            list(leaves.tensors.values()),
+            list(grads.values()),
+            allow_unused=True,
+        )
+        named = named_gradients(leaves.tensors, gradients)
+        return found | {gradient_of(name): gradient for name, gradient in named.items()}
+
+    def pieces(self, call: Call, lengths: tuple[int, ...]) -> Tensor:
+        """Return the outputs of consecutive chunks, joined."""
         raise NotImplementedError
+
+    # what it should give
+
+    def definition(self, call: Call, rules: Any = None) -> Definition:
+        """Return the float64 function from this call's tensors to its outputs, by name.
+
+        Args:
+            call: Its mask and extras.
+            rules: The steps of a mistaken definition; None for the right one.
+        """
+        raise NotImplementedError
+
+    def exact(self, call: Call) -> dict[str, Tensor]:
+        """Return the definition's outputs, in float64."""
+        return self.definition(call)(call.tensors)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what the definition is given beside a call."""
+        return {}
+
+    def read(self, call: Call) -> tuple[Tensor | None, ...] | None:
+        """Return what the definition reads of a call's mask; None where it depends on more."""
+        return None
+
+    def bounds(
+        self,
+        call: Call,
+        grads: Mapping[str, Tensor] | None = None,
+        *,
+        probes: int | None = None,
+        reading: Reading | None = None,
+    ) -> dict[str, Bound]:
+        """Return the definition's answers, shaped as those of `answers`, and their units.
+
+        Args:
+            call: What it is given.
+            grads: Gradients of outputs, by name; none for the outputs alone.
+            probes: How many disturbed evaluations a unit is estimated from.
+            reading: By which definition, other than the one that checks compare with.
+        """
+        rules, _, dtype = reading or Reading()
+        return probed(
+            self.definition(call, rules),
+            {**call.tensors, **self.weights()},
+            dtype or self.dtype,
+            grads=grads,
+            probes=probes,
+            together=self.treats_alike,
+        )
+
+    def bound(self, call: Call, probes: int = units.PROBES) -> Bound:
+        """Return the definition's output of a call, and its unit."""
+        what = f"output, with {probes} probes"
+        return self._kept(what, call, ask=lambda: self.bounds(call, probes=probes)["out"])
+
+    def gradient_bounds(self, call: Call, grad_out: Tensor) -> dict[str, Bound]:
+        """Return the definition's gradient of every tensor of a call, and its unit."""
+
+        def ask() -> dict[str, Bound]:
+            found = self.bounds(call, {"out": grad_out})
+            return {name: found[gradient_of(name)] for name in call.tensors}
+
+        return self._kept("gradients", call, grad_out, ask=ask)
+
+    def _kept(self, what: str, call: Call, *further: Tensor, ask: Callable[[], Answer]) -> Answer:
+        """Return an answer, which is asked once for equal calls where that can be told."""
+        read = self.read(call)
+        if read is None:
+            return ask()
+        about = f"{what} of {self.target.variant.name} in {self.dtype}"
+        return self.target.answers.to(question(about, call, read, *further), ask)
+
+    def error(self, limit: Bound, out: Tensor, where: str) -> Measured:
+        """Measure the error of an output; what its own float64 gives may be off as well."""
+        if self.is_defined:
+            return near(limit, out, where)
+        return agree(limit, out, limit.exact.to(out.dtype), where)
+
+    def agree_gradients(
+        self,
+        call: Call,
+        grad_out: Tensor,
+        one: Mapping[str, Tensor],
+        other: Mapping[str, Tensor],
+        where: str,
+    ) -> Measured:
+        """Measure how far the gradients of two calls are apart; the same bits need no unit.
+
+        Args:
+            call: Whose gradients they are.
+            grad_out: Of both.
+            one: By name; all that ``other`` has.
+            other: By name, perhaps of some tensors only.
+            where: Which case it is.
+        """
+        if all(torch.equal(one[name], gradient) for name, gradient in other.items()):
+            return exactly(0, "different elements")
+        limits = self.gradient_bounds(call, grad_out)
+        return worst(
+            agree(limits[name], one[name], gradient, f"the gradient of {name}, {where}")
+            for name, gradient in other.items()
+        )
+
+    def unmoved(
+        self,
+        call: Call,
+        index: tuple[Index, ...],
+        pair: tuple[Tensor, Tensor],
+        what: str,
+        *,
+        limit: Bound | None = None,
+    ) -> None:
+        """Raise `BrokenError` unless part of an output is the same in both of a pair, to the bit.
+
+        What is `tokenwise` may differ by rounding.
+
+        Args:
+            call: Of the first of the pair.
+            index: Which part.
+            pair: The output of the call, and that of a call with other values elsewhere.
+            what: Is said if they differ.
+            limit: The call's bound, where it is at hand.
+        """
+        whole, moved = (out[index] for out in pair)
+        if not self.tokenwise:
+            same_bits(whole, moved, what)
+            return
+        limit = self.bound(call) if limit is None else limit
+        found = agree(part(limit, index), whole, moved)
+        if not found.value <= found.threshold:
+            raise BrokenError(f"{what}: moved by {found.value:.4g} {found.unit} at {found.where}")
+
+    # what is written about it
+
+    def written(
+        self, name: str, variant: Written, given: list[str], *, output: str = "out"
+    ) -> tuple[str, list[str]]:
+        """Return Python of a call: what is before its bracket, and its arguments.
+
+        Args:
+            name: What an output of it is to be called.
+            variant: How the variant is written.
+            given: Arguments beside the tensors of every call.
+            output: Which output.
+        """
+        raise NotImplementedError
+
+    def packages(self) -> frozenset[str]:
+        """Return the top-level names of the packages whose code it runs, attnkit's too."""
+        variant = self.target.variant
+        homes = {"attnkit"}
+        for each in (load(variant.layer), *(load(one.function) for one in offered(variant))):
+            found = each
+            while isinstance(found, functools.partial):
+                found = found.func
+            homes |= {_package(cls) for cls in getattr(found, "__mro__", (found,))}
+        if self.layer is not None:
+            homes |= {_package(type(each)) for each in self.layer.modules()}
+        return frozenset(homes - {"torch", "builtins", "typing", ""})
+
+
+def _package(made: object) -> str:
+    return str(getattr(made, "__module__", "")).partition(".")[0]
+
+
+class Written(NamedTuple):
+    """How a script names a variant.
+
+    Attributes:
+        imports: Lines that import or make it.
+        name: What is given as a variant.
+        value: The variant itself.
+    """
+
+    imports: list[str]
+    name: str
+    value: str
 
 
 def dtype_of(name: str) -> torch.dtype:

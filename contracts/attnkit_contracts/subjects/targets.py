@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attnkit_contracts.foreign.functions import NO_LAYER
-from attnkit_contracts.subjects.layers import LayerSubject
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+from attnkit_contracts.subjects.families import suite_family
 from attnkit_contracts.subjects.subject import Target, offered
 
 if TYPE_CHECKING:
@@ -19,11 +18,10 @@ if TYPE_CHECKING:
 
 def subject_of(target: Target) -> Subject:
     """Build the subject of a target."""
-    if target.level == "layer" or target.variant.family == "feedforward":
-        return LayerSubject(target)
-    if target.variant.family == "softmax":
-        return SoftmaxOperation(target)
-    return RecurrenceOperation(target)
+    family = suite_family(target.variant)
+    if target.level == "layer" or family.operation is None:
+        return family.layer(target)
+    return family.operation(target)
 
 
 def targets(
@@ -75,7 +73,7 @@ def _claims(variant: Variant) -> list[tuple[str, Promises, Level]]:
     claims: list[tuple[str, Promises, Level]] = [
         (one.name, one.promises, "operation") for one in offered(variant)
     ]
-    if variant.family in ("softmax", "recurrence"):
+    if suite_family(variant).operation is not None:
         claims.append(("auto", variant.promises, "operation"))
     if variant.layer == NO_LAYER:
         return claims

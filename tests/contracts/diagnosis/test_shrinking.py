@@ -14,11 +14,11 @@ import torch
 import attnkit
 import attnkit_contracts
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.diagnosis import observations as experiments
 from attnkit_contracts.diagnosis import scripts
 from attnkit_contracts.diagnosis import smallest as shrinking
-from attnkit_contracts.inputs import layouts
+from attnkit_contracts.inputs import cuts, layouts
 from attnkit_contracts.inputs.calls import Call, mask_part
+from attnkit_contracts.subjects.softmax import SoftmaxOperation
 from attnkit_contracts.subjects.targets import subject_of
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def test_wrong_elements_are_shown_with_their_places(wrong: dict[str, Variant]) -
 def test_what_is_told_of_a_failure_is_in_its_error(wrong: dict[str, Variant]) -> None:
     record = record_of(wrong["mutant_scale_twice"], "A3.temperature")
 
-    with pytest.raises(AssertionError, match=re.escape(record.diagnosis)):
+    with pytest.raises(AssertionError, match=re.escape(str(record.diagnosis))):
         record.raise_for_status()
 
 
@@ -104,14 +104,14 @@ def test_a_fault_that_always_persists_shrinks_to_ones() -> None:
     )
 
 
-def _subject() -> experiments.SoftmaxOperation:
+def _subject() -> SoftmaxOperation:
     (first,) = [
         each
         for each in attnkit_contracts.plan("flash", dtypes=["float32"], implementations=["auto"])
         if each.check.id == "A4.row_sums"
     ]
     subject = subject_of(first.target)
-    assert isinstance(subject, experiments.SoftmaxOperation)
+    assert isinstance(subject, SoftmaxOperation)
     return subject
 
 
@@ -119,7 +119,7 @@ def _subject() -> experiments.SoftmaxOperation:
 def test_the_mask_of_a_cut_call_is_the_cut_mask(part: str) -> None:
     mask = mask_part(part, EVERY, "cpu") & attnkit.causal()  # type: ignore[arg-type]  # one of PARTS
     whole = mask.to_bool(EVERY, torch.device("cpu")).expand(*EVERY)
-    few = shrinking.cut(_call(mask), 11, 11)
+    few = cuts.cut(_call(mask), 11, 11)
     sizes = Sizes(3, 2, 11, 11)
 
     assert torch.equal(
@@ -131,7 +131,7 @@ def test_the_mask_of_a_cut_call_is_the_cut_mask(part: str) -> None:
 def test_the_mask_of_some_samples_is_theirs(part: str) -> None:
     mask = mask_part(part, EVERY, "cpu")  # type: ignore[arg-type]  # one of PARTS
     whole = mask.to_bool(EVERY, torch.device("cpu")).expand(*EVERY)
-    few = shrinking.samples(_call(mask), [2])
+    few = cuts.samples(_call(mask), [2])
     sizes = Sizes(1, 2, 20, 20)
 
     assert torch.equal(few.mask.to_bool(sizes, torch.device("cpu")).expand(*sizes), whole[[2]])

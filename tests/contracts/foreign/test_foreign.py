@@ -42,7 +42,7 @@ def report_on(function: Any, **declared: Any) -> Report:
 
 def diagnoses(report: Report) -> set[str]:
     """Return the names of mistakes in the diagnoses of a report."""
-    found = (re.findall(r"\(([a-z_\d]{2,})\)", record.diagnosis) for record in report.failures())
+    found = (record.diagnosis.named for record in report.failures())
     return {name for names in found for name in names}
 
 

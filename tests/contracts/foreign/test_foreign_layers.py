@@ -177,7 +177,7 @@ def test_a_failure_between_calls_has_a_script_that_shows_it(tmp_path: Path) -> N
     (record,) = [each for each in report.failures() if each.check == "A1.batch_independence"]
     done = run(record.reproduction, tmp_path)
 
-    assert record.diagnosis == "sample 0 gives something else alone"
+    assert str(record.diagnosis) == "sample 0 gives something else alone"
     assert f"AssertionError: {record.diagnosis}: off by" in done.stderr, done.stderr
 
 

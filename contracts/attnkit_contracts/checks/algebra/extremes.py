@@ -12,7 +12,6 @@ from attnkit_contracts.catalogue import Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
     agree,
-    bound,
     gradients,
     must_be_finite,
     must_differ,
@@ -20,13 +19,14 @@ from attnkit_contracts.judging.outputs import (
     same_bits,
     worst,
 )
-from attnkit_contracts.subjects.layers import LayerSubject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from attnkit.promises import Decay, Promises
-    from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+    from attnkit_contracts.subjects.layers import LayerSubject
+    from attnkit_contracts.subjects.recurrence import RecurrenceOperation
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
 
 ROTARY_BASE = 10000.0
 
@@ -56,7 +56,7 @@ def large_logits(subject: SoftmaxOperation, logits: str) -> Measured:
     if subject.promises.gradients:
         grad_out = normal(subject.random("A9 grad"), *out.shape)
         must_be_finite(gradients(subject, call, grad_out), f"logits of {logits}: gradients")
-    return near(bound(subject, call), out, logits)
+    return near(subject.bound(call), out, logits)
 
 
 def _decays(promises: Promises) -> Iterator[Mapping[str, Any]]:
@@ -87,7 +87,7 @@ def extreme_decays(subject: RecurrenceOperation, decay: Decay) -> Measured:
     if subject.promises.gradients:
         grad_out = normal(subject.random("A9 grad"), *out.shape)
         must_be_finite(gradients(subject, call, grad_out), "extreme decays: gradients")
-    return near(bound(subject, call), out)
+    return near(subject.bound(call), out)
 
 
 @check(
@@ -121,7 +121,7 @@ def infinite_decay(subject: RecurrenceOperation, decay: Decay) -> Measured:
     must_differ(moved[:, :, :at], out[:, :, :at], "larger values before the token that forgets")
     same_bits(out[:, :, at:], moved[:, :, at:], "outputs after log_decay of -inf")
     same_bits(state, after, "the state after log_decay of -inf")
-    return near(bound(subject, call), out)
+    return near(subject.bound(call), out)
 
 
 @check(
@@ -157,11 +157,11 @@ def scaled_input(subject: LayerSubject, power: int) -> Measured:
 )
 def offset(subject: LayerSubject) -> Measured:
     """Put c tokens of padding before them; positions beyond 256 are beyond bfloat16."""
-    rotary = LayerSubject(subject.target, rotary_base=ROTARY_BASE)
+    rotary = subject.remade(rotary_base=ROTARY_BASE)
     call = rotary.draw("A10", length=24)
     out = rotary(call)
     must_differ(out, subject(call), "rotary positions")
-    limit, found = bound(rotary, call), []
+    limit, found = rotary.bound(call), []
     for count in (16, 304):
         x = call.tensors["x"]
         longer = torch.cat((x.new_zeros(len(x), count, x.shape[2]), x), 1)

@@ -10,7 +10,7 @@ import torch
 from attnkit import precision
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import Measured, check
-from attnkit_contracts.judging.outputs import agree, bound, must_differ, part, worst
+from attnkit_contracts.judging.outputs import agree, must_differ, part, worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.judging.outputs import Index
-    from attnkit_contracts.subjects.operations import SoftmaxOperation
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
 
 
 def open_call(subject: SoftmaxOperation, label: str, keys: int) -> tuple[Call, tuple[Index, ...]]:
@@ -41,7 +41,7 @@ def key_permutation(subject: SoftmaxOperation) -> Measured:
     found = []
     for keys in (33, 70, 130):
         call, rows = open_call(subject, "A6", keys)
-        limit, out = bound(subject, call), subject(call)
+        limit, out = subject.bound(call), subject(call)
         shuffled = torch.randperm(keys, generator=subject.random("A6 order")).to(subject.device)
         for what, order in (("shuffled", shuffled), ("reversed", shuffled.sort().values.flip(0))):
             key, value = (call.tensors[name][:, :, order] for name in ("key", "value"))
@@ -68,7 +68,7 @@ def score_shift(subject: SoftmaxOperation) -> Measured:
         # |k + c| <= 12 in steps of 1/8: 7 binary digits
         shifted = call.given(key=call.tensors["key"] + size)
         other = subject(shifted)
-        found.append(agree(bound(subject, shifted), out, other, f"all keys + {size}"))
+        found.append(agree(subject.bound(shifted), out, other, f"all keys + {size}"))
     return worst(found)
 
 

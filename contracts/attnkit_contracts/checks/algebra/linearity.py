@@ -10,24 +10,20 @@ import torch
 from attnkit import precision
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.inputs.calls import disturbed, drawn
 from attnkit_contracts.judging.outputs import (
     agree,
-    bound,
     exactly,
     must_differ,
     part,
-    unmoved,
     worst,
 )
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.operations import Operation
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
     from attnkit_contracts.subjects.subject import Subject
 
 
@@ -41,16 +37,16 @@ def batch_independence(subject: Subject) -> Measured:
     """Disturb one of three samples at a time, and call each alone; needs no mask per sample."""
     call = subject.draw("A1", batch=3, length=33)
     whole = subject(call)
-    limit = bound(subject, call)
+    limit = subject.bound(call)
     found = []
     for sample in range(3):
         where = torch.zeros(3, 33, dtype=torch.bool, device=subject.device)
         where[sample] = True
-        moved = subject(disturbed(call, where, subject.random("A1 other"), subject.family))
+        moved = subject(subject.disturbed(call, where, "A1 other"))
         must_differ(whole[sample], moved[sample], f"disturbing sample {sample}")
         others = torch.tensor([b for b in range(3) if b != sample], device=subject.device)
         what = f"samples other than {sample}, disturbed"
-        unmoved(subject, call, (others,), (whole, moved), what, limit=limit)
+        subject.unmoved(call, (others,), (whole, moved), what, limit=limit)
         if call.mask.per_batch:
             continue
         alone = subject(call.samples(torch.tensor([sample], device=subject.device)))
@@ -59,9 +55,8 @@ def batch_independence(subject: Subject) -> Measured:
     return worst(found) if found else exactly(0, "moved elements")
 
 
-def _groupings(subject: Subject) -> Iterator[tuple[int, int]]:
-    """Yield (H, Hkv): one, two, three and all query heads per key/value head."""
-    yield from ((6, 6), (6, 3), (6, 2), (6, 1))
+GROUPINGS = ((6, 6), (6, 3), (6, 2), (6, 1))
+"""H and Hkv: one, two, three and all query heads per key/value head."""
 
 
 @check(
@@ -70,19 +65,12 @@ def _groupings(subject: Subject) -> Iterator[tuple[int, int]]:
     families=("softmax", "recurrence"),
     applies=lambda promises: promises.gqa,
 )
-def head_map(subject: Subject) -> Measured:
+def head_map(subject: Operation) -> Measured:
     """Disturb one key/value head (or group) at a time and see which output heads move."""
-    assert isinstance(subject, SoftmaxOperation | RecurrenceOperation)
-    for heads, shared in _groupings(subject):
-        names: tuple[str, ...]
-        if isinstance(subject, SoftmaxOperation):
-            call = subject.draw("A2", batch=1, length=17, heads=heads, kv_heads=shared)
-            names = ("key", "value")
-        else:
-            call = subject.draw("A2", batch=1, length=17, heads=heads, groups=shared)
-            names = ("query", "key")
+    for heads, shared in GROUPINGS:
+        call = subject.draw_shared("A2", length=17, heads=heads, shared=shared)
         whole = subject(call)
-        for name in names:
+        for name in subject.shared:
             for head in range(shared):
                 moved = subject(_one_head(subject, call, name, head))
                 moves = (whole != moved).flatten(2).any(-1)[0]  # (H,)
@@ -97,7 +85,7 @@ def head_map(subject: Subject) -> Measured:
 
 def _one_head(subject: Subject, call: Call, name: str, head: int) -> Call:
     tensor = call.tensors[name].clone()
-    fresh = drawn(name, tuple(tensor[:, head].shape), subject.random("A2 other"), subject.family)
+    fresh = subject.numbers(name, tuple(tensor[:, head].shape), subject.random("A2 other"))
     tensor[:, head] = subject.cast(fresh)
     return call.given(**{name: tensor})
 
@@ -186,5 +174,5 @@ def linear_in_value(subject: Subject) -> Measured:
     w = v.flip(2)
     mixed = call.given(value=2 * v - w / 2)
     one, other = subject(call).double(), subject(call.given(value=w)).double()
-    limit = bound(subject, call.given(value=2 * v.abs() + w.abs() / 2))
+    limit = subject.bound(call.given(value=2 * v.abs() + w.abs() / 2))
     return agree(limit, subject(mixed), 2 * one - other / 2)

@@ -10,13 +10,10 @@ import torch
 import attnkit
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import Level, Measured, SkippedEnvError, check
-from attnkit_contracts.checks.state.pieces import pieces
 from attnkit_contracts.inputs.calls import mask_part, normal
-from attnkit_contracts.instruments.poison_and_meters import Poisoned, packages_of
-from attnkit_contracts.judging.gradients import agree_gradients
+from attnkit_contracts.instruments.poison_and_meters import Poisoned
 from attnkit_contracts.judging.outputs import (
     agree,
-    bound,
     exactly,
     gradients,
     named_gradients,
@@ -24,7 +21,7 @@ from attnkit_contracts.judging.outputs import (
     same_bits,
     worst,
 )
-from attnkit_contracts.subjects.layers import LayerSubject, build
+from attnkit_contracts.subjects.targets import subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +47,7 @@ BEYOND_INT32 = 2**31
 def poisoned_allocations(subject: Subject) -> Measured:
     """Fill what the plugin's own code allocates with ``torch.empty`` and its like."""
     call = subject.draw("S4", length=37)
-    packages, results = packages_of(subject), []
+    packages, results = subject.packages(), []
     for value in (0.0, math.nan):
         with Poisoned(packages, value):
             results.append(_everything(subject, call))
@@ -68,8 +65,8 @@ def _everything(subject: Subject, call: Call) -> dict[str, Tensor]:
         for name, gradient in gradients(subject, call, grad_out).items():
             found[f"the gradient of {name}"] = gradient
     bare = not {"documents", "padding"} & set(subject.promises.needs)
-    if isinstance(subject, LayerSubject) and subject.promises.state and bare:
-        found["the output in pieces"] = pieces(subject, call, (20, 1, 16)).detach()
+    if subject.layer is not None and subject.promises.state and bare:
+        found["the output in pieces"] = subject.pieces(call, (20, 1, 16)).detach()
     return found
 
 
@@ -105,8 +102,8 @@ def grad_out_strides(subject: Subject) -> Measured:
     for what, view in _grad_outs(drawn):
         compact = view.contiguous()
         found.append(
-            agree_gradients(
-                subject, call, compact, backward(compact), backward(view), f"grad_out {what}"
+            subject.agree_gradients(
+                call, compact, backward(compact), backward(view), f"grad_out {what}"
             )
         )
     return worst(found)
@@ -150,12 +147,11 @@ def call_order(subject: Subject) -> Measured:
     found, outs = [], []
     for what, call in _configurations(subject):
         out = subject(call).detach()
-        limit = bound(subject, call, probes=4)
-        if isinstance(subject, LayerSubject):
-            fresh = build(subject.target, subject.dtype)(call.tensors["x"], mask=call.mask)
-            found.append(agree(limit, fresh.detach(), out, what))
-        else:
+        limit = subject.bound(call, probes=4)
+        if subject.is_defined:
             found.append(near(limit, out, what))
+        else:
+            found.append(agree(limit, subject_of(subject.target)(call).detach(), out, what))
         outs.append(out)
     if subject.promises.deterministic:
         same_bits(outs[0], outs[-1], "the first call, made again after all others")
@@ -188,4 +184,4 @@ def index_width(subject: Subject) -> Measured:
         views[name] = view.copy_(tensor)
         offset += tensor[0].numel()
     out = subject(call.given(**views))
-    return agree(bound(subject, call), subject(call), out, "samples 2**31 elements apart")
+    return agree(subject.bound(call), subject(call), out, "samples 2**31 elements apart")

@@ -10,11 +10,8 @@ import attnkit
 from attnkit.errors import AttnkitError
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, Measured, check
-from attnkit_contracts.checks.masks.documents import plain_masks
-from attnkit_contracts.checks.state.pieces import pieces
 from attnkit_contracts.foreign.layers import is_foreign
-from attnkit_contracts.judging.outputs import agree, bound, exactly, part, worst
-from attnkit_contracts.subjects.layers import LayerSubject
+from attnkit_contracts.judging.outputs import agree, exactly, part, worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
 
     from attnkit.masks.constructors import Mask
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.layers import LayerSubject
 
 LENGTH = 20
 
@@ -44,21 +42,21 @@ MODES: dict[str, Callable[[], Any]] = {
 def modes(subject: LayerSubject) -> Measured:
     """Call with and without gradients, in both modes, whole and from a state."""
     fields = type(subject.config).model_fields
-    plain = LayerSubject(subject.target, **({"dropout_p": 0.0} if "dropout_p" in fields else {}))
+    plain = subject.remade(**({"dropout_p": 0.0} if "dropout_p" in fields else {}))
     call, found = plain.draw("S11", length=LENGTH), []
     for what, mask, real in _paddings(plain):
         masked = call.masked(mask)
-        limit = part(bound(plain, masked, probes=4), (real,))
+        limit = part(plain.bound(masked, probes=4), (real,))
         outputs = {way: _output(plain, masked, mode)[real] for way, mode in _ways(plain)}
         first = next(iter(outputs.values()))
         found += [
             agree(limit, first, got, f"{what}, {way}".strip(", ")) for way, got in outputs.items()
         ]
     if plain.promises.state and not {"documents", "padding"} & set(plain.promises.needs):
-        limit, wanted = bound(plain, call, probes=4), plain(call).detach()
+        limit, wanted = plain.bound(call, probes=4), plain(call).detach()
         for way, mode in _ways(plain):
             with mode():
-                got = pieces(plain, call, (7, 1, 12))
+                got = plain.pieces(call, (7, 1, 12))
             found.append(agree(limit, wanted, got.detach(), f"in pieces, {way}"))
     return worst(found)
 
@@ -67,7 +65,7 @@ def _paddings(subject: LayerSubject) -> Iterator[tuple[str, Mask, Tensor]]:
     """Yield what, a mask, and which tokens are real, (B, L)."""
     at = torch.arange(LENGTH, device=subject.device)
     counts = torch.tensor([0, 7], device=subject.device)
-    for way, mask in plain_masks(subject, Sizes(2, 2, LENGTH, LENGTH)).items():
+    for way, mask in subject.plain_masks(Sizes(2, 2, LENGTH, LENGTH)).items():
         yield way, mask, (at >= 0).expand(2, -1)
         if "padding" in subject.promises.masks:
             yield f"{way} left padding", mask & attnkit.left_padding(counts), at >= counts[:, None]

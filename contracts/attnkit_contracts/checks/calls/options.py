@@ -11,7 +11,7 @@ from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.inputs.calls import Call
 from attnkit_contracts.judging import units
-from attnkit_contracts.judging.outputs import bound, exactly, same_bits, worst
+from attnkit_contracts.judging.outputs import exactly, same_bits, worst
 from attnkit_contracts.subjects.layers import build
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _explained(subject: LayerSubject, call: Call, y: Tensor, weights: Tensor) ->
     x = call.tensors["x"]
     count = x.shape[0] * x.shape[1]
     alone = Call({"x": x.reshape(count, 1, -1)}, subject.mask(Sizes(count, 1, 1, 1)))
-    limit, single = bound(subject, call), bound(subject, alone)
+    limit, single = subject.bound(call), subject.bound(alone)
     own = subject(alone).detach().double().reshape(x.shape)
     mixed = weights.double() @ own
     # both are off by as much as a layer's output may be

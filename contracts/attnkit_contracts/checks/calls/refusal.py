@@ -14,9 +14,8 @@ from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Sizes
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, MaskPart
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.inputs.calls import disturbed, drawn, mask_part, normal
+from attnkit_contracts.inputs.calls import mask_part, normal
 from attnkit_contracts.judging.outputs import exactly, must_be_finite, must_differ, same_bits
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
 from attnkit_contracts.subjects.subject import dtype_of
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.recurrence import RecurrenceOperation
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
     from attnkit_contracts.subjects.subject import Subject
 
 LENGTH = 20
@@ -79,20 +80,12 @@ def recurrence_with(subject: RecurrenceOperation, feature: str) -> tuple[Call, C
         case "scale":
             return plain, plain.saying(scale=1.5)
         case "beta":
-            beta = drawn("beta", (batch, heads, length), draw, "recurrence")
+            beta = subject.numbers("beta", (batch, heads, length), draw)
             return plain, plain.given(beta=subject.cast(beta))
         case "state":
             filled = subject.draw("S10", length=LENGTH, state=True, beta=False)
             return filled.without("initial_state"), filled
     return plain, plain
-
-
-def with_feature(subject: Subject, feature: str) -> tuple[Call, Call]:
-    """Return a call without and one with a feature of the subject's family."""
-    if isinstance(subject, SoftmaxOperation):
-        return softmax_with(subject, feature)
-    assert isinstance(subject, RecurrenceOperation)
-    return recurrence_with(subject, feature)
 
 
 def _cases(names: tuple[str, ...], *, promised: bool) -> Callable[[Promises], Any]:
@@ -123,9 +116,8 @@ def _expect_effect(subject: Subject, plain: Call, with_it: Call, feature: str) -
     out = subject(with_it)
     must_be_finite({"output": out}, feature)
     if feature != "dropout":
-        without = subject.definition(plain)(plain.tensors)
-        wanted = subject.definition(with_it)(with_it.tensors)
-        must_differ(without, wanted, f"{feature}, in the definition,")
+        without, wanted = subject.exact(plain), subject.exact(with_it)
+        must_differ(without["out"], wanted["out"], f"{feature}, in the definition,")
     if feature in ("causal", "bidirectional") and not (
         subject.promises.causal and subject.promises.bidirectional
     ):
@@ -253,7 +245,7 @@ def bidirectional(subject: Subject) -> Measured:
     """Disturb the second half of the tokens, and look at the first."""
     call, half = subject.draw("S10 later", length=LENGTH), LENGTH // 2
     later = torch.arange(LENGTH, device=subject.device) >= half
-    other = disturbed(call, later.expand(2, -1), subject.random("S10 other"), subject.family)
+    other = subject.disturbed(call, later.expand(2, -1), "S10 other")
     if torch.equal(subject(call)[:, :half], subject(other)[:, :half]):
         raise BrokenError(
             f"bidirectional is promised, but no output before token {half} depends on a later one"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,7 +11,6 @@ from attnkit_contracts.inputs import layouts
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
     agree,
-    bound,
     exactly,
     gradients,
     near,
@@ -19,7 +18,6 @@ from attnkit_contracts.judging.outputs import (
     same_bits,
     worst,
 )
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from attnkit.promises import Promises
     from attnkit_contracts.catalogue import Level
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.subject import Subject
 
 ANYWHERE: tuple[Level, ...] = ("operation", "layer")
@@ -107,11 +106,11 @@ def determinism(subject: Subject) -> Measured:
 def strides(subject: Subject) -> Measured:
     """Compare views with contiguous copies of equal values."""
     call = subject.draw("S5", length=17)
-    limit, wanted, found = bound(subject, call), subject(call), []
+    limit, wanted, found = subject.bound(call), subject(call), []
     for layout in (layouts.TRANSPOSED, layouts.EVERY_SECOND, layouts.OFFSET):
         found.append(agree(limit, wanted, subject(call.laid(layout)), layout.name))
     alike = call.map(lambda _, t: t[:1].expand_as(t).contiguous() if t.dim() >= 3 else t)
-    limit, wanted = bound(subject, alike), subject(alike)
+    limit, wanted = subject.bound(alike), subject(alike)
     expanded = subject(alike.laid(layouts.ONE_SAMPLE))
     return worst([*found, agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name)])
 
@@ -131,14 +130,12 @@ def _lengths(promises: Promises) -> Iterator[Mapping[str, int]]:
     cases=_lengths,
     verdict="R",
 )
-def lengths(subject: Subject, queries: int, keys: int) -> Measured:
+def lengths(subject: Operation, queries: int, keys: int) -> Measured:
     """Compare with the definition."""
-    assert isinstance(subject, SoftmaxOperation | RecurrenceOperation)
-    if isinstance(subject, SoftmaxOperation):
-        call = subject.draw("S8", batch=1, length=queries, keys=keys, width=8)
-    else:
-        call = subject.draw("S8", batch=1, length=queries, width=8)
-    return near(bound(subject, call, probes=4), subject(call))
+    # what has no promise of other keys draws none
+    other: dict[str, Any] = {} if keys == queries else {"keys": keys}
+    call = subject.draw("S8", batch=1, length=queries, width=8, **other)
+    return near(subject.bound(call, probes=4), subject(call))
 
 
 @check(
@@ -166,11 +163,10 @@ def empty(subject: Subject) -> Measured:
     families=("softmax", "recurrence"),
     verdict="R",
 )
-def widths(subject: Subject) -> Measured:
+def widths(subject: Operation) -> Measured:
     """Compare with the definition at every width."""
-    assert isinstance(subject, SoftmaxOperation | RecurrenceOperation)
     found = []
     for width in (1, 5, 20, 80):
         call = subject.draw("S8 widths", batch=1, length=11, width=width)
-        found.append(near(bound(subject, call, probes=4), subject(call), f"E={width}"))
+        found.append(near(subject.bound(call, probes=4), subject(call), f"E={width}"))
     return worst(found)

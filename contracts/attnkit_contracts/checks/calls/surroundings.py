@@ -11,18 +11,15 @@ from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.inputs import layouts
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.instruments.process_state import changes, process_state, unusual
-from attnkit_contracts.judging.everything import bounds, outputs
-from attnkit_contracts.judging.gradients import agree_gradients
 from attnkit_contracts.judging.outputs import (
     agree,
-    bound,
     exactly,
     gradients,
     near,
     output_shape,
+    told,
     worst,
 )
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
     from attnkit_contracts.catalogue import Level
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.inputs.layouts import Layout
+    from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.subject import Subject
 
 ANYWHERE: tuple[Level, ...] = ("operation", "layer")
@@ -73,38 +71,26 @@ def process_state_kept(subject: Subject) -> Measured:
     tier="standard",
     verdict="R",
 )
-def grad_modes(subject: Subject) -> Measured:
+def grad_modes(subject: Operation) -> Measured:
     """Compare with the definition; inference first, as what is kept of it may spoil the rest."""
-    assert isinstance(subject, SoftmaxOperation | RecurrenceOperation)
     found = []
     for options, call in _calls(subject):
-        limits = bounds(subject, call, {})
+        limits = subject.bounds(call)
         ways = [(name, mode, call) for name, mode in MODES.items()]
         if subject.promises.gradients:
             ways.append(("inputs that require gradients", torch.enable_grad, call.leaves()))
         for way, mode, given in ways:
             with mode():
-                got = outputs(subject, given)
-            found += [near(limits[n], got[n].detach(), f"{n}, {way}{options}") for n in got]
+                got = subject.outputs(given)
+            found += [near(limits[n], got[n].detach(), f"{told(n)}, {way}{options}") for n in got]
     return worst(found)
 
 
-def _calls(subject: SoftmaxOperation | RecurrenceOperation) -> Iterator[tuple[str, Call]]:
+def _calls(subject: Operation) -> Iterator[tuple[str, Call]]:
     """Yield a plain call, and one with all options that are promised, if they go together."""
-    if isinstance(subject, RecurrenceOperation):
-        yield "", subject.draw("S11", length=20, state=subject.promises.state)
-        return
     plain = subject.draw("S11", length=20)
     yield "", plain
-    draw, promises, rich = subject.random("S11 options"), subject.promises, plain
-    if promises.bias:
-        rich = rich.given(bias=subject.cast(normal(draw, 1, subject.heads, 20, 20)))
-    if promises.sinks:
-        rich = rich.given(sinks=subject.cast(normal(draw, subject.heads)))
-    if promises.scale:
-        rich = rich.saying(scale=0.7)
-    if promises.softcap:
-        rich = rich.saying(softcap=1.5)
+    rich = subject.with_options(plain, "S11 options")
     try:
         subject(rich)
     except UnsupportedError:
@@ -130,7 +116,7 @@ def _layouts(call: Call) -> Iterator[Layout]:
 def input_layouts(subject: Subject) -> Measured:
     """Compare with contiguous copies of equal values."""
     call = subject.draw("S5", length=17)
-    limit, wanted = bound(subject, call), subject(call)
+    limit, wanted = subject.bound(call), subject(call)
     grad_out = subject.cast(normal(subject.random("S5 grad"), *output_shape(call)))
     with_gradients = subject.promises.gradients
     whole = gradients(subject, call, grad_out) if with_gradients else {}
@@ -140,8 +126,8 @@ def input_layouts(subject: Subject) -> Measured:
         found.append(agree(limit, wanted, subject(laid), layout.name))
         if with_gradients:
             got = gradients(subject, laid, grad_out)
-            found.append(agree_gradients(subject, call, grad_out, whole, got, layout.name))
+            found.append(subject.agree_gradients(call, grad_out, whole, got, layout.name))
     alike = call.map(lambda _, t: t[:, :1].expand_as(t).contiguous() if t.dim() >= 3 else t)
-    limit, wanted = bound(subject, alike), subject(alike)
+    limit, wanted = subject.bound(alike), subject(alike)
     expanded = subject(alike.laid(layouts.ONE_HEAD))
     return worst([*found, agree(limit, wanted, expanded, layouts.ONE_HEAD.name)])

@@ -10,15 +10,8 @@ import torch
 import attnkit
 from attnkit.errors import ConfigError, UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.checks.experts.router import (
-    clear_call,
-    expert_weights,
-    gradient_errors,
-    mixture_bound,
-)
-from attnkit_contracts.judging import units
-from attnkit_contracts.judging.outputs import estimated, exactly, near, worst
-from attnkit_contracts.subjects.layers import LayerSubject
+from attnkit_contracts.checks.experts.router import gradient_errors
+from attnkit_contracts.judging.outputs import exactly, gradient_of, near, probed, worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +20,7 @@ if TYPE_CHECKING:
 
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.mixtures import MixtureLayer
 
 CAPACITY = 0.5
 """A capacity factor that cannot serve more than about half of all pairs of token and expert."""
@@ -47,12 +41,12 @@ TOKENS = 200
     levels=("operation", "layer"),
     verdict="R",
 )
-def capacity(subject: LayerSubject) -> Measured:
+def capacity(subject: MixtureLayer) -> Measured:
     """Drop about half of all pairs; in one sample, padding stands before the real tokens."""
     promises = subject.target.variant.promises
     try:
-        limited = LayerSubject(subject.target, capacity_factor=CAPACITY)
-        call, keep = _padded(limited, clear_call(limited, "F6"))
+        limited = subject.remade(capacity_factor=CAPACITY)
+        call, keep = _padded(limited, limited.clear_call("F6"))
         y = limited(call)
     except (UnsupportedError, ConfigError) as error:
         if promises.capacity:
@@ -62,7 +56,7 @@ def capacity(subject: LayerSubject) -> Measured:
         return exactly(0, "accepted capacities")
     if not promises.capacity:
         raise BrokenError("capacity is not promised, and capacity_factor is accepted in silence")
-    wanted = limited.routing({**call.tensors, **expert_weights(limited)}, keep)
+    wanted = limited.routing({**call.tensors, **limited.expert_weights()}, keep)
     if not wanted.dropped:
         raise InconclusiveError("nothing exceeds the capacity")
     routing = _recorded(limited, call)
@@ -73,10 +67,10 @@ def capacity(subject: LayerSubject) -> Measured:
                 f"{int(routing.dropped)} pairs of token and expert are said to be dropped, "
                 f"{wanted.dropped} are"
             )
-    return near(mixture_bound(limited, call, keep), y, f"capacity_factor={CAPACITY}")
+    return near(limited.mixture_bounds(call, keep=keep)["out"], y, f"capacity_factor={CAPACITY}")
 
 
-def _padded(subject: LayerSubject, call: Call) -> tuple[Call, Tensor]:
+def _padded(subject: MixtureLayer, call: Call) -> tuple[Call, Tensor]:
     """Pad the second of two samples on the left, if that is promised; return what is real, too."""
     batch, length = call.tensors["x"].shape[:2]
     keep = torch.ones(batch, length, dtype=torch.bool, device=subject.device)  # (B, L)
@@ -87,7 +81,7 @@ def _padded(subject: LayerSubject, call: Call) -> tuple[Call, Tensor]:
     return call.masked(attnkit.left_padding(hidden)), keep
 
 
-def _recorded(subject: LayerSubject, call: Call) -> Any:
+def _recorded(subject: MixtureLayer, call: Call) -> Any:
     """Return the layer's record of its routing, None if it gives none."""
     if "return_routing" not in inspect.signature(subject.layer.forward).parameters:
         return None
@@ -116,13 +110,13 @@ def _same_experts(routing: Any, wanted: Tensor) -> None:
     dtypes=("float32", "bfloat16", "float16"),
     verdict="R",
 )
-def losses(subject: LayerSubject) -> Measured:
+def losses(subject: MixtureLayer) -> Measured:
     """Compare with the closed forms, for a router of zeros too; the padding holds NaN."""
-    clear, keep = _padded(subject, clear_call(subject, "F7"))
+    clear, keep = _padded(subject, subject.clear_call("F7"))
     x = torch.where(keep[..., None], clear.tensors["x"], float("nan"))
     if _recorded(subject, clear) is None:
         raise UnsupportedError(f"the layer of {subject.target.variant.name!r} records no routing")
-    router = expert_weights(subject)["router.weight"]
+    router = subject.expert_weights()["router.weight"]
     found = list(_losses(subject, clear, clear.given(x=x), keep, "router as drawn"))
     with torch.no_grad():
         router.zero_()
@@ -131,9 +125,9 @@ def losses(subject: LayerSubject) -> Measured:
 
 
 def _losses(
-    subject: LayerSubject, clear: Call, padded: Call, keep: Tensor, where: str
+    subject: MixtureLayer, clear: Call, padded: Call, keep: Tensor, where: str
 ) -> Iterator[Measured]:
-    router = expert_weights(subject)["router.weight"]
+    router = subject.expert_weights()["router.weight"]
     inputs = {"x": clear.tensors["x"], "router.weight": router}
     routing = _recorded(subject, padded)
     # the router runs in at least float32, whatever the tokens are in
@@ -142,11 +136,7 @@ def _losses(
     def both(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: getattr(subject.routing(given, keep), name) for name in LOSSES}
 
-    @torch.no_grad()
-    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
-        return units.noise(both, inputs, wide, probes=probes)
-
-    limits = estimated(estimate, units.forward_gate(wide), units.PROBES)
+    limits = probed(both, inputs, wide)
     for name in LOSSES:
         loss = getattr(routing, name).reshape(1)
         yield near(limits[name], loss, f"{name}, {where}")
@@ -155,10 +145,10 @@ def _losses(
 
 
 def _gradient(
-    subject: LayerSubject,
+    subject: MixtureLayer,
     loss: Tensor,
     inputs: Mapping[str, Tensor],
-    definition: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    definition: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
     name: str,
 ) -> Measured:
     router = inputs["router.weight"]
@@ -167,18 +157,8 @@ def _gradient(
     (got,) = torch.autograd.grad(
         loss, [router], torch.ones_like(loss), retain_graph=True, materialize_grads=True
     )
-
-    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
-        return units.gradient_noise(
-            lambda given: definition(given)[name],
-            inputs,
-            torch.ones_like(loss),
-            subject.dtype,
-            probes=probes,
-        )
-
-    limits = estimated(estimate, units.backward_gate(subject.dtype), units.GRADIENT_PROBES)
-    return near(limits["router.weight"], got, f"the router's gradient of {name}")
+    limits = probed(definition, inputs, subject.dtype, grads={name: torch.ones_like(loss)})
+    return near(limits[gradient_of("router.weight")], got, f"the router's gradient of {name}")
 
 
 def _options(_: Promises) -> Iterator[Mapping[str, Any]]:
@@ -201,24 +181,22 @@ def _options(_: Promises) -> Iterator[Mapping[str, Any]]:
     tier="standard",
     verdict="R",
 )
-def options(subject: LayerSubject, num_experts: int, top_k: int, *, renormalise: bool) -> Measured:
+def options(subject: MixtureLayer, num_experts: int, top_k: int, *, renormalise: bool) -> Measured:
     """Compare outputs and gradients of many tokens with the definition."""
-    built = LayerSubject(
-        subject.target, num_experts=num_experts, top_k=top_k, renormalise=renormalise
-    )
-    spread = clear_call(built, "F8", length=TOKENS // 2)
+    built = subject.remade(num_experts=num_experts, top_k=top_k, renormalise=renormalise)
+    spread = built.clear_call("F8", length=TOKENS // 2)
     found = list(_errors(built, spread, "tokens spread"))
     # the first number of a token is 1 and all that the router reads: the last experts win
     x = spread.tensors["x"].clone()
     x[..., 0] = 1.0
     with torch.no_grad():
-        router = expert_weights(built)["router.weight"].zero_()
+        router = built.expert_weights()["router.weight"].zero_()
         router[:, 0] = 4 * torch.arange(num_experts) / num_experts
     return worst([*found, *_errors(built, spread.given(x=x), "tokens at the same experts")])
 
 
-def _errors(subject: LayerSubject, call: Call, where: str) -> Iterator[Measured]:
-    yield near(mixture_bound(subject, call), subject(call), where)
+def _errors(subject: MixtureLayer, call: Call, where: str) -> Iterator[Measured]:
+    yield near(subject.mixture_bounds(call)["out"], subject(call), where)
     if subject.promises.gradients:
         yield from gradient_errors(subject, call, where)
 
@@ -230,12 +208,12 @@ def _errors(subject: LayerSubject, call: Call, where: str) -> Iterator[Measured]
     levels=("layer",),
     verdict="R",
 )
-def ties(subject: LayerSubject) -> Measured:
+def ties(subject: MixtureLayer) -> Measured:
     """Call several times with a router of zeros."""
     call = subject.draw("F9")
     with torch.no_grad():
-        expert_weights(subject)["router.weight"].zero_()
-    limit = mixture_bound(subject, call)
+        subject.expert_weights()["router.weight"].zero_()
+    limit = subject.mixture_bounds(call)["out"]
     found = []
     for run in range(3):
         found.append(near(limit, subject(call), f"run {run}"))

@@ -7,105 +7,39 @@ from typing import TYPE_CHECKING
 import torch
 
 import attnkit
-from attnkit.errors import UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import (
     agree,
-    bound,
-    estimated,
     exactly,
+    gradient_of,
     must_be_finite,
     named_gradients,
     near,
     part,
     worst,
 )
-from attnkit_contracts.subjects.layers import EXPERTS
+from attnkit_contracts.subjects.mixtures import EXPERTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.judging.outputs import Bound
-    from attnkit_contracts.subjects.layers import LayerSubject
+    from attnkit_contracts.subjects.mixtures import MixtureLayer
 
 
-def clear_call(subject: LayerSubject, label: str, *, length: int = 24) -> Call:
-    """Return tokens whose choice of experts no rounding of the inputs changes.
-
-    Of many tokens, those are taken whose last chosen and first rejected experts are far apart.
-    A layer with other weights than the definition's gets any tokens: nobody knows its router.
-    """
-    weights = subject.expert_weights()
-    if weights is None:
-        return subject.draw(label, batch=2, length=length)
-    pool = subject.draw(label, batch=2, length=8 * length)
-    router = weights["router.weight"].double()
-    x = pool.tensors["x"]
-    top_k = int(getattr(subject.config, "top_k", len(router)))
-    if top_k >= len(router):
-        return pool.tokens(0, length)
-    logits = (x.double() @ router.T).sort(-1, descending=True).values  # (B, 8 L, E)
-    margin = logits[..., top_k - 1] - logits[..., top_k]
-    best = margin.argsort(-1, descending=True)[:, :length].sort(-1).values  # (B, L)
-    return pool.given(x=x.gather(1, best[..., None].expand(-1, -1, x.shape[-1])))
-
-
-def expert_weights(subject: LayerSubject) -> dict[str, Tensor]:
-    """Return the weights by name, or refuse: nobody has a definition of a layer with others."""
-    weights = subject.expert_weights()
-    if weights is None:
-        raise UnsupportedError(
-            f"nobody has a definition of the layer of {subject.target.variant.name!r}: a mixture "
-            "of experts is compared with sum_k gate_k E_k(x) if its weights are router.weight "
-            f"(E, D), gate_up_proj (E, 2F, D) and down_proj (E, D, F), got "
-            f"{', '.join(f'{n} {tuple(t.shape)}' for n, t in subject.parameters().items())}"
-        )
-    return weights
-
-
-def mixture_bound(subject: LayerSubject, call: Call, keep: Tensor | None = None) -> Bound:
-    """Return the definition's answer to a call, and the unit of its errors."""
-
-    def definition(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"out": subject.mixture(given, keep)}
-
-    inputs = {**call.tensors, **expert_weights(subject)}
-
-    @torch.no_grad()
-    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
-        return units.noise(definition, inputs, subject.dtype, probes=probes)
-
-    return estimated(estimate, units.mixture_gate(subject.dtype), units.PROBES)["out"]
-
-
-def gradient_errors(subject: LayerSubject, call: Call, where: str = "") -> list[Measured]:
+def gradient_errors(subject: MixtureLayer, call: Call, where: str = "") -> list[Measured]:
     """Measure the errors of the gradients of the input, the router and the experts."""
     call = call.leaves()
     y = subject(call)
     grad_out = subject.cast(normal(subject.random("N2 grad"), *y.shape))
-    inputs = {**call.tensors, **expert_weights(subject)}
+    inputs = {**call.tensors, **subject.expert_weights()}
     got = torch.autograd.grad(y, list(inputs.values()), grad_out, materialize_grads=True)
-
-    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
-        return units.gradient_noise(subject.mixture, inputs, grad_out, subject.dtype, probes=probes)
-
-    limits = estimated(estimate, units.backward_gate(subject.dtype), units.GRADIENT_PROBES)
+    limits = subject.mixture_bounds(call, {"out": grad_out})
     return [
-        near(limits[name], gradient, f"{where} the gradient of {name}".strip())
+        near(limits[gradient_of(name)], gradient, f"{where} the gradient of {name}".strip())
         for name, gradient in zip(inputs, got, strict=True)
-        if not (name == "router.weight" and _gates_are_one(subject))
+        # gates of 1 teach the router nothing: its gradient is rounding alone
+        if not (name == "router.weight" and subject.renormalises and subject.top_k == 1)
     ]
-
-
-def _gates_are_one(subject: LayerSubject) -> bool:
-    """Return whether the outputs teach the router nothing: its gradient is rounding alone."""
-    config = subject.config
-    return getattr(config, "renormalise", True) and int(getattr(config, "top_k", 1)) == 1
 
 
 @check(
@@ -116,12 +50,12 @@ def _gates_are_one(subject: LayerSubject) -> bool:
     levels=("operation", "layer"),
     verdict="R",
 )
-def mixture(subject: LayerSubject) -> Measured:
+def mixture(subject: MixtureLayer) -> Measured:
     """Compare with the definition, with few tokens and with many."""
     found = []
     for length in (1, 7, 24):
-        call = clear_call(subject, "N1", length=length)
-        found.append(near(mixture_bound(subject, call), subject(call), f"L={length}"))
+        call = subject.clear_call("N1", length=length)
+        found.append(near(subject.mixture_bounds(call)["out"], subject(call), f"L={length}"))
     return worst(found)
 
 
@@ -133,9 +67,9 @@ def mixture(subject: LayerSubject) -> Measured:
     applies=lambda promises: promises.gradients,
     verdict="R",
 )
-def mixture_backward(subject: LayerSubject) -> Measured:
+def mixture_backward(subject: MixtureLayer) -> Measured:
     """Compare with the gradients of the definition."""
-    return worst(gradient_errors(subject, clear_call(subject, "N2", length=12)))
+    return worst(gradient_errors(subject, subject.clear_call("N2", length=12)))
 
 
 @check(
@@ -145,12 +79,12 @@ def mixture_backward(subject: LayerSubject) -> Measured:
     levels=("operation", "layer"),
     verdict="R",
 )
-def expert_permutation(subject: LayerSubject) -> Measured:
+def expert_permutation(subject: MixtureLayer) -> Measured:
     """Reverse the order of the experts."""
-    call = clear_call(subject, "F1")
-    before, limit = subject(call), mixture_bound(subject, call)
+    call = subject.clear_call("F1")
+    before, limit = subject(call), subject.mixture_bounds(call)["out"]
     with torch.no_grad():
-        for weight in expert_weights(subject).values():
+        for weight in subject.expert_weights().values():
             weight.copy_(weight.flip(0).clone())
     return agree(limit, before, subject(call), "experts in reverse order")
 
@@ -162,10 +96,10 @@ def expert_permutation(subject: LayerSubject) -> Measured:
     levels=("operation", "layer"),
     applies=lambda promises: promises.gradients,
 )
-def empty_experts(subject: LayerSubject) -> Measured:
+def empty_experts(subject: MixtureLayer) -> Measured:
     """Call with one token, which leaves some experts without any."""
-    call = clear_call(subject, "F2", length=1).samples(torch.tensor([0], device=subject.device))
-    weights = expert_weights(subject)
+    call = subject.clear_call("F2", length=1).samples(torch.tensor([0], device=subject.device))
+    weights = subject.expert_weights()
     y = subject(call)
     grad_out = subject.cast(normal(subject.random("F2 grad"), *y.shape))
     found = torch.autograd.grad(y, list(weights.values()), grad_out, allow_unused=True)
@@ -190,20 +124,20 @@ def empty_experts(subject: LayerSubject) -> Measured:
     applies=lambda promises: "padding" in promises.masks or promises.time == "L",
     verdict="R",
 )
-def padding(subject: LayerSubject) -> Measured:
+def padding(subject: MixtureLayer) -> Measured:
     """Pad on the right, differently per sample; the padding holds NaN."""
-    call = clear_call(subject, "F3", length=9)
+    call = subject.clear_call("F3", length=9)
     lengths = torch.tensor([9, 4], device=subject.device)
     padded = torch.arange(9, device=subject.device) >= lengths[:, None]  # (B, L)
     x = torch.where(padded[..., None], float("nan"), call.tensors["x"])
     y = subject(call.given(x=x).masked(attnkit.padding(lengths)))
     if (y[padded] != 0).any() or not y[padded].isfinite().all():
         raise BrokenError("padded tokens must give 0, whatever they hold")
-    if subject.expert_weights() is None:
+    if not subject.is_defined:
         # no token looks at another, so each gives what it gives among tokens that are all real
-        limit, real = bound(subject, call), (~padded,)
+        limit, real = subject.bound(call), (~padded,)
         return agree(part(limit, real), subject(call)[real], y[real], "real tokens")
-    return near(mixture_bound(subject, call, ~padded), y, "real tokens")
+    return near(subject.mixture_bounds(call, keep=~padded)["out"], y, "real tokens")
 
 
 @check(
@@ -213,10 +147,10 @@ def padding(subject: LayerSubject) -> Measured:
     levels=("operation", "layer"),
     applies=lambda promises: promises.gradients,
 )
-def router_gradient(subject: LayerSubject) -> Measured:
+def router_gradient(subject: MixtureLayer) -> Measured:
     """Send a gradient through the gates."""
-    call = clear_call(subject, "F4")
-    router = expert_weights(subject)["router.weight"]
+    call = subject.clear_call("F4")
+    router = subject.expert_weights()["router.weight"]
     y = subject(call)
     grad_out = subject.cast(normal(subject.random("F4 grad"), *y.shape))
     found = torch.autograd.grad(y, [router], grad_out, allow_unused=True)
@@ -232,9 +166,9 @@ def router_gradient(subject: LayerSubject) -> Measured:
     levels=("operation", "layer"),
     applies=lambda promises: promises.gradients,
 )
-def tokens_apart(subject: LayerSubject) -> Measured:
+def tokens_apart(subject: MixtureLayer) -> Measured:
     """Send a gradient into one token at a time."""
-    call = clear_call(subject, "F5", length=10).leaves()
+    call = subject.clear_call("F5", length=10).leaves()
     y = subject(call)
     for token in (0, 4, 9):
         one = torch.zeros_like(y)

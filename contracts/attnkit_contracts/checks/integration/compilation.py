@@ -6,22 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import attnkit
 from attnkit.errors import UnsupportedError
 from attnkit.problem import LENGTH_CLASSES
 from attnkit_contracts.catalogue import BrokenError, Level, Measured, check
 from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging.gradients import agree_gradients
 from attnkit_contracts.judging.outputs import (
     agree,
-    bound,
     exactly,
     gradients,
     named_gradients,
     worst,
 )
-from attnkit_contracts.subjects.layers import LayerSubject
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,37 +35,12 @@ LENGTHS = (16, 17, 48, 64, 65, 100, 200)
 """They lie around edges of blocks."""
 
 
-def bare(subject: Subject, call: Call) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Return what the subject calls, without what it writes down for reports."""
-    target, mask = subject.target, call.mask
-    extras: dict[str, Any] = dict(call.extras)
-    if isinstance(subject, LayerSubject):
-        layer = subject.layer
-        return lambda tensors: layer(tensors["x"], mask=mask)
-    if isinstance(subject, SoftmaxOperation):
-        return lambda tensors: attnkit.attention(
-            **{**extras, **tensors},
-            mask=mask,
-            variant=target.variant,
-            implementation=target.implementation,
-        )
-    assert isinstance(subject, RecurrenceOperation)
-    options = subject.options()
-    return lambda tensors: attnkit.recurrence(
-        variant=target.variant,
-        **{**extras, **tensors},
-        mask=mask,
-        options=options,
-        implementation=target.implementation,
-    )[0]
-
-
 def _compiled(
     subject: Subject, call: Call, graphs: list[object], *, dynamic: bool | None = None
 ) -> Callable[..., Tensor]:
     """Return the subject as a compiled function of a call's tensors; counts its graphs."""
     torch._dynamo.reset()
-    function = bare(subject, call)
+    function = subject.function(call)
 
     def backend(module: Any, inputs: Any) -> Any:
         graphs.append(module)
@@ -111,7 +81,7 @@ def compiled(subject: Subject) -> Measured:
     plain, graphs = subject(call), list[object]()
     run = _compiled(subject, call, graphs)
     out = _traced(run, call)
-    found = [agree(bound(subject, call), plain, out, "compiled")]
+    found = [agree(subject.bound(call), plain, out, "compiled")]
     if not graphs:
         raise BrokenError("nothing was compiled: the call ran without torch.compile")
     if subject.promises.gradients:
@@ -121,7 +91,7 @@ def compiled(subject: Subject) -> Measured:
         received = torch.autograd.grad(out, list(leaves.tensors.values()), grad_out)
         got = named_gradients(leaves.tensors, received)
         wanted = gradients(subject, call, grad_out)
-        found.append(agree_gradients(subject, call, grad_out, wanted, got, "compiled"))
+        found.append(subject.agree_gradients(call, grad_out, wanted, got, "compiled"))
     torch._dynamo.reset()
     return worst(found)
 
@@ -145,10 +115,7 @@ def recompiles(subject: Subject) -> Measured:
         with torch.no_grad():
             _traced(run, call)
         if count > 1:
-            # experts see the tokens of all samples in one row
-            tokens = (
-                length * call.tensors["x"].shape[0] if subject.family == "feedforward" else length
-            )
+            tokens = length * (len(call.tensors["x"]) if subject.tokenwise else 1)
             seen.add(min(each for each in LENGTH_CLASSES if each >= tokens))
         allowed = 1 + len(seen)
         if len(graphs) > allowed:
@@ -175,7 +142,7 @@ def symbols(subject: Subject) -> Measured:
         run = run or _compiled(subject, call, [], dynamic=True)
         with torch.no_grad():
             out = _traced(run, call)
-        found.append(agree(bound(subject, call), subject(call), out, f"compiled, L = {length}"))
+        found.append(agree(subject.bound(call), subject(call), out, f"compiled, L = {length}"))
     torch._dynamo.reset()
     return worst(found)
 
@@ -185,8 +152,8 @@ class _Module(torch.nn.Module):
 
     def __init__(self, subject: Subject, call: Call) -> None:
         super().__init__()
-        self.layer = subject.layer if isinstance(subject, LayerSubject) else None
-        self.function = bare(subject, call)
+        self.layer = subject.layer
+        self.function = subject.function(call)
 
     def forward(self, tensors: dict[str, Tensor]) -> Tensor:
         """Call it with tensors alone."""
@@ -244,4 +211,4 @@ def export(subject: Subject) -> Measured:
     exported = _exported(subject, call)
     with torch.no_grad():
         out = exported.module()(dict(other.tensors))
-    return agree(bound(subject, other), subject(other), out, "exported")
+    return agree(subject.bound(other), subject(other), out, "exported")

@@ -23,8 +23,7 @@ from attnkit_contracts.catalogue import (
 )
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.instruments.poison_and_meters import Asked, CustomCalls
-from attnkit_contracts.judging.gradients import gradient_bounds
-from attnkit_contracts.judging.outputs import bound, named_gradients, near, worst
+from attnkit_contracts.judging.outputs import named_gradients, near, worst
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,9 +62,9 @@ def opcheck(subject: Subject) -> Measured:
     if not names:
         # the record says of how many: then values are the business of other checks
         return Measured(0.0, 0.0, "of 0 custom operations wrongly registered")
-    found = [near(bound(subject, call), out.detach(), f"with {', '.join(names)}")]
+    found = [near(subject.bound(call), out.detach(), f"with {', '.join(names)}")]
     if got:
-        limits = gradient_bounds(subject, call, grad_out)
+        limits = subject.gradient_bounds(call, grad_out)
         found += [near(limits[name], gradient, name) for name, gradient in got.items()]
     return worst(found)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit_contracts.catalogue import BrokenError, Level, Measured, SkippedEnvError, check
-from attnkit_contracts.judging.outputs import agree, bound, exactly, must_differ
+from attnkit_contracts.judging.outputs import agree, exactly, must_differ
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ def graph_replay(subject: Subject) -> Measured:
         graph.replay()
         wanted = subject(other)
         must_differ(wanted, subject(call), "other data")
-    return agree(bound(subject, other), wanted, out, "replayed with new data")
+    return agree(subject.bound(other), wanted, out, "replayed with new data")
 
 
 @check(

@@ -6,12 +6,11 @@ a run time is depends on what else the machine does, and a build should not.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-import attnkit
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import (
     BrokenError,
@@ -21,8 +20,8 @@ from attnkit_contracts.catalogue import (
     check,
 )
 from attnkit_contracts.instruments.clock import compare, timer
-from attnkit_contracts.judging.outputs import bound, must_differ, near
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+from attnkit_contracts.judging.outputs import must_differ, near
+from attnkit_contracts.subjects.operations import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,10 +48,10 @@ if TYPE_CHECKING:
 def speed(subject: Subject, claim: str) -> Measured:
     """Verify, time, and verify again."""
     (claimed,) = (each for each in subject.promises.speed if str(each) == claim)
-    if not isinstance(subject, SoftmaxOperation | RecurrenceOperation):
+    if not isinstance(subject, Operation):
         raise BrokenError("speed is claimed of what has no operation: it cannot be compared")
     _need(subject, claimed)
-    call, other = _drawn(subject, claimed, "I7"), _drawn(subject, claimed, "I7 other")
+    call, other = (subject.draw_claimed(label, claimed) for label in ("I7", "I7 other"))
     target, baseline = subject.target, _baseline(subject, call, claimed)
     candidate = _run(subject, call, target.variant, target.implementation)
     with torch.no_grad():
@@ -88,32 +87,15 @@ def _need(subject: Subject, claim: SpeedClaim) -> None:
         raise SkippedEnvError(f"claimed for {claim.capability}, this is {here}")
 
 
-def _drawn(subject: SoftmaxOperation | RecurrenceOperation, claim: SpeedClaim, label: str) -> Call:
-    sizes: dict[str, Any] = {
-        "batch": claim.batch,
-        "length": claim.length,
-        "width": claim.head_dim,
-    }
-    if isinstance(subject, RecurrenceOperation):
-        return subject.draw(label, heads=claim.heads, **sizes)
-    mask = attnkit.causal() if claim.causal else attnkit.full()
-    if claim.window is not None:
-        mask &= attnkit.sliding_window(claim.window)
-    return subject.draw(label, heads=claim.heads, mask=mask, **sizes)
-
-
 def _run(
-    subject: Subject, call: Call, variant: Variant | str, implementation: str
+    subject: Operation, call: Call, variant: Variant | str, implementation: str
 ) -> Callable[[], Tensor]:
     """Return a call of one implementation, with the options that a user gets."""
-    given: dict[str, Any] = {**call.arguments(), "mask": call.mask}
-    given["implementation"] = implementation
-    if isinstance(subject, SoftmaxOperation):
-        return lambda: attnkit.attention(**given, variant=variant)
-    return lambda: attnkit.recurrence(variant=variant, **given)[0]
+    function, tensors = subject.called(call, variant, implementation), call.tensors
+    return lambda: function(tensors)
 
 
-def _baseline(subject: Subject, call: Call, claim: SpeedClaim) -> Callable[[], Tensor]:
+def _baseline(subject: Operation, call: Call, claim: SpeedClaim) -> Callable[[], Tensor]:
     if claim.vs != "sdpa":
         variant, _, implementation = claim.vs.partition(".")
         return _run(subject, call, variant, implementation)
@@ -127,7 +109,7 @@ def _baseline(subject: Subject, call: Call, claim: SpeedClaim) -> Callable[[], T
 
 def _verified(subject: Subject, call: Call, out: Tensor) -> Tensor:
     """Raise `BrokenError` unless an output is the defined one."""
-    found = near(bound(subject, call, probes=4), out)
+    found = near(subject.bound(call, probes=4), out)
     if not found.value <= found.threshold:
         raise BrokenError(f"the output is off by {found.value:.4g} {found.unit} {found.where}")
     return out.clone()

@@ -10,13 +10,13 @@ import attnkit
 from attnkit.errors import AttnkitError, ConfigError, UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging.outputs import agree, bound, exactly, same_bits, worst
-from attnkit_contracts.subjects.layers import LayerSubject
+from attnkit_contracts.judging.outputs import agree, exactly, same_bits, worst
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.layers import LayerSubject
 
 QUERIES, KEYS, WIDTH = 9, 14, 24
 """L, S and context_dim, all different."""
@@ -83,7 +83,7 @@ def context_padding(subject: LayerSubject) -> Measured:
         for sample in range(3):
             one = call.samples(torch.tensor([sample], device=subject.device))
             alone = one.given(context=one.tensors["context"][:, real[sample]])
-            limit = bound(crossed, alone, probes=4)
+            limit = crossed.bound(alone, probes=4)
             found.append(agree(limit, crossed(alone), out[sample : sample + 1], what))
     if subject.promises.state:
         found.append(_in_pieces(crossed, call))
@@ -100,7 +100,7 @@ def _with_context(subject: LayerSubject) -> tuple[LayerSubject, Call] | None:
     call = call.given(context=subject.cast(normal(draw, 3, KEYS, WIDTH)))
     promised = promises.cross and promises.bidirectional and not promises.needs
     try:
-        found = LayerSubject(subject.target, **options)
+        found = subject.remade(**options)
         found(call)
     except (ConfigError, UnsupportedError) as error:
         if promised:
@@ -143,4 +143,4 @@ def _in_pieces(crossed: LayerSubject, call: Call) -> Measured:
         outputs.append(piece)
     if state.tokens != QUERIES:
         raise BrokenError(f"expected a state of {QUERIES} tokens, got {state.tokens}")
-    return agree(bound(crossed, call, probes=4), crossed(call), torch.cat(outputs, 1), "in pieces")
+    return agree(crossed.bound(call, probes=4), crossed(call), torch.cat(outputs, 1), "in pieces")

@@ -9,10 +9,8 @@ import torch
 import attnkit
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import Measured, check
-from attnkit_contracts.inputs.calls import TIME_AXIS, Call, drawn
-from attnkit_contracts.judging.outputs import agree, bound, part, worst
-from attnkit_contracts.subjects.layers import LayerSubject
-from attnkit_contracts.subjects.operations import SoftmaxOperation
+from attnkit_contracts.inputs.calls import TIME_AXIS, Call
+from attnkit_contracts.judging.outputs import agree, part, worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,24 +24,9 @@ REAL = 20
 """Real tokens of every sample."""
 
 
-def plain_masks(subject: Subject, sizes: Sizes) -> dict[str, Mask]:
-    """Return the masks that look at distances alone, by a name."""
-    if not isinstance(subject, SoftmaxOperation):
-        plain = subject.draw("mask", batch=sizes.batch, length=sizes.queries).mask
-        # a layer of our own is made causal, one of others may be called so
-        both = subject.promises.causal and subject.promises.bidirectional
-        told = {"causal": plain & attnkit.causal()} if subject.family == "mixer" and both else {}
-        return {"": plain, **told}
-    return {
-        way: subject.mask(sizes, causal=way == "causal", wide=True)
-        for way in ("causal", "bidirectional")
-        if getattr(subject.promises, way)
-    }
-
-
 def _on_blocks(subject: Subject) -> bool:
     """Return whether a call's mask has blocks, so that tokens may only move by whole patterns."""
-    return isinstance(subject, LayerSubject) and "blocks" in subject.needs
+    return "blocks" in subject.needs
 
 
 def _paddings(subject: Subject) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -72,12 +55,12 @@ def padded(subject: Subject) -> Measured:
     """Pad three samples alike and otherwise; the padding is three times as large as the rest."""
     alone = subject.draw("M10", batch=3, length=REAL)
     sizes, found = Sizes(3, 2, REAL, REAL), []
-    for way, mask in plain_masks(subject, sizes).items():
+    for way, mask in subject.plain_masks(sizes).items():
         plain = alone.masked(mask)
-        limit, wanted = bound(subject, plain, probes=4), subject(plain)
+        limit, wanted = subject.bound(plain, probes=4), subject(plain)
         for before, behind in _paddings(subject):
             total = before[0] + REAL + behind[0]
-            wide = plain_masks(subject, Sizes(3, 2, total, total))[way]
+            wide = subject.plain_masks(Sizes(3, 2, total, total))[way]
             call = _pad(subject, plain, before, total)
             hidden = _padding(subject, before, behind, total)
             out = subject(call.masked(wide & hidden))
@@ -107,7 +90,7 @@ def _pad(subject: Subject, call: Call, before: tuple[int, ...], total: int) -> C
             return tensor
         axis = TIME_AXIS[name]
         shape = (*tensor.shape[:axis], total, *tensor.shape[axis + 1 :])
-        filled = drawn(name, shape, subject.random(f"M10 {name}"), subject.family)
+        filled = subject.numbers(name, shape, subject.random(f"M10 {name}"))
         filled = subject.cast(filled * (3 if name in ("x", "query", "value") else 1))
         for sample, start in enumerate(before):
             filled[sample].narrow(axis - 1, start, REAL).copy_(tensor[sample])
@@ -132,15 +115,15 @@ def packed(subject: Subject) -> Measured:
     ids = [torch.arange(3).repeat_interleave(torch.tensor(order)) for order in orders]
     documents = attnkit.documents(torch.stack(ids).to(subject.device))
     call = subject.draw("M11", length=total)
-    for way, mask in plain_masks(subject, Sizes(2, 2, total, total)).items():
+    for way, mask in subject.plain_masks(Sizes(2, 2, total, total)).items():
         joined = call.masked(mask & documents)
-        limit, out = bound(subject, joined, probes=4), subject(joined)
+        limit, out = subject.bound(joined, probes=4), subject(joined)
         for sample, order in enumerate(orders):
             start = 0
             for length in order:
                 at = (slice(sample, sample + 1), ..., slice(start, start + length), slice(None))
                 single = call.samples(torch.tensor([sample], device=subject.device))
-                own = plain_masks(subject, Sizes(1, 2, length, length))[way]
+                own = subject.plain_masks(Sizes(1, 2, length, length))[way]
                 alone = subject(single.tokens(start, start + length).masked(own))
                 where = f"{way} {length} tokens from {start}, sample {sample}".strip()
                 found.append(agree(part(limit, at), out[at], alone, where))

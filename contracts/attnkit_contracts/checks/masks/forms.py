@@ -11,9 +11,7 @@ from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.checks.masks.visibility import expect_visible, telling_call, visible
 from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging.gradients import gradient_bounds
 from attnkit_contracts.judging.outputs import (
-    bound,
     exactly,
     gradients,
     must_differ,
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from attnkit.masks.constructors import Mask
     from attnkit.promises import MaskPart, Promises
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.subjects.operations import SoftmaxOperation
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
     from attnkit_contracts.subjects.subject import Subject
 
 LENGTH = 33
@@ -51,8 +49,7 @@ def gradient_causality(subject: Subject) -> Measured:
     """Send a random gradient into one token at a time."""
     length = 70
     call = subject.draw("M2", batch=1, length=length).leaves()
-    if subject.family != "recurrence" and not call.mask.is_causal:
-        call = call.masked(call.mask & attnkit.causal())
+    call = subject.causal(call)
     with torch.enable_grad():
         out = subject(call)
     name = "x" if "x" in call.tensors else "value"
@@ -99,12 +96,12 @@ def mask_forms(subject: SoftmaxOperation, form: str) -> Measured:
     composed = base
     for part in parts or list(COMPOSED[-1:]):
         composed = composed & subject.part(part, sizes)
-    limit = bound(subject, call.masked(composed))
+    limit = subject.bound(call.masked(composed))
     seen = composed.to_bool(sizes, torch.device(subject.device)).expand(*sizes)
     if form == "polarity":
         hidden = subject(call.masked(base & attnkit.dense(~seen)))
         shown = subject(call.masked(base & attnkit.dense(seen)))
-        must_differ(limit.exact, bound(subject, call).exact, "the mask, in the definition,")
+        must_differ(limit.exact, subject.bound(call).exact, "the mask, in the definition,")
         if torch.equal(hidden, shown):
             raise BrokenError("a mask and its negation give the same")
         return near(limit, shown, form)
@@ -162,7 +159,7 @@ def _masked_errors(
     subject: SoftmaxOperation, call: Call, seen: Tensor, sizes: Sizes, where: str
 ) -> Iterator[Measured]:
     expanded = seen.expand(*sizes)
-    limit = bound(subject, call.masked(call.mask & attnkit.dense(expanded.contiguous())))
+    limit = subject.bound(call.masked(call.mask & attnkit.dense(expanded.contiguous())))
     for view, what in ((seen, where), (expanded, f"{where}, expanded")):
         yield near(limit, subject(call.masked(call.mask & attnkit.dense(view))), what)
 
@@ -171,13 +168,13 @@ def _biased_errors(
     subject: SoftmaxOperation, call: Call, bias: Tensor, sizes: Sizes, where: str
 ) -> Iterator[Measured]:
     expanded = bias.expand(*sizes)
-    limit = bound(subject, call.given(bias=expanded.contiguous()))
+    limit = subject.bound(call.given(bias=expanded.contiguous()))
     for view, what in ((bias, where), (expanded, f"{where}, expanded")):
         yield near(limit, subject(call.given(bias=view)), what)
     if subject.promises.gradients:
         biased = call.given(bias=bias)
         grad_out = subject.cast(normal(subject.random("M7 grad"), *output_shape(biased)))
-        wanted = gradient_bounds(subject, biased, grad_out)["bias"]
+        wanted = subject.gradient_bounds(biased, grad_out)["bias"]
         got = gradients(subject, biased, grad_out)["bias"]
         yield near(wanted, got, f"gradient of {where}")
 

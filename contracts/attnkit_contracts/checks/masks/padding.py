@@ -9,13 +9,12 @@ import torch
 import attnkit
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, Measured, check
-from attnkit_contracts.checks.masks.documents import plain_masks
 from attnkit_contracts.checks.masks.visibility import beside, masked_calls
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.inputs.calls import TIME_AXIS, normal
-from attnkit_contracts.judging.gradients import analytic_bounds
 from attnkit_contracts.judging.outputs import (
     exactly,
+    gradient_of,
     gradients,
     must_be_finite,
     must_differ,
@@ -24,7 +23,6 @@ from attnkit_contracts.judging.outputs import (
     same_bits,
     worst,
 )
-from attnkit_contracts.subjects.layers import LayerSubject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from attnkit.masks.constructors import Mask
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.subjects.operations import SoftmaxOperation
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
     from attnkit_contracts.subjects.subject import Subject
 
 
@@ -106,15 +104,15 @@ def infinite_bias(subject: SoftmaxOperation) -> Measured:
     rows = (at == 5).expand(out.shape[:3])
     if (out[rows] != 0).any():
         raise BrokenError("a row whose bias is -inf everywhere is not 0")
-    grad_out, got = None, {}
+    grads, got = {}, {}
     if subject.promises.gradients:
         grad_out = subject.cast(normal(subject.random("M8"), *out.shape))
-        got = gradients(subject, call, grad_out)
+        grads, got = {"out": grad_out}, gradients(subject, call, grad_out)
         if (got["query"][rows] != 0).any():
             raise BrokenError("a query whose bias is -inf everywhere gets a gradient")
-    limit, limits = analytic_bounds(subject, plain, grad_out)
-    found = [near(limits[n], got[n], f"bias of -inf: the gradient of {n}") for n in got]
-    return worst([near(limit, out, "bias of -inf"), *found])
+    limits = subject.bounds(plain, grads)
+    found = [near(limits[gradient_of(n)], got[n], f"bias of -inf: {gradient_of(n)}") for n in got]
+    return worst([near(limits["out"], out, "bias of -inf"), *found])
 
 
 HELD: tuple[tuple[float, ...], ...] = ((1e4, -1e4), (float("inf"), float("nan")))
@@ -130,14 +128,10 @@ def _paddings(length: int, device: str) -> Iterator[tuple[str, Mask, Tensor]]:
 
 
 def _filled(subject: Subject, call: Call, where: Tensor, values: Tensor) -> Call:
-    """Return the call with each sample's value, (B,), in its padded tokens; decays stay legal.
-
-    The queries of softmax attention are left alone: no mask hides them, each has a row of its own.
-    """
-    kept = ("query",) if subject.family == "softmax" else ()
+    """Return the call with each sample's value, (B,), in its padded tokens; decays stay legal."""
 
     def fill(name: str, tensor: Tensor) -> Tensor:
-        if name not in TIME_AXIS or name in kept:
+        if name not in TIME_AXIS or name in subject.unhidden:
             return tensor
         shape = [1] * tensor.dim()
         shape[0], shape[TIME_AXIS[name]] = where.shape
@@ -181,8 +175,8 @@ def _padded(subject: Subject) -> Iterator[tuple[str, Call, Tensor]]:
     length = 21
     call = subject.draw("M9", batch=6, length=length)
     ways = {"": call.mask}
-    if isinstance(subject, LayerSubject):
-        ways = plain_masks(subject, Sizes(6, 2, length, length))
+    if subject.layer is not None:
+        ways = subject.plain_masks(Sizes(6, 2, length, length))
     for way, mask in ways.items():
         plain = subject(call.masked(mask))
         for what, hidden, where in _paddings(length, subject.device):

@@ -10,8 +10,8 @@ import attnkit
 from attnkit.masks.constructors import Sizes
 from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.inputs.calls import disturbed, mask_part, normal
-from attnkit_contracts.judging.outputs import exactly, must_differ, unmoved
+from attnkit_contracts.inputs.calls import mask_part, normal
+from attnkit_contracts.judging.outputs import exactly, must_differ
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from attnkit.masks.constructors import Mask
     from attnkit.promises import MaskPart, Promises
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.subjects.operations import SoftmaxOperation
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
     from attnkit_contracts.subjects.subject import Subject
 
 CUTS = range(3, 200, 7)
@@ -44,18 +44,17 @@ def suffix_perturbation(subject: Subject) -> Measured:
         call = subject.draw("M1", batch=len(CUTS), length=length)
     else:
         call = call.samples(torch.zeros(len(CUTS), dtype=torch.int64, device=subject.device))
-    if subject.family != "recurrence" and not call.mask.is_causal:
-        call = call.masked(call.mask & attnkit.causal())
+    call = subject.causal(call)
     cuts = torch.tensor(CUTS, device=subject.device)[:, None]
     later = torch.arange(length, device=subject.device) >= cuts  # (B, L)
     whole = subject(call)
-    moved = subject(disturbed(call, later, subject.random("M1 other"), subject.family))
+    moved = subject(subject.disturbed(call, later, "M1 other"))
     after = beside(later, whole)
     for sample, cut in enumerate(CUTS):
         changed = whole[sample][after[sample]], moved[sample][after[sample]]
         must_differ(*changed, f"disturbing tokens from {cut} on")
     what = "outputs before a token, disturbed from there on"
-    unmoved(subject, call, (~after,), (whole, moved), what)
+    subject.unmoved(call, (~after,), (whole, moved), what)
     return exactly(0, "moved elements")
 
 
@@ -229,13 +228,13 @@ def documents(subject: Subject) -> Measured:
     call = subject.draw("M11", batch=len(ids), length=ids.shape[1])
     call = call.masked(call.mask & attnkit.documents(ids.to(subject.device)))
     whole = subject(call)
-    moved = subject(disturbed(call, where, subject.random("M11 other"), subject.family))
+    moved = subject(subject.disturbed(call, where, "M11 other"))
     inside = beside(where, whole)
     for sample, document in enumerate(chosen.abs().tolist()):
         changed = whole[sample][inside[sample]], moved[sample][inside[sample]]
         must_differ(*changed, f"disturbing document {document}")
     what = "outputs outside of the one document of a sample that is disturbed"
-    unmoved(subject, call, (~inside,), (whole, moved), what)
+    subject.unmoved(call, (~inside,), (whole, moved), what)
     return exactly(0, "moved elements")
 
 

@@ -7,28 +7,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit_contracts.catalogue import BrokenError, Measured, check
-from attnkit_contracts.checks.state.pieces import pieces
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import (
     agree,
-    estimated,
     exactly,
     gradients,
     must_be_finite,
     named_gradients,
     near,
+    probed,
     same_bits,
     worst,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.judging.outputs import Bound
     from attnkit_contracts.subjects.layers import LayerSubject
     from attnkit_contracts.subjects.subject import Subject
 
@@ -75,8 +68,11 @@ def autocast_operation(subject: Subject) -> Measured:
 )
 def autocast_layer(subject: LayerSubject) -> Measured:
     """Compare whole calls, and pieces of them where there is a state."""
-    call = _tokens(subject)
-    limit, found = _low_bound(subject, call), []
+    call = subject.clear_call("N5", length=40)
+    inputs = {**call.tensors, **subject.weights()}
+    # a layer rounds between its products, as a mixture of experts does
+    gate = units.mixture_gate(LOW)
+    limit, found = probed(subject.definition(call), inputs, LOW, gate=gate)["out"], []
     with torch.autocast(torch.device(subject.device).type, LOW):
         out = subject(call)
         if out.dtype not in (LOW, torch.float32):
@@ -84,7 +80,7 @@ def autocast_layer(subject: LayerSubject) -> Measured:
         found.append(near(limit, out, "autocast"))
         bare = not {"documents", "padding"} & set(subject.promises.needs)
         if subject.promises.state and bare:
-            stepped = pieces(subject, call, (20, 1, 19))
+            stepped = subject.pieces(call, (20, 1, 19))
             found.append(agree(limit, out, stepped, "autocast, in pieces"))
         if subject.promises.gradients:
             grad_out = normal(subject.random("N5 grad"), *out.shape)
@@ -93,28 +89,3 @@ def autocast_layer(subject: LayerSubject) -> Measured:
             if received["x"].dtype != torch.float32:
                 raise BrokenError(f"the gradient of x is {received['x'].dtype} under autocast")
     return worst(found)
-
-
-def _tokens(subject: LayerSubject) -> Call:
-    if subject.family == "feedforward":
-        from attnkit_contracts.checks.experts.router import clear_call
-
-        return clear_call(subject, "N5", length=40)
-    return subject.draw("N5", length=40)
-
-
-def _low_bound(subject: LayerSubject, call: Call) -> Bound:
-    """Return the definition's answer, and the unit of an error that rounding to LOW makes."""
-    definition = subject.definition(call)
-
-    def function(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"out": definition(given)}
-
-    inputs = {**call.tensors, **subject.parameters()}
-
-    @torch.no_grad()
-    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
-        return units.noise(function, inputs, LOW, probes=probes)
-
-    # a layer rounds between its products, as a mixture of experts does
-    return estimated(estimate, units.mixture_gate(LOW), units.PROBES)["out"]

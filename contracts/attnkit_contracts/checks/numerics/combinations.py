@@ -13,8 +13,7 @@ from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.inputs.pairwise import pairwise
-from attnkit_contracts.judging.everything import answers, bounds, grads_for
-from attnkit_contracts.judging.outputs import near
+from attnkit_contracts.judging.outputs import near, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
     from attnkit.masks.constructors import Mask
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+    from attnkit_contracts.subjects.operations import Operation
+    from attnkit_contracts.subjects.recurrence import RecurrenceOperation
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
 
     Factors = dict[str, tuple[Any, ...]]
     Row = Mapping[str, Any]
@@ -224,23 +225,21 @@ def recurrence_combinations(subject: RecurrenceOperation) -> Measured:
     return _worst(subject, ((row, recurrence_call(subject, row)) for row in rows))
 
 
-def _worst(
-    subject: SoftmaxOperation | RecurrenceOperation, calls: Iterator[tuple[Row, Call]]
-) -> Measured:
+def _worst(subject: Operation, calls: Iterator[tuple[Row, Call]]) -> Measured:
     """Return the worst of all, or the first that is beyond its threshold.
 
     A combination that an implementation refuses by name is left out, unless it refuses all.
     """
     most, refused = None, UnsupportedError("no combination fits the promises")
     for row, call in calls:
-        grads = grads_for(subject, call)
+        grads = subject.grads(call)
         try:
-            got = answers(subject, call, grads)
+            got = subject.answers(call, grads)
         except UnsupportedError as error:
             refused = error
             continue
-        for name, limit in bounds(subject, call, grads).items():
-            found = near(limit, got[name], f"{name}, {_told(row)}")
+        for name, limit in subject.bounds(call, grads).items():
+            found = near(limit, got[name], f"{told(name)}, {_told(row)}")
             if not found.value <= found.threshold:
                 return found
             share = found.value / found.threshold

@@ -11,7 +11,7 @@ from attnkit import precision
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.checks.masks.visibility import beside
-from attnkit_contracts.inputs.calls import disturbed, normal
+from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import (
     Bound,
@@ -19,7 +19,6 @@ from attnkit_contracts.judging.outputs import (
     named_gradients,
     near,
     same_bits,
-    unmoved,
     worst,
 )
 from attnkit_contracts.subjects.layers import build
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.layers import LayerSubject
-    from attnkit_contracts.subjects.operations import SoftmaxOperation
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
     from attnkit_contracts.subjects.subject import Subject
 
 SHARE = 0.25
@@ -92,7 +91,7 @@ def mean(subject: SoftmaxOperation) -> Measured:
     """Add up all rows of many samples; the variance is known, so five is one in a million."""
     call = _unhidden(subject, batch=64, width=8)
     call = call.given(value=torch.ones_like(call.tensors["value"]))
-    weights = subject.exact(call).weights  # (B, H, L, S)
+    weights = subject.attend(call).weights  # (B, H, L, S)
     spread = weights.square().sum(-1) * SHARE / (1 - SHARE)  # (B, H, L)
     off = seeded(subject, call.saying(dropout_p=SHARE), 7)[..., 0].double() - 1
     shift = float(off.sum().abs() / spread.sum().sqrt())
@@ -158,7 +157,7 @@ def _told(call: Call) -> Call:
 def independence(subject: SoftmaxOperation) -> Measured:
     """Let the values be unit vectors: what is 0 of the output was dropped."""
     call = _showing(subject, batch=8)
-    seen = subject.exact(call).weights > 0  # (B, H, L, S)
+    seen = subject.attend(call).weights > 0  # (B, H, L, S)
     out = seeded(subject, call.saying(dropout_p=SHARE), 11)
     kept = (out != 0).double() - (1 - SHARE)
     found = []
@@ -210,7 +209,7 @@ def _in_company(promises: Promises) -> Iterator[Mapping[str, Any]]:
 def company(subject: SoftmaxOperation, option: str) -> Measured:
     """Let the values be unit vectors, so that the output shows what was dropped, and of what."""
     call = _showing_beside(subject, option)
-    exact = subject.exact(call)
+    exact = subject.attend(call)
     tracks = subject.promises.gradients
     leaves, out = _trained(subject, call) if tracks else (call, seeded(subject, _dropping(call), 3))
     kept = out.detach() != 0
@@ -284,7 +283,7 @@ def _dropped_gradients(
     doubled = call.map(lambda _, tensor: tensor.double().requires_grad_())
     value = doubled.tensors["value"]
     with torch.enable_grad():
-        exact = subject.exact(doubled)
+        exact = subject.attend(doubled)
         left = torch.where(out.detach() != 0, exact.weights, 0.0) / (1 - SHARE)
         dropped = left @ value.repeat_interleave(left.shape[1] // value.shape[1], 1)
     wanted = torch.autograd.grad(dropped, list(doubled.tensors.values()), grad_out.double())
@@ -315,15 +314,14 @@ def visibility(subject: LayerSubject) -> Measured:
     positions = torch.arange(KEYS, device=subject.device)
     hidden = {}
     if subject.promises.causal:
-        inherent = subject.family == "recurrence" or call.mask.is_causal
-        mask = attnkit.full() if inherent else attnkit.causal()
-        hidden["later tokens"] = mask, positions >= KEYS - third
+        hidden["later tokens"] = subject.causal(call), positions >= KEYS - third
     if "padding" in subject.promises.masks:
         starts = torch.tensor([third, third], device=subject.device)
-        hidden["padding"] = attnkit.left_padding(starts), positions < third
-    for what, (mask, tokens) in hidden.items():
-        masked, where = call.masked(call.mask & mask), tokens.expand(2, KEYS)
-        other = disturbed(masked, where, subject.random("N6 other"), subject.family)
+        padded = call.masked(call.mask & attnkit.left_padding(starts))
+        hidden["padding"] = padded, positions < third
+    for what, (masked, tokens) in hidden.items():
+        where = tokens.expand(2, KEYS)
+        other = subject.disturbed(masked, where, "N6 other")
         whole, moved = seeded(subject, masked, 5), seeded(subject, other, 5)
-        unmoved(subject, masked, (~beside(where, whole),), (whole, moved), f"{what}, in training")
+        subject.unmoved(masked, (~beside(where, whole),), (whole, moved), f"{what}, in training")
     return exactly(0, "moved elements")

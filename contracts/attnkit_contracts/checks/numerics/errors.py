@@ -9,9 +9,7 @@ import torch
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import Measured, check
 from attnkit_contracts.inputs.calls import mask_part, normal
-from attnkit_contracts.judging.gradients import gradient_bounds
 from attnkit_contracts.judging.outputs import (
-    bound,
     gradients,
     must_be_finite,
     near,
@@ -26,7 +24,8 @@ if TYPE_CHECKING:
 
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
+    from attnkit_contracts.subjects.recurrence import RecurrenceOperation
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
     from attnkit_contracts.subjects.subject import Subject
 
 OPTIONS = ("cross", "gqa", "value_width", "bias", "scale", "softcap", "sinks")
@@ -142,7 +141,7 @@ def _real(call: Call, tensor: Tensor) -> Tensor:
 def forward(subject: SoftmaxOperation, inputs: str) -> Measured:
     """Compare with the definition; see `attnkit_contracts.judging.units`."""
     call = softmax_call(subject, inputs)
-    return near(bound(subject, call), subject(call))
+    return near(subject.bound(call), subject(call))
 
 
 @check(
@@ -156,7 +155,7 @@ def forward(subject: SoftmaxOperation, inputs: str) -> Measured:
 def recurrence(subject: RecurrenceOperation, inputs: str) -> Measured:
     """Compare real tokens with the definition."""
     call = recurrence_call(subject, inputs)
-    limit, out = bound(subject, call), subject(call)
+    limit, out = subject.bound(call), subject(call)
     must_be_finite({"output": out}, inputs)
     real = _real(call, out)[..., None]
     limit = limit._replace(exact=torch.where(real, limit.exact, 0.0))
@@ -196,5 +195,5 @@ def _gradient_error(subject: Subject, call: Call) -> Measured:
     must_be_finite(got, "gradients")
     return worst(
         near(limit, got[name], f"the gradient of {name}")
-        for name, limit in gradient_bounds(subject, call, grad_out).items()
+        for name, limit in subject.gradient_bounds(call, grad_out).items()
     )

@@ -11,7 +11,6 @@ from attnkit import precision
 from attnkit_contracts.catalogue import BrokenError, Level, Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging import units
-from attnkit_contracts.judging.gradients import agree_gradients
 from attnkit_contracts.judging.outputs import (
     exactly,
     gradients,
@@ -21,12 +20,12 @@ from attnkit_contracts.judging.outputs import (
     same_bits,
     worst,
 )
-from attnkit_contracts.subjects.layers import LayerSubject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.layers import LayerSubject
     from attnkit_contracts.subjects.subject import Subject
 
 ANYWHERE: tuple[Level, ...] = ("operation", "layer")
@@ -84,7 +83,7 @@ def subsets(subject: Subject) -> Measured:
     call = subject.draw("N4", length=17)
     grad_out = subject.cast(normal(subject.random("N4 grad"), *output_shape(call)))
     whole, found = gradients(subject, call, grad_out), []
-    if isinstance(subject, LayerSubject):
+    if subject.layer is not None:
         subject.layer.requires_grad_(False)
     names = set(call.tensors)
     for name in call.tensors:
@@ -92,7 +91,7 @@ def subsets(subject: Subject) -> Measured:
             if chosen:
                 got = _gradients_of(subject, call, chosen, grad_out)
                 where = f"where {', '.join(sorted(chosen))} alone require one"
-                found.append(agree_gradients(subject, call, grad_out, whole, got, where))
+                found.append(subject.agree_gradients(call, grad_out, whole, got, where))
     return worst(found)
 
 
@@ -120,9 +119,8 @@ def accumulation(subject: Subject) -> Measured:
     with torch.enable_grad():
         out = subject(call)
     grad_out = subject.cast(normal(subject.random("N4 grad"), *out.shape))
-    leaves = dict(call.tensors)
-    if isinstance(subject, LayerSubject):
-        leaves |= {n: p for n, p in subject.parameters().items() if p.requires_grad}
+    trained = {n: p for n, p in subject.weights().items() if p.requires_grad}
+    leaves = {**call.tensors, **trained}
     out.backward(grad_out, retain_graph=True)  # type: ignore[no-untyped-call]  # torch's backward
     first = {n: t.grad.clone() for n, t in leaves.items() if t.grad is not None}
     out.backward(grad_out)  # type: ignore[no-untyped-call]  # torch leaves backward untyped
@@ -171,7 +169,7 @@ def parameters(subject: LayerSubject) -> Measured:
     """Send a normal gradient into the output of a layer in training."""
     subject.layer.train()
     call = subject.draw("N4", length=40)
-    weights = {n: p for n, p in subject.parameters().items() if p.requires_grad}
+    weights = {n: p for n, p in subject.weights().items() if p.requires_grad}
     with torch.enable_grad():
         out = subject(call)
     grad_out = subject.cast(normal(subject.random("N4 grad"), *out.shape))

@@ -12,8 +12,7 @@ import attnkit
 from attnkit_contracts.catalogue import InconclusiveError, Level, Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.instruments.poison_and_meters import Meter
-from attnkit_contracts.judging.outputs import agree, bound, near, worst
-from attnkit_contracts.subjects.layers import LayerSubject
+from attnkit_contracts.judging.outputs import worst
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,11 +42,8 @@ def growth(subject: Subject) -> Measured:
     found = []
     for length in (128, 1024, 4096):
         call = subject.draw("N7", batch=1, length=length)
-        limit, out = bound(subject, call, probes=2), subject(call)
-        if isinstance(subject, LayerSubject):
-            found.append(agree(limit, out, limit.exact.to(out.dtype), f"L={length}"))
-        else:
-            found.append(near(limit, out, f"L={length}"))
+        limit, out = subject.bound(call, probes=2), subject(call)
+        found.append(subject.error(limit, out, f"L={length}"))
     return worst(found)
 
 

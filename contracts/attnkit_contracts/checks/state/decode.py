@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import attnkit
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.judging.outputs import agree, bound, near, part, worst
-from attnkit_contracts.subjects.operations import SoftmaxOperation
+from attnkit_contracts.judging.outputs import agree, near, part, worst
 
 if TYPE_CHECKING:
     from attnkit.state import State
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.layers import LayerSubject
+    from attnkit_contracts.subjects.softmax import SoftmaxOperation
     from attnkit_contracts.subjects.subject import Subject
 
 
@@ -30,26 +29,14 @@ if TYPE_CHECKING:
 def prefix(subject: Subject) -> Measured:
     """Cut the tokens off behind and before the edges of blocks."""
     length = 70
-    call = _causal(subject, subject.draw("T1", length=length))
-    whole, limit = subject(call), bound(subject, call)
+    call = subject.causal(subject.draw("T1", length=length))
+    whole, limit = subject(call), subject.bound(call)
     found = []
     for tokens in (1, 2, 16, 17, 63, 64, 65):
-        piece = _causal(subject, call.tokens(0, tokens))
+        piece = subject.causal(call.tokens(0, tokens))
         at = (..., slice(0, tokens), slice(None))
         found.append(agree(part(limit, at), whole[at], subject(piece), f"{tokens} of {length}"))
     return worst(found)
-
-
-def _causal(subject: Subject, call: Call) -> Call:
-    """Return the call with a causal mask as long as its tokens."""
-    if isinstance(subject, SoftmaxOperation):
-        batch, heads, length, _ = call.tensors["query"].shape
-        return call.masked(subject.mask(Sizes(batch, heads, length, length), causal=True))
-    if subject.family == "recurrence" and "x" not in call.tensors:
-        return call
-    # blocks are told by how many there are
-    length = call.tensors["x"].shape[1]
-    return call.masked(subject.draw("T1 mask", length=length).mask & attnkit.causal())
 
 
 def _needles(subject: SoftmaxOperation, places: list[int], keys: int) -> Measured:
@@ -63,11 +50,11 @@ def _needles(subject: SoftmaxOperation, places: list[int], keys: int) -> Measure
         needle = 20 * 8**0.5 * query / query.square().sum(-1, keepdim=True)
         key[sample, :, place] = needle
     call = call.given(key=key)
-    weights = subject.exact(call).weights
+    weights = subject.attend(call).weights
     for sample, place in enumerate(places):
         if not (weights[sample, :, 0, place] > 0.5).all():
             raise InconclusiveError(f"key {place} does not stand out, so the check proves nothing")
-    return near(bound(subject, call), subject(call), f"needles at {places} of {keys}")
+    return near(subject.bound(call), subject(call), f"needles at {places} of {keys}")
 
 
 @check(
@@ -117,7 +104,7 @@ ROLLED = 512
 def long_roll(subject: LayerSubject) -> Measured:
     """Compare every output with those of one call over all tokens."""
     call, other = subject.draw("T6", length=ROLLED), subject.draw("T6 other", length=24)
-    limit, whole = bound(subject, call, probes=4), subject(call)
+    limit, whole = subject.bound(call, probes=4), subject(call)
     state, outputs, start, turn = subject.begin(2), [], 0, 0
     while start < ROLLED:
         # mostly single steps, some chunks, and past every edge of a block

@@ -8,14 +8,10 @@ import torch
 
 import attnkit
 from attnkit.errors import StateError
-from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import (
     agree,
-    bound,
-    estimated,
     exactly,
     must_differ,
     near,
@@ -23,18 +19,15 @@ from attnkit_contracts.judging.outputs import (
     same_bits,
     worst,
 )
-from attnkit_contracts.subjects.layers import LayerSubject
-from attnkit_contracts.subjects.operations import RecurrenceOperation, SoftmaxOperation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from attnkit.interface import Options
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.judging.outputs import Bound
+    from attnkit_contracts.subjects.layers import LayerSubject
+    from attnkit_contracts.subjects.recurrence import RecurrenceOperation
     from attnkit_contracts.subjects.subject import Subject
 
 PIECES = ((1, 16, 1, 2, 13, 7), (5, 28, 0, 7), (39, 1))
@@ -43,48 +36,6 @@ PIECES = ((1, 16, 1, 2, 13, 7), (5, 28, 0, 7), (39, 1))
 
 def _goes_stepwise(promises: Promises) -> bool:
     return promises.state or (promises.causal and promises.cross)
-
-
-def pieces(subject: Subject, call: Call, lengths: tuple[int, ...]) -> Tensor:
-    """Return the outputs of consecutive chunks, joined.
-
-    A layer or recurrence carries its state; softmax attention is given all keys so far.
-    """
-    if isinstance(subject, SoftmaxOperation):
-        return _cut_queries(subject, call, lengths)
-    outputs, start = [], 0
-    state = subject.begin(call.tensors["x"].shape[0]) if isinstance(subject, LayerSubject) else None
-    memory: Tensor | None = None
-    for length in lengths:
-        piece = call.tokens(start, start + length)
-        if isinstance(subject, LayerSubject):
-            assert state is not None
-            out, state = subject.advance(piece, state)
-        else:
-            assert isinstance(subject, RecurrenceOperation)
-            piece = piece if memory is None else piece.given(initial_state=memory)
-            out, memory = subject.both(piece)
-        outputs.append(out)
-        start += length
-    return torch.cat(outputs, -2)
-
-
-def _cut_queries(subject: SoftmaxOperation, call: Call, lengths: tuple[int, ...]) -> Tensor:
-    outputs, start = [], 0
-    for length in lengths:
-        stop = start + length
-        query = call.tensors["query"][:, :, start:stop]
-        key, value = (call.tensors[name][:, :, :stop] for name in ("key", "value"))
-        sizes = Sizes(query.shape[0], query.shape[1], length, stop)
-        outputs.append(
-            subject(
-                call.given(query=query, key=key, value=value).masked(
-                    subject.mask(sizes, causal=True)
-                )
-            )
-        )
-        start = stop
-    return torch.cat(outputs, -2)
 
 
 def _whole(subject: Subject) -> Call:
@@ -103,7 +54,7 @@ def _whole(subject: Subject) -> Call:
 def steps(subject: Subject) -> Measured:
     """Compare every step, not only the last."""
     call = _whole(subject)
-    return agree(bound(subject, call), subject(call), pieces(subject, call, (1,) * 40))
+    return agree(subject.bound(call), subject(call), subject.pieces(call, (1,) * 40))
 
 
 @check(
@@ -116,9 +67,9 @@ def steps(subject: Subject) -> Measured:
 def chunks(subject: Subject) -> Measured:
     """Compare some partitions, with chunks of one and of no tokens among them."""
     call = _whole(subject)
-    limit, whole = bound(subject, call), subject(call)
+    limit, whole = subject.bound(call), subject(call)
     return worst(
-        agree(limit, whole, pieces(subject, call, lengths), f"chunks {lengths}")
+        agree(limit, whole, subject.pieces(call, lengths), f"chunks {lengths}")
         for lengths in PIECES
     )
 
@@ -135,7 +86,7 @@ def chunk_size(subject: RecurrenceOperation) -> Measured:
     if "chunk_size" not in options.model_fields:
         return exactly(0, "differences")
     call = subject.draw("T3 chunk size", length=40)
-    limit = bound(subject, call)
+    limit = subject.bound(call)
     return worst(
         near(limit, subject.both(call, _chunked(options, size))[0], f"chunk_size={size}")
         for size in (1, 7, 40, 64)
@@ -161,8 +112,8 @@ def recurrent_state(subject: RecurrenceOperation) -> Measured:
     before = given.clone()
     out, final = subject.both(call)
     same_bits(before, given, "the state that was given")
-    without = subject.exact(call.without("initial_state"))[0]
-    must_differ(subject.exact(call)[0], without, "an initial state, in the definition,")
+    without = subject.exact(call.without("initial_state"))["out"]
+    must_differ(subject.exact(call)["out"], without, "an initial state, in the definition,")
     _expect_own_memory(given, final, "17 tokens")
     if final.shape != given.shape or final.dtype != given.dtype:
         raise BrokenError(
@@ -174,7 +125,7 @@ def recurrent_state(subject: RecurrenceOperation) -> Measured:
     _expect_own_memory(given, kept, "no tokens")
     order = torch.tensor([2, 0, 0], device=subject.device)
     moved_out, moved = subject.both(call.samples(order))
-    limits = _limits(subject, call)
+    limits = subject.bounds(call)
     return worst(
         [
             agree(part(limits["out"], (order,)), out[order], moved_out, "samples reordered"),
@@ -198,18 +149,6 @@ def state_kept(subject: RecurrenceOperation) -> Measured:
     _, kept = subject.both(call.masked(nothing))
     same_bits(call.tensors["initial_state"], kept, "the state after tokens of padding")
     return exactly(0, "changed elements")
-
-
-def _limits(subject: RecurrenceOperation, call: Call) -> dict[str, Bound]:
-    """Return the bounds of the output and of the final state."""
-
-    def definition(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(zip(("out", "state"), subject.exact(call, given), strict=True))
-
-    def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
-        return units.noise(definition, call.tensors, subject.dtype, probes=probes, together=True)
-
-    return estimated(estimate, units.forward_gate(subject.dtype), units.PROBES)
 
 
 def _expect_own_memory(given: Tensor, returned: Tensor, what: str) -> None:
@@ -240,7 +179,7 @@ def layer_state(subject: LayerSubject) -> Measured:
     same_bits(one, again, "going on from one state for a second time")
     if state.tokens != 12 or after.tokens != 20:
         raise BrokenError(f"expected 12 and 20 tokens, got {state.tokens} and {after.tokens}")
-    limit = part(bound(subject, call), (slice(None), slice(12, 20)))
+    limit = part(subject.bound(call), (slice(None), slice(12, 20)))
     x, instead = call.tensors["x"], other.tensors["x"]
     spliced = call.given(x=torch.cat((x[:, :12], instead[:, 12:20], x[:, 20:]), 1))
     found = [
@@ -258,7 +197,7 @@ def layer_state(subject: LayerSubject) -> Measured:
 def _ending(subject: LayerSubject, call: Call, got: Tensor, where: str) -> Measured:
     """Compare the outputs of a call's last tokens."""
     at = (slice(None), slice(-got.shape[1], None))
-    return agree(part(bound(subject, call), at), subject(call)[at], got, where)
+    return agree(part(subject.bound(call), at), subject(call)[at], got, where)
 
 
 @check(
@@ -280,7 +219,7 @@ def truncate(subject: LayerSubject) -> Measured:
         raise BrokenError(f"expected 12 tokens after truncate(12), got {cut.tokens}")
     got, _ = subject.advance(other.tokens(12, 20), cut)
     joined = other.given(x=torch.cat((call.tensors["x"][:, :12], other.tensors["x"][:, 12:]), 1))
-    limit = part(bound(subject, joined), (slice(None), slice(12, 20)))
+    limit = part(subject.bound(joined), (slice(None), slice(12, 20)))
     return agree(limit, wanted, got, "cut back from 16 to 12 tokens")
 
 
@@ -299,7 +238,7 @@ def refuses_truncate(subject: LayerSubject) -> Measured:
     except StateError:
         return exactly(0, "silent cuts")
     got, _ = subject.advance(call.tokens(2, 8), cut)
-    limit = part(bound(subject, call), (slice(None), slice(2, 8)))
+    limit = part(subject.bound(call), (slice(None), slice(2, 8)))
     found = agree(limit, subject(call)[:, 2:8], got, "cut back without a refusal")
     if not found.value <= found.threshold:
         raise BrokenError("truncate is not promised, was not refused, and goes on wrongly")

@@ -9,9 +9,7 @@ import torch
 import attnkit
 from attnkit.errors import ConfigError, UnsupportedError
 from attnkit_contracts.catalogue import Measured, check
-from attnkit_contracts.checks.state.pieces import pieces
-from attnkit_contracts.judging.outputs import agree, bound, must_differ, part, worst
-from attnkit_contracts.subjects.layers import LayerSubject
+from attnkit_contracts.judging.outputs import agree, must_differ, part, worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from attnkit.masks.constructors import Mask
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.layers import LayerSubject
 
 LENGTH = 32
 
@@ -51,8 +50,8 @@ def masked_steps(subject: LayerSubject) -> Measured:
         at = torch.arange(LENGTH, device=subject.device)
         real = (at >= counts[:, None]) & (at < ends[:, None])  # (B, L)
         masked = call.masked(call.mask & _hidden(ends, counts, ids, LENGTH))
-        whole, limit = subject(masked), bound(subject, masked, probes=4)
-        if subject.family != "feedforward":
+        whole, limit = subject(masked), subject.bound(masked, probes=4)
+        if not subject.tokenwise:
             must_differ(plain[real], whole[real], what)
         empty = call.given(x=torch.where(real[..., None], call.tensors["x"], float("nan")))
         got = _masked_pieces(subject, empty, ends, counts, ids)
@@ -154,10 +153,10 @@ def _options(subject: LayerSubject) -> Iterator[dict[str, Any]]:
 def _in_pieces(subject: LayerSubject, options: Mapping[str, Any]) -> Measured | None:
     """Measure the subject with options; None where they or a state with them are refused."""
     try:
-        with_it = LayerSubject(subject.target, **options)
+        with_it = subject.remade(**options)
         call = with_it.draw("T7 options", length=LENGTH)
-        got = pieces(with_it, call, PIECES)
+        got = with_it.pieces(call, PIECES)
     except (ConfigError, UnsupportedError):
         return None
     where = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    return agree(bound(with_it, call, probes=4), with_it(call), got, where)
+    return agree(with_it.bound(call, probes=4), with_it(call), got, where)

@@ -1,0 +1,175 @@
+"""Mixtures of experts as subjects: layers that have a definition, if their weights are known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnkit.errors import UnsupportedError
+from attnkit_contracts.definitions import oracle
+from attnkit_contracts.definitions.mistakes import mixture as mistakes
+from attnkit_contracts.judging import units
+from attnkit_contracts.judging.outputs import probed
+from attnkit_contracts.subjects.layers import LayerSubject
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from attnkit_contracts.definitions.mistakes.mistake import Mistake
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.judging.outputs import Bound
+    from attnkit_contracts.subjects.subject import Reading
+
+EXPERTS = ("router.weight", "gate_up_proj", "down_proj")
+"""What the definition reads; the first axis of each counts the experts."""
+
+
+class MixtureLayer(LayerSubject):
+    """The layer of a mixture of experts, or one implementation of it."""
+
+    tokenwise = True
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether it has the definition's weights."""
+        return self.known_weights() is not None
+
+    @property
+    def mistakes(self) -> tuple[Mistake[Any], ...]:
+        return mistakes.MISTAKES if self.is_defined else ()
+
+    @property
+    def top_k(self) -> int:
+        """How many experts a token has."""
+        return int(getattr(self.config, "top_k", 1))
+
+    @property
+    def renormalises(self) -> bool:
+        """Whether the gates of a token sum to 1."""
+        return bool(getattr(self.config, "renormalise", True))
+
+    def known_weights(self) -> dict[str, Tensor] | None:
+        """Return what the definition reads; None if the layer has other weights.
+
+        Returns:
+            ``router.weight`` (E, D), ``gate_up_proj`` (E, 2F, D) and ``down_proj`` (E, D, F).
+        """
+        held = self.weights()
+        found = {name: held[name] for name in EXPERTS if name in held}
+        if len(found) < len(EXPERTS) or found["down_proj"].dim() != 3:
+            return None
+        router, gate_up, down = (tuple(weight.shape) for weight in found.values())
+        experts, width, hidden = down
+        fits = router == (experts, width) and gate_up == (experts, 2 * hidden, width)
+        return found if fits else None
+
+    def expert_weights(self) -> dict[str, Tensor]:
+        """Return the weights by name, or refuse: nobody has a definition of a layer with others."""
+        weights = self.known_weights()
+        if weights is None:
+            raise UnsupportedError(
+                f"nobody has a definition of the layer of {self.target.variant.name!r}: a mixture "
+                "of experts is compared with sum_k gate_k E_k(x) if its weights are router.weight "
+                f"(E, D), gate_up_proj (E, 2F, D) and down_proj (E, D, F), got "
+                f"{', '.join(f'{n} {tuple(t.shape)}' for n, t in self.weights().items())}"
+            )
+        return weights
+
+    def clear_call(self, label: str, *, length: int = 24) -> Call:
+        """Return tokens whose choice of experts no rounding of the inputs changes.
+
+        Of many tokens, those are taken whose last chosen and first rejected experts are far apart.
+        A layer with other weights than the definition's gets any tokens: nobody knows its router.
+        """
+        weights = self.known_weights()
+        if weights is None:
+            return super().clear_call(label, length=length)
+        pool = self.draw(label, batch=2, length=8 * length)
+        router = weights["router.weight"].double()
+        x = pool.tensors["x"]
+        top_k = int(getattr(self.config, "top_k", len(router)))
+        if top_k >= len(router):
+            return pool.tokens(0, length)
+        logits = (x.double() @ router.T).sort(-1, descending=True).values  # (B, 8 L, E)
+        margin = logits[..., top_k - 1] - logits[..., top_k]
+        best = margin.argsort(-1, descending=True)[:, :length].sort(-1).values  # (B, L)
+        return pool.given(x=x.gather(1, best[..., None].expand(-1, -1, x.shape[-1])))
+
+    def without_padding(self, call: Call) -> Call:
+        if not self.is_defined:
+            return call
+        return call.given(x=torch.where(self._real(call)[..., None], call.tensors["x"], 0.0))
+
+    def _real(self, call: Call) -> Tensor:
+        """Return which tokens are no padding, (B, L)."""
+        x = call.tensors["x"]
+        return oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
+
+    def mixture(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
+        """Return the definition of a mixture of experts in float64.
+
+        Args:
+            tensors: ``x`` (B, L, D), and those of `expert_weights`.
+            keep: (B, L), False at padding.
+        """
+        weights = (tensors[name] for name in EXPERTS)
+        return oracle.mixture(tensors["x"], *weights, **self._router_options(), keep=keep)
+
+    def routing(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> oracle.Routed:
+        """Return what the definition's router decides; tensors and keep as of `mixture`."""
+        router = tensors["router.weight"]
+        return oracle.routing(tensors["x"], router, **self._router_options(), keep=keep)
+
+    def _router_options(self) -> dict[str, Any]:
+        return {
+            "top_k": self.top_k,
+            "renormalise": self.renormalises,
+            "capacity_factor": getattr(self.config, "capacity_factor", None),
+        }
+
+    def mixture_bounds(
+        self,
+        call: Call,
+        grads: Mapping[str, Tensor] | None = None,
+        *,
+        keep: Tensor | None = None,
+    ) -> dict[str, Bound]:
+        """Return the definition's answer, and its gradients to the tokens and weights.
+
+        Args:
+            call: Its tokens.
+            grads: As of `bounds`.
+            keep: (B, L), False at padding.
+        """
+        return probed(
+            lambda given: {"out": self.mixture(given, keep)},
+            {**call.tensors, **self.expert_weights()},
+            self.dtype,
+            grads=grads,
+            gate=units.mixture_gate(self.dtype),
+        )
+
+    def bounds(
+        self,
+        call: Call,
+        grads: Mapping[str, Tensor] | None = None,
+        *,
+        probes: int | None = None,
+        reading: Reading | None = None,
+    ) -> dict[str, Bound]:
+        """Return bounds of its own float64; to find a mistake, of the definition in steps."""
+        if reading is None or not self.is_defined:
+            return super().bounds(call, grads, probes=probes, reading=reading)
+        setting = mistakes.Setting(self.top_k, self.renormalises, self._real(call))
+        plan, dtype = reading.rules or mistakes.RIGHT, reading.dtype or self.dtype
+        return probed(
+            lambda given: {"out": mistakes.mix(given, setting, plan)},
+            {"x": call.tensors["x"], **self.expert_weights()},
+            dtype,
+            grads=grads,
+            gate=units.mixture_gate(dtype),
+            probes=probes,
+        )

@@ -1,0 +1,299 @@
+"""Softmax attention as a subject: `attnkit.attention` of one implementation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import attnkit
+from attnkit.masks.constructors import Mask, Sizes
+from attnkit_contracts.definitions import oracle
+from attnkit_contracts.definitions.mistakes import softmax as mistakes
+from attnkit_contracts.inputs import cuts
+from attnkit_contracts.inputs.calls import Call, mask_part, normal
+from attnkit_contracts.judging import units
+from attnkit_contracts.judging.outputs import Bound, gradient_of
+from attnkit_contracts.subjects.operations import Operation
+from attnkit_contracts.subjects.subject import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor
+
+    from attnkit.interface import Variant
+    from attnkit.promises import MaskPart, SpeedClaim
+    from attnkit_contracts.definitions.mistakes.mistake import Mistake
+    from attnkit_contracts.subjects.subject import Definition, Written
+
+
+class SoftmaxOperation(Operation):
+    """`attnkit.attention` of one implementation of one variant."""
+
+    shared = ("key", "value")
+    unhidden = ("query",)
+    sees_emptied = True
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is softmax attention itself."""
+        return self.target.variant.relation == "exact"
+
+    @property
+    def mistakes(self) -> tuple[Mistake[Any], ...]:
+        return mistakes.MISTAKES if self.is_exact else ()
+
+    @property
+    def heads(self) -> int:
+        """As many query heads as an ordinary call has."""
+        return 1 if self.promises.heads == "one" else 2
+
+    def draw(
+        self,
+        label: str,
+        *,
+        batch: int = 2,
+        length: int = 33,
+        keys: int | None = None,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        width: int = 16,
+        value_width: int | None = None,
+        mask: Mask | None = None,
+    ) -> Call:
+        """Return a call of L queries and S keys; see `Subject.draw`."""
+        draw = self.random(label)
+        keys = length if keys is None else keys
+        heads = self.heads if heads is None else heads
+        kv_heads = heads if kv_heads is None else kv_heads
+        value_width = width if value_width is None else value_width
+        if mask is None:
+            mask = self.mask(Sizes(batch, heads, length, keys))
+        tensors = {
+            "query": normal(draw, batch, heads, length, width),
+            "key": normal(draw, batch, kv_heads, keys, width),
+            "value": normal(draw, batch, kv_heads, keys, value_width),
+        }
+        return Call({name: self.cast(tensor) for name, tensor in tensors.items()}, mask)
+
+    def mask(self, sizes: Sizes, *, causal: bool | None = None, wide: bool = False) -> Mask:
+        """Return the plainest mask that the promises allow.
+
+        Args:
+            sizes: Of the call.
+            causal: Whether later keys are hidden; None for what is promised, causal before not.
+            wide: Let the parts that a variant cannot do without hide nothing.
+        """
+        causal = self.promises.causal if causal is None else causal
+        mask = attnkit.causal() if causal else attnkit.full()
+        for part in self.promises.needs:
+            mask &= _open(part, sizes, self.device) if wide else self.part(part, sizes)
+        return mask
+
+    def part(self, part: MaskPart, sizes: Sizes) -> Mask:
+        """Return a mask of this kind."""
+        return mask_part(part, sizes, self.device)
+
+    def causal(self, call: Call) -> Call:
+        return call.masked(self.mask(cuts.sizes_of(call), causal=True))
+
+    def plain_masks(self, sizes: Sizes) -> dict[str, Mask]:
+        return {
+            way: self.mask(sizes, causal=way == "causal", wide=True)
+            for way in ("causal", "bidirectional")
+            if getattr(self.promises, way)
+        }
+
+    def draw_shared(self, label: str, *, length: int, heads: int, shared: int) -> Call:
+        return self.draw(label, batch=1, length=length, heads=heads, kv_heads=shared)
+
+    def draw_claimed(self, label: str, claim: SpeedClaim) -> Call:
+        mask = attnkit.causal() if claim.causal else attnkit.full()
+        if claim.window is not None:
+            mask &= attnkit.sliding_window(claim.window)
+        return self.draw(
+            label,
+            batch=claim.batch,
+            length=claim.length,
+            heads=claim.heads,
+            width=claim.head_dim,
+            mask=mask,
+        )
+
+    def with_options(self, call: Call, label: str) -> Call:
+        draw, promises, sizes = self.random(label), self.promises, cuts.sizes_of(call)
+        if promises.bias:
+            bias = normal(draw, 1, sizes.heads, sizes.queries, sizes.keys)
+            call = call.given(bias=self.cast(bias))
+        if promises.sinks:
+            call = call.given(sinks=self.cast(normal(draw, sizes.heads)))
+        if promises.scale:
+            call = call.saying(scale=0.7)
+        return call.saying(softcap=1.5) if promises.softcap else call
+
+    def telling_calls(self) -> Iterator[Call]:
+        return iter(()) if self.promises.needs else _telling_calls(self)
+
+    def shorter(self, call: Call) -> Iterator[Call]:
+        _, _, queries, keys = cuts.sizes_of(call)
+        if queries == keys:
+            yield from (cuts.cut(call, n, n) for n in cuts.below(keys))
+        if self.promises.cross:
+            yield from (cuts.cut(call, n, keys) for n in cuts.below(queries))
+            yield from (cuts.cut(call, queries, n) for n in cuts.below(keys))
+            if queries != keys:
+                both = min(queries, keys)
+                less = (n for n in (both - 1, both // 2, 1) if n)
+                yield from (cuts.cut(call, queries - n, keys - n) for n in less)
+
+    def called(
+        self, call: Call, variant: Variant | str, implementation: str
+    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        extras, mask = dict(call.extras), call.mask
+        return lambda tensors: attnkit.attention(
+            **{**extras, **tensors}, mask=mask, variant=variant, implementation=implementation
+        )
+
+    def function(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        return self.called(call, self.target.variant, self.target.implementation)
+
+    def __call__(self, call: Call) -> Tensor:
+        self.calls.append(call)
+        self.last = f"attnkit.attention({call.describe()})"
+        return self.function(call)(call.laid_tensors())
+
+    def pieces(self, call: Call, lengths: tuple[int, ...]) -> Tensor:
+        """Return the outputs of consecutive chunks of queries, each given all keys so far."""
+        outputs, start = [], 0
+        for length in lengths:
+            stop = start + length
+            query = call.tensors["query"][:, :, start:stop]
+            key, value = (call.tensors[name][:, :, :stop] for name in ("key", "value"))
+            piece = call.given(query=query, key=key, value=value)
+            sizes = Sizes(query.shape[0], query.shape[1], length, stop)
+            outputs.append(self(piece.masked(self.mask(sizes, causal=True))))
+            start = stop
+        return torch.cat(outputs, -2)
+
+    def attend(self, call: Call, reading: Reading | None = None) -> oracle.Softmax:
+        """Return the definition's answer in float64, and what it computed on the way."""
+        rules, kept, _ = reading or Reading()
+        if rules is None and kept is None:
+            return oracle.softmax(**call.arguments(), mask=call.mask)
+        return mistakes.attend(call, rules or mistakes.RIGHT, kept)
+
+    def read(self, call: Call) -> tuple[Tensor] | None:
+        """Return what the definition reads of a call's mask: (B or 1, H or 1, L, S)."""
+        if not self.is_exact:
+            return None
+        return (call.mask.to_bool(cuts.sizes_of(call), call.tensors["query"].device),)
+
+    def definition(self, call: Call, rules: Any = None) -> Definition:
+        if self.is_exact:
+            return lambda tensors: {"out": self.attend(call.given(**tensors), Reading(rules)).out}
+        # what it computes is its own: then the reference is the definition
+        reference = self.called(call, self.target.variant, "reference")
+        return lambda tensors: {"out": reference(tensors)}
+
+    def bounds(
+        self,
+        call: Call,
+        grads: Mapping[str, Tensor] | None = None,
+        *,
+        probes: int | None = None,
+        reading: Reading | None = None,
+    ) -> dict[str, Bound]:
+        if not self.is_exact:
+            return super().bounds(call, grads, probes=probes, reading=reading)
+        dtype = (reading.dtype if reading else None) or self.dtype
+        # a mistake may depend on the dtype of the inputs
+        given = call.map(lambda _, t: t.detach().double().requires_grad_()) if grads else call
+        with torch.set_grad_enabled(bool(grads)):
+            exact = self.attend(given, reading)
+        kept = type(exact)(*(tensor.detach() for tensor in exact))
+        unit = units.analytic(kept, call.tensors["value"], dtype)
+        found = {"out": Bound(kept.out, unit, units.ANALYTIC_GATE, "analytic units")}
+        if not grads:
+            return found
+        inputs, grad_out = given.tensors, grads["out"]
+        gradients = torch.autograd.grad(
+            exact.out, list(inputs.values()), grad_out.double(), materialize_grads=True
+        )
+        scale = call.extras.get("scale", call.tensors["query"].shape[-1] ** -0.5)
+        limits = units.analytic_gradients(kept, call.tensors, grad_out, scale, dtype)
+        return found | {
+            gradient_of(name): found["out"]._replace(exact=gradient, unit=limits[name].detach())
+            for name, gradient in zip(inputs, gradients, strict=True)
+        }
+
+    def written(
+        self, name: str, variant: Written, given: list[str], *, output: str = "out"
+    ) -> tuple[str, list[str]]:
+        said = [f"variant={variant.name}", f'implementation="{self.target.implementation}"']
+        return f"{name} = attnkit.attention", ["query", "key", "value", *given, *said]
+
+
+def _open(part: MaskPart, sizes: Sizes, device: str) -> Mask:
+    """Return a mask of this kind that hides nothing."""
+    batch, _, queries, keys = sizes
+    match part:
+        case "window":
+            return attnkit.sliding_window(max(1, keys + queries))
+        case "padding":
+            return attnkit.padding(torch.tensor([keys] * batch, device=device))
+        case "documents":
+            return attnkit.documents(torch.zeros(batch, keys, dtype=torch.int64, device=device))
+        case "prefix":
+            return attnkit.prefix_lm(torch.tensor([keys] * batch, device=device))
+        case "dense":
+            return attnkit.dense(torch.ones(queries, keys, dtype=torch.bool, device=device))
+        case "blocks":
+            return attnkit.blocks(torch.ones(1, 1, dtype=torch.bool, device=device), max(1, keys))
+        case "union":
+            return attnkit.full() | attnkit.causal()
+
+
+def _telling_calls(subject: SoftmaxOperation) -> Iterator[Call]:
+    promises = subject.promises
+    length, heads = 20, subject.heads
+    sizes = Sizes(2, heads, length, length)
+    yield subject.draw("tell apart", length=length, width=20)
+    for part in promises.masks:
+        for causal in (True, False):
+            if getattr(promises, "causal" if causal else "bidirectional"):
+                mask = subject.mask(sizes, causal=causal) & subject.part(part, sizes)
+                yield subject.draw("tell apart", length=length, mask=mask)
+    if promises.cross:
+        for queries in (7, 26):
+            yield subject.draw("tell apart", length=queries, keys=length)
+    if promises.gqa:
+        yield subject.draw("tell apart", length=length, heads=4, kv_heads=2)
+    if promises.value_width:
+        yield subject.draw("tell apart", length=length, value_width=24)
+    yield from _option_calls(subject, length)
+    # some mistakes begin where there are several blocks of keys
+    yield subject.draw("tell apart", length=90)
+
+
+def _option_calls(subject: SoftmaxOperation, length: int) -> Iterator[Call]:
+    promises, heads = subject.promises, subject.heads
+    plain, draw = subject.draw("tell apart", length=length), subject.random("tell apart")
+    with_bias = plain.given(bias=subject.cast(normal(draw, 1, heads, length, length)))
+    with_sinks = plain.given(sinks=subject.cast(normal(draw, heads)))
+    if promises.scale:
+        yield plain.saying(scale=0.7)
+    if promises.softcap:
+        yield plain.saying(softcap=1.5)
+    if promises.bias:
+        yield with_bias
+    if promises.bias and promises.softcap:
+        yield with_bias.saying(softcap=1.5)
+    if promises.sinks:
+        yield with_sinks
+    if promises.sinks and promises.scale:
+        yield with_sinks.saying(scale=0.7)
+    if promises.sinks and promises.softcap:
+        yield with_sinks.saying(softcap=0.5)
+    if promises.dropout:
+        yield plain.saying(dropout_p=0.5)
