@@ -276,7 +276,7 @@ class RecurrenceOperation(Operation):
             said.append(f"options={variant.value}.options({told})")
         said.append(f'implementation="{target.implementation}"')
         pair = f"_, {name}" if output == "state" else f"{name}, _"
-        arguments = [variant.name, "query", "key", "value", *given, *said]
+        arguments = ["query", "key", "value", *given, f"variant={variant.name}", *said]
         return f"{pair} = attnkit.recurrence", arguments
 
 
