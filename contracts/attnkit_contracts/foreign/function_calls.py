@@ -5,42 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Causal, Mask, Sizes, SlidingWindow, full
+from attnkit_contracts.foreign.tensors import swapped, written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Convention:
-    """What was declared; see `attnkit_contracts.foreign.functions.adapt`.
-
-    Attributes:
-        layout: Of query, key and value.
-        output_layout: Of the output.
-        mask: What is given for a mask.
-        corner: What a causal flag means for L != S.
-        names: The function's names for what there is to pass.
-        fixed: Further arguments.
-        own_scale: What a recurrence scales by unasked.
-    """
-
-    layout: str
-    output_layout: str
-    mask: str
-    corner: str
-    names: Mapping[str, str]
-    fixed: Mapping[str, Any]
-    own_scale: str
+    from attnkit_contracts.foreign.conventions import Convention
 
 
 @dataclass(frozen=True, eq=False)
-class SoftmaxCall:
-    """A foreign softmax function as `attnkit.interface.SoftmaxFunction`.
+class ForeignCall:
+    """A foreign function as one of attnkit's.
 
     Attributes:
         function: What is called.
@@ -51,6 +30,21 @@ class SoftmaxCall:
     function: Callable[..., Any]
     convention: Convention
     source: str | None
+
+    def _called(
+        self, tensors: Iterable[Tensor], given: Iterable[tuple[str | None, object]]
+    ) -> tuple[Tensor, Any]:
+        """Call it, and return its output in our layout, and what else it returned."""
+        convention = self.convention
+        named = {name: value for name, value in given if name and value is not None}
+        laid = (swapped(each, convention.layout) for each in tensors)
+        out = self.function(*laid, **{**(convention.fixed or {}), **named})
+        first, *rest = out if isinstance(out, (tuple, list)) else (out,)
+        return swapped(first, convention.output_layout or convention.layout), rest
+
+
+class SoftmaxCall(ForeignCall):
+    """A foreign softmax function as `attnkit.interface.SoftmaxFunction`."""
 
     def __call__(
         self,
@@ -66,74 +60,63 @@ class SoftmaxCall:
         dropout_p: float,
     ) -> Tensor:
         """Attend."""
+        convention = self.convention
         sizes = Sizes(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-        named = dict(self.convention.fixed)
-        rest = self._with_flags(mask, bias, sizes, named)
-        self._with_mask(rest, bias, sizes, query, named)
-        options = {"softcap": softcap, "sinks": sinks, "dropout": dropout_p or None, "scale": scale}
-        for what, given in options.items():
-            if what in self.convention.names and given is not None:
-                named[self.convention.names[what]] = given
-        if key.shape[1] != query.shape[1] and "gqa" in self.convention.names:
-            named[self.convention.names["gqa"]] = True
-        laid = (_laid(each, self.convention.layout) for each in (query, key, value))
-        out = self.function(*laid, **named)
-        first: Tensor = out[0] if isinstance(out, tuple) else out
-        return _laid(first, self.convention.output_layout)
+        added = None if convention.bias_argument else bias
+        flags, rest = self._flags(mask, sizes, alone=added is None)
+        given = (
+            *flags,
+            (convention.mask_argument, self._mask(rest, added, sizes, query)),
+            (convention.bias_argument, bias),
+            (convention.scale_argument, scale),
+            (convention.softcap_argument, softcap),
+            (convention.sinks_argument, sinks),
+            (convention.dropout_argument, dropout_p or None),
+            (convention.gqa_argument, key.shape[1] != query.shape[1] or None),
+        )
+        return self._called((query, key, value), given)[0]
 
-    def _with_flags(
-        self, mask: Mask, bias: Tensor | None, sizes: Sizes, named: dict[str, Any]
-    ) -> Mask:
-        """Set what flags can say, and return what is left for a mask."""
-        names, rest = self.convention.names, full()
-        beside = bias is not None and "bias" not in names
-        by_flag = not beside and self._flag_says(mask, sizes)
+    def _flags(
+        self, mask: Mask, sizes: Sizes, *, alone: bool
+    ) -> tuple[list[tuple[str | None, object]], Mask]:
+        """Return what flags can say, and what is left for a mask."""
+        convention, rest = self.convention, full()
+        flags: list[tuple[str | None, object]] = []
+        by_flag = alone and self._flag_says(mask, sizes)
         for part in mask.conjuncts():
             if isinstance(part, Causal) and by_flag:
-                if "causal" in names:
-                    named[names["causal"]] = True
-            elif isinstance(part, SlidingWindow) and "window" in names:
-                named[names["window"]] = part.window_size
+                flags.append((convention.causal_argument, True))
+            elif isinstance(part, SlidingWindow) and convention.window_argument:
+                flags.append((convention.window_argument, part.window_size))
             else:
                 rest = rest & part
-        return rest
+        return flags, rest
 
     def _flag_says(self, mask: Mask, sizes: Sizes) -> bool:
         """Return whether a flag, or the function itself, makes the call causal."""
-        if self.convention.mask == "none":
+        convention = self.convention
+        if convention.mask == "none":
             return True
-        if "causal" not in self.convention.names:
+        if not convention.causal_argument:
             return False
-        told = (Causal, SlidingWindow) if "window" in self.convention.names else (Causal,)
+        told = (Causal, SlidingWindow) if convention.window_argument else (Causal,)
         alone = all(isinstance(part, told) for part in mask.conjuncts())
-        return alone and (self.convention.corner == "lower_right" or sizes.queries == sizes.keys)
+        square = sizes.queries == sizes.keys
+        return alone and (square or convention.causal_corner == "lower_right")
 
-    def _with_mask(
-        self, mask: Mask, bias: Tensor | None, sizes: Sizes, query: Tensor, named: dict[str, Any]
-    ) -> None:
-        """Write the mask, and the bias, in the function's convention."""
-        names, kind = self.convention.names, self.convention.mask
-        if bias is not None and "bias" in names:
-            named[names["bias"]], bias = bias, None
+    def _mask(self, mask: Mask, bias: Tensor | None, sizes: Sizes, query: Tensor) -> Tensor | None:
+        """Write the mask, with a bias that is added to it; None where there is nothing to say."""
+        kind = self.convention.mask
         if kind == "none" or (not mask.conjuncts() and bias is None):
-            return
-        if kind in ("additive", "additive_min"):
-            added = mask.to_additive(sizes, query.device, query.dtype)
-            if kind == "additive_min":
-                added = added.clamp(min=torch.finfo(query.dtype).min)
-            named[names["mask"]] = added if bias is None else added + bias
-        else:
-            seen = mask.to_bool(sizes, query.device)
-            named[names["mask"]] = ~seen if kind == "hidden" else seen
+            return None
+        if self.convention.mask_argument is None:
+            raise UnsupportedError("mask: its argument has no declared name")
+        told = written(mask.to_bool(sizes, query.device), kind, query.dtype)
+        return told if bias is None else told + bias
 
 
-@dataclass(frozen=True, eq=False)
-class RecurrenceCall:
-    """A foreign recurrence as `attnkit.interface.RecurrenceFunction`; see `SoftmaxCall`."""
-
-    function: Callable[..., Any]
-    convention: Convention
-    source: str | None
+class RecurrenceCall(ForeignCall):
+    """A foreign recurrence as `attnkit.interface.RecurrenceFunction`."""
 
     def __call__(
         self,
@@ -148,26 +131,16 @@ class RecurrenceCall:
         options: Any,
     ) -> tuple[Tensor, Tensor]:
         """Run the recurrence."""
-        names, named = self.convention.names, dict(self.convention.fixed)
-        left = 1.0
-        if "scale" in names:
-            named[names["scale"]] = scale
-        else:
-            own = query.shape[3] ** -0.5 if self.convention.own_scale == "width" else 1.0
-            left = scale / own
-        layout = self.convention.layout
-        gates = {"log_decay": log_decay, "beta": beta}
-        for what, given in gates.items():
-            if given is not None:
-                named[names[what]] = _laid(given, layout)
-        named[names["state"]] = initial_state
-        laid = (_laid(each, layout) for each in (query, key, value))
-        out, state = self.function(*laid, **named)
+        convention = self.convention
+        own = query.shape[3] ** -0.5 if convention.own_scale == "width" else 1.0
+        left = 1.0 if convention.scale_argument else scale / own
+        gates = ((convention.decay_argument, log_decay), (convention.beta_argument, beta))
+        given = (
+            *((name, gate if gate is None else swapped(gate, convention.layout))
+              for name, gate in gates),
+            (convention.scale_argument, scale),
+            (convention.state_argument, initial_state),
+        )  # fmt: skip
+        out, (state,) = self._called((query, key, value), given)
         # the output is linear in the query, which would be rounded before all sums
-        out = out if left == 1.0 else out * left
-        return _laid(out, self.convention.output_layout), state
-
-
-def _laid(tensor: Tensor, layout: str) -> Tensor:
-    """Go between (B, H, L, ...) and a layout, either way."""
-    return tensor.transpose(1, 2) if layout == "BLHE" else tensor
+        return out if left == 1.0 else out * left, state

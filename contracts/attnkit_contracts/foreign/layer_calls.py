@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from attnkit.errors import UnsupportedError
 from attnkit.interface import LayerConfig
 from attnkit.masks.constructors import Causal, Mask, Padding, Sizes, causal, full
+from attnkit_contracts.foreign.tensors import swapped, written
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from attnkit.promises import Promises
-
-
-@dataclass(frozen=True)
-class Convention:
-    """What was declared; see `attnkit_contracts.foreign.layers.adapt_layer`."""
-
-    promises: Promises
-    layout: str
-    x_arguments: tuple[str, ...]
-    fixed: Mapping[str, Any]
-    output: str | None
-    padding: str
-    padding_argument: str | None
-    mask: str
-    mask_argument: str | None
-    mask_shape: str
-    mask_heads: int
-    causal_argument: str | None
+    from attnkit_contracts.foreign.conventions import LayerConvention
 
 
 class ForeignLayer(nn.Module):
@@ -43,13 +22,15 @@ class ForeignLayer(nn.Module):
         module: Theirs.
         config: Its width.
         convention: How it is called.
+        claims: What it promises.
     """
 
-    def __init__(self, module: nn.Module, width: int, convention: Convention) -> None:
+    def __init__(self, module: nn.Module, convention: LayerConvention) -> None:
         super().__init__()
         self.module = module
-        self.config = LayerConfig(embed_dim=width)
+        self.config = LayerConfig(embed_dim=convention.width)
         self.convention = convention
+        self.claims = convention.claims
 
     def init_state(self, batch_size: int) -> None:
         """Refuse.
@@ -76,8 +57,8 @@ class ForeignLayer(nn.Module):
         sizes = Sizes(x.shape[0], convention.mask_heads, x.shape[1], x.shape[1])
         mask.check(sizes)
         self._check_promised(mask)
-        named = {**convention.fixed, **self._hiding(mask, sizes, x)}
-        laid = _laid(x, convention.layout)
+        named = {**(convention.fixed or {}), **self._hiding(mask, sizes, x)}
+        laid = swapped(x, convention.layout)
         if convention.x_arguments:
             out = self.module(**dict.fromkeys(convention.x_arguments, laid), **named)
         else:
@@ -85,16 +66,15 @@ class ForeignLayer(nn.Module):
         if convention.output is not None:
             out = getattr(out, convention.output)
         first: Tensor = out[0] if isinstance(out, tuple) else out
-        return _laid(first, convention.layout)
+        return swapped(first, convention.layout)
 
     def _check_promised(self, mask: Mask) -> None:
-        promises, shape = self.convention.promises, self.convention.mask_shape
-        others = sorted(mask.parts - set(promises.masks))
+        others = sorted(mask.parts - set(self.claims.masks))
         if others:
             raise UnsupportedError(f"mask {', '.join(others)}: not promised")
-        if mask.is_causal and not promises.causal:
+        if mask.is_causal and not self.claims.causal:
             raise UnsupportedError("causal: not promised")
-        if shape == "LS":
+        if self.convention.mask_shape == "LS":
             for part in mask.conjuncts():
                 by_argument = isinstance(part, Padding) and self.convention.padding_argument
                 if (part.per_batch or part.per_head) and not by_argument:
@@ -112,14 +92,14 @@ class ForeignLayer(nn.Module):
             else:
                 rest = rest & part
         if real is not None and convention.padding_argument:
-            named[convention.padding_argument] = _written(real, convention.padding, x.dtype)
-        if not convention.promises.bidirectional:
+            named[convention.padding_argument] = written(real, convention.padding, x.dtype)
+        if not self.claims.bidirectional:
             rest = rest & causal()
         parts = rest.conjuncts()
         alone = all(isinstance(part, Causal) for part in parts)
         if parts and alone and convention.causal_argument:
             named[convention.causal_argument] = True
-        elif parts and not (alone and not convention.promises.bidirectional):
+        elif parts and not (alone and not self.claims.bidirectional):
             assert convention.mask_argument is not None
             named[convention.mask_argument] = self._mask(rest, sizes, x)
         return named
@@ -135,24 +115,4 @@ class ForeignLayer(nn.Module):
             case _:
                 # as models do: every mask has all samples
                 seen = seen.expand(batch, -1, -1, -1)
-        return _written(seen, self.convention.mask, x.dtype)
-
-
-def _written(seen: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
-    """Write a bool tensor, True for visible, in a layer's convention."""
-    match kind:
-        case "hidden":
-            return ~seen
-        case "integer":
-            return seen.long()
-        case "additive" | "additive_min":
-            least = float("-inf") if kind == "additive" else torch.finfo(dtype).min
-            return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(
-                ~seen, least
-            )
-    return seen
-
-
-def _laid(tensor: Tensor, layout: str) -> Tensor:
-    """Go between (B, L, D) and a layout, either way."""
-    return tensor.transpose(0, 1) if layout == "LBD" else tensor
+        return written(seen, self.convention.mask, x.dtype)

@@ -17,10 +17,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import attnkit
 import attnkit_contracts
-from attnkit.errors import ArgumentError
+from attnkit.errors import ArgumentError, UnsupportedError
 from attnkit_contracts import adapt
+from attnkit_contracts.foreign.claims import parse
+from attnkit_contracts.foreign.conventions import Convention
 from attnkit_contracts.foreign.function_calls import SoftmaxCall
-from attnkit_contracts.foreign.functions import FUNCTION, named_arguments, parse
+from attnkit_contracts.foreign.functions import FUNCTION
 
 if TYPE_CHECKING:
     from attnkit_contracts.reports.records import Report
@@ -161,7 +163,7 @@ def test_the_command_says_why_what_is_required_did_not_run(tmp_path: Path) -> No
     (tmp_path / "short.py").write_text(
         "def short(query, key, value, **named):\n    raise TypeError('no such keyword')\n"
     )
-    command = [sys.executable, "-m", "attnkit_contracts", "check", "short:short"]
+    command = [sys.executable, "-m", "attnkit_contracts", "judge", "short:short"]
     promised = ["--family", "softmax", "--promise", "bidirectional"]
     done = subprocess.run([*command, *promised], check=False, cwd=tmp_path, capture_output=True,
                           text=True)  # fmt: skip
@@ -198,6 +200,16 @@ WRONG = (
     ({"promises": "causal", "layout": "LBHE"}, "layout must be one of BHLE, BLHE, got 'LBHE'"),
     ({"promises": "causal", "family": "mixer"}, "family must be softmax or recurrence"),
     ({"promises": "causal", "name": "flash"}, "'flash' is taken by a variant"),
+    ({"promises": "causal", "always": ("beta",)}, "always is not about family softmax; leave it"),
+    (
+        {"promises": "none", "family": "recurrence", "window_argument": "window"},
+        "window_argument is not about family recurrence; leave it out",
+    ),
+    (
+        {"promises": "causal, padding", "mask_argument": None},
+        "padding are promised, but cannot be passed: name its argument with mask_argument",
+    ),
+    ({"promises": "causal", "causal_argument": 3}, "causal_argument must be a name, or None for"),
 )
 
 
@@ -215,6 +227,22 @@ def test_a_function_that_is_not_there_is_an_error(address: str) -> None:
         adapt(address, promises="causal")
 
 
+def test_a_mask_that_has_no_name_is_refused_and_not_dropped() -> None:
+    variant = adapt(SDPA, promises="causal, cross", name="acme", **{**RIGHT, "mask_argument": None})
+    query, keys = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 3, 4)
+
+    with pytest.raises(UnsupportedError, match="mask: its argument has no declared name"):
+        attnkit.attention(query, keys, keys, mask=attnkit.causal(), variant=variant,
+                          implementation=FUNCTION)  # fmt: skip
+
+
+def test_the_help_of_a_door_says_what_every_keyword_means() -> None:
+    told = inspect.getdoc(adapt) or ""
+
+    assert set(inspect.signature(adapt).parameters) == {"function", *Convention.model_fields}
+    assert [name for name in Convention.model_fields if f"\n    {name}: " not in told] == []
+
+
 def test_promises_have_the_smallest_dtypes_and_devices_by_default() -> None:
     assert parse("causal, window, cuda").model_dump(exclude_defaults=True) == {
         "causal": True,
@@ -224,19 +252,10 @@ def test_promises_have_the_smallest_dtypes_and_devices_by_default() -> None:
     }
 
 
-def test_arguments_are_named_in_pairs() -> None:
-    assert named_arguments(["scale=scaling"]) == {"scale_argument": "scaling"}
-
-
-def test_an_argument_without_a_name_is_an_error() -> None:
-    with pytest.raises(ArgumentError, match="got 'scale'"):
-        named_arguments(["scale"])
-
-
 def test_the_command_line_judges_a_recurrence(tmp_path: Path) -> None:
     source = inspect.getsource(delta_rule)
     (tmp_path / "delta.py").write_text(f"from typing import Any\n\nimport torch\n\n\n{source}")
-    command = [sys.executable, "-m", "attnkit_contracts", "check", "delta:delta_rule"]
+    command = [sys.executable, "-m", "attnkit_contracts", "judge", "delta:delta_rule"]
     declared = ["--family", "recurrence", "--promise", "none, head, beta, scale, gradients",
                 "--layout", "BLHE", "--argument", "scale=none", "--argument", "state=state",
                 "--own-scale", "width", "--always", "beta"]  # fmt: skip
@@ -253,7 +272,7 @@ def test_the_command_line_judges_a_function(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "attnkit_contracts", "check", "kernel:attend"),
+            *(sys.executable, "-m", "attnkit_contracts", "judge", "kernel:attend"),
             *("--promise", "causal,bidirectional", "--promise", "cross,dense"),
             *("--argument", "causal=is_causal", "--argument", "scale=scale"),
         ],

@@ -18,8 +18,8 @@ import attnkit_contracts
 from attnkit.errors import ArgumentError, UnsupportedError
 from attnkit.promises import Promises
 from attnkit_contracts import adapt_layer
-from attnkit_contracts.foreign.functions import parse
-from attnkit_contracts.foreign.layers import Recipe, named_arguments, values
+from attnkit_contracts.foreign.claims import parse
+from attnkit_contracts.foreign.layers import Recipe
 
 if TYPE_CHECKING:
     from attnkit_contracts.catalogue import Tier
@@ -195,7 +195,7 @@ def test_the_source_of_a_layers_variant_makes_it_again() -> None:
     assert recipe.source is not None
     again = eval(recipe.source, {"adapt_layer": adapt_layer}).layer
 
-    assert (again.convention, again.construct) == (recipe.convention, recipe.construct)
+    assert again.convention == recipe.convention
 
 
 def test_a_layer_that_cannot_be_written_down_has_no_source() -> None:
@@ -269,24 +269,6 @@ def test_a_mask_that_one_square_cannot_say_is_refused() -> None:
         layer(torch.zeros(2, 4, 32), mask=attnkit.dense(seen))
 
 
-def test_arguments_and_values_are_told_in_pairs() -> None:
-    assert named_arguments(["x=query,key", "mask=attn_mask"]) == {
-        "x_arguments": ("query", "key"),
-        "mask_argument": "attn_mask",
-    }
-    assert values(["heads=4", "bias=False", "act=gelu"]) == {
-        "heads": 4,
-        "bias": False,
-        "act": "gelu",
-    }
-
-
-@pytest.mark.parametrize("pair", ["heads", "=4", "heads="])
-def test_a_value_without_a_name_is_an_error(pair: str) -> None:
-    with pytest.raises(ArgumentError, match=re.escape(f"got {pair!r}")):
-        values([pair])
-
-
 COMMAND = (
     *("--family", "mixer", "--promise", "causal,bidirectional,padding,dense,gradients,float32"),
     *("--construct", "embed_dim=24", "--construct", "num_heads=4", "--width", "24"),
@@ -296,20 +278,20 @@ COMMAND = (
 )
 
 
-def attnkit_check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "attnkit_contracts", "check", MULTI_HEAD, *arguments]
+def attnkit_judge(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "attnkit_contracts", "judge", MULTI_HEAD, *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
 def test_the_command_line_judges_a_layer() -> None:
-    done = attnkit_check(*COMMAND, "--padding-as", "hidden")
+    done = attnkit_judge(*COMMAND, "--padding-as", "hidden")
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "MultiheadAttention / layer" in done.stdout
 
 
 def test_the_command_line_shows_what_is_wrong_with_a_layer() -> None:
-    done = attnkit_check(*COMMAND)
+    done = attnkit_judge(*COMMAND)
 
     assert done.returncode == 1, done.stderr
     assert "MultiheadAttention/layer/float32/cpu/M10.padded: failed" in done.stdout
@@ -317,7 +299,7 @@ def test_the_command_line_shows_what_is_wrong_with_a_layer() -> None:
 
 
 def test_the_command_line_refuses_an_option_of_another_family() -> None:
-    done = attnkit_check(*COMMAND, "--causal-corner", "upper_left")
+    done = attnkit_judge(*COMMAND, "--causal-corner", "upper_left")
 
     assert done.returncode == 2
     assert "causal_corner is not about family mixer" in re.sub(r"[\s│]+", " ", done.stderr)
