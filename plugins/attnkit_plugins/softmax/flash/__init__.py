@@ -207,7 +207,7 @@ VARIANT = attnkit.Variant(
         ),
         attnkit.Implementation(
             name="tiled",
-            function="attnkit_plugins.softmax.flash.tiled:attend",
+            function="attnkit_plugins.softmax.flash.tiles:attend",
             summary="the paper's tiles in plain torch; any mask, bias, softcap, sinks",
             promises=_EXACT.model_copy(update={"memory": "L"}),
             cost=_tiled_cost,
