@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
 
 import attnkit
 from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Sizes
 from attnkit_plugins.recurrence.gated_linear import VARIANT, GatedLinearOptions
-from attnkit_plugins.recurrence.gated_linear.head import Decays
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,17 +186,6 @@ def test_lower_precision_rounds_the_output_and_nothing_else(
     # half a unit of the output's dtype, and the float32 sums
     limit = torch.finfo(dtype).eps / 2 + 64 * torch.finfo(torch.float32).eps
     assert ((out.double() - expected).abs() <= limit * expected.abs().max()).all()
-
-
-def test_the_decay_matrix_has_right_first_and_second_derivatives() -> None:
-    log_decay = (-draw(2, 5, seed=1).abs()).requires_grad_()
-
-    def decays(x: Tensor) -> Tensor:
-        found: Tensor = Decays.apply(x)
-        return found
-
-    assert gradcheck(decays, (log_decay,))
-    assert gradgradcheck(decays, (log_decay,))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ lies between j and i it factors into two decays <= 1, up to the boundary and fro
     (q_i exp(sum of g from the middle to i)) . (k_j exp(sum of g after j up to the middle)).
 
 It is built up from blocks of one token. The sums too: no large sums are ever subtracted, so
-decays of any strength, -inf included, keep full precision. Letters as in `chunked`; M blocks.
+decays of any strength, -inf included, keep full precision. Letters as in
+`attnkit.kernels.chunks`; M blocks.
 """
 
 from __future__ import annotations
@@ -17,36 +18,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import pad
 
+from attnkit.kernels import chunks
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def span(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, state: Tensor
+    query: Tensor, key: Tensor, value: Tensor, state: Tensor, log_decay: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run N chunks.
-
-    Args:
-        query: (B, G, N, C, E), scaled.
-        key: (B, G, N, C, E).
-        value: (B, G, R, N, C, Ev).
-        log_decay: (B, G, R, N, C, E), any dtype.
-        state: (B, G, R, E, Ev), before the first chunk.
-
-    Returns:
-        The outputs, (B, G, R, N, C, Ev), and the state after the last chunk.
-    """
+    """Run N chunks; see `attnkit.kernels.chunks.scan`."""
     query, key = query[:, :, None], key[:, :, None]  # (B, G, 1, N, C, E)
-    scores, upto, after = _scores(query, key, log_decay.to(value.dtype))
+    scores, upto, after = _scores(query, key, log_decay)
     inside = scores @ value  # (B, G, R, N, C, Ev)
     added = (key * after.exp()).mT @ value  # (B, G, R, N, E, Ev)
     factors = upto[..., -1, :, None].exp().unbind(3)  # (B, G, R, E, 1) each
-    before = []
-    for factor, new in zip(factors, added.unbind(3), strict=True):
-        before.append(state)
-        state = torch.addcmul(new, state, factor)
-    outside = (query * upto.exp()) @ torch.stack(before, 3)
-    return inside + outside, state
+    before, state = chunks.carry(state, added.unbind(3), factors)
+    return inside + (query * upto.exp()) @ torch.stack(before, 3), state
 
 
 def _scores(query: Tensor, key: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:

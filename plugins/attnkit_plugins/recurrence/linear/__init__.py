@@ -200,7 +200,7 @@ VARIANT = attnkit.Variant(
         ),
         attnkit.Implementation(
             name="recurrent",
-            function="attnkit_plugins.recurrence.linear.recurrent:recur",
+            function="attnkit.kernels.stepwise:recur",
             summary="token by token in at least float32",
             promises=PROMISES,
             cost=_recurrent_cost,
