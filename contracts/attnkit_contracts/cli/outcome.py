@@ -48,18 +48,19 @@ def _checked(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from attnkit_contracts.running import runner
+    from attnkit_contracts.running.plan import plan
+    from attnkit_contracts.running.runner import check as run
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("planning", total=None)
-        planned = runner.plan(*names, implementations=implementations, **vars(suite))
+        planned = plan(*names, implementations=implementations, **vars(suite))
         progress.update(task, total=len(planned))
 
         def advance(record: Record) -> None:
             progress.update(task, description=record.variant, advance=1)
 
-        return runner.check(
+        return run(
             *names,
             implementations=implementations,
             progress=advance,
