@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,3 +31,18 @@ def attnkit_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+@pytest.fixture(scope="session")
+def page_maker() -> Callable[[str], ModuleType]:
+    """Import a script that makes pages of the docs, by its name."""
+
+    def imported(name: str) -> ModuleType:
+        before = list(sys.path)
+        sys.path[:0] = [str(ROOT / "docs" / "_build")]
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path[:] = before
+
+    return imported

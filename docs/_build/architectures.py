@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from borrowed import of_tests
 from torch import nn
 
 import attnkit
@@ -18,23 +16,15 @@ from attnkit.swaps.api import Needs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
-GQA: dict[str, Any] = {**SMALL, "num_key_value_heads": 2}
+SMALL: dict[str, Any] = of_tests("tiny_models").SMALL
+GQA: dict[str, Any] = of_tests("tiny_models").GQA
 EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 ENDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 WINDOW = 6
 
 
-class OwnAttention(nn.Module):
-    """Causal attention of one's own; its arithmetic is in ``attend``."""
+class Projected(nn.Module):
+    """Projections around an ``attend`` that the subclasses have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,6 +37,10 @@ class OwnAttention(nn.Module):
         mixed: torch.Tensor = self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
         return mixed
 
+
+class OwnAttention(Projected):
+    """Causal attention of one's own; its arithmetic is in ``attend``."""
+
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Attend causally, (B, H, L, E)."""
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
@@ -54,20 +48,12 @@ class OwnAttention(nn.Module):
         return logits.softmax(dim=-1) @ v
 
 
-class CallingAttention(nn.Module):
+class CallingAttention(Projected):
     """The same, by torch's own function."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(64, 192)
-        self.out = nn.Linear(64, 64)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Mix the tokens, (B, L, D)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 16)).permute(2, 0, 3, 1, 4)
-        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        mixed: torch.Tensor = self.out(out.transpose(1, 2).flatten(2))
-        return mixed
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Attend causally, (B, H, L, E)."""
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def own_method() -> nn.Module:
@@ -111,23 +97,17 @@ def decoder() -> nn.Module:
     return nn.TransformerDecoder(nn.TransformerDecoderLayer(64, 4, 96), 2)
 
 
-def _timm_models() -> Any:
-    # timm wants torchvision and pillow, which no model of it needs; the tests know how
-    sys.path.append(str(Path(__file__).parents[2] / "tests" / "plugins"))
-    return importlib.import_module("timm_alone").timm.models
-
-
 def swin() -> nn.Module:
     """Return timm's Swin, with shifted windows."""
     sizes: Any = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "window_size": 4}
-    make: Callable[..., nn.Module] = _timm_models().SwinTransformer
+    make: Callable[..., nn.Module] = of_tests("timm_alone").timm.models.SwinTransformer
     return make(**sizes, depths=(2, 2), num_heads=(2, 4), num_classes=5)
 
 
 def vit() -> nn.Module:
     """Return timm's ViT."""
     sizes: Any = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
-    make: Callable[..., nn.Module] = _timm_models().VisionTransformer
+    make: Callable[..., nn.Module] = of_tests("timm_alone").timm.models.VisionTransformer
     return make(**sizes, num_classes=5)
 
 

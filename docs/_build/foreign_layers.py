@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from borrowed import of_tests
 from foreign_functions import FLOATS, MASKS, Foreign
 from torch import Tensor, nn
 
@@ -134,9 +135,7 @@ def rwkv() -> nn.Module:
 
 
 def _timm() -> Callable[..., nn.Module]:
-    # timm wants torchvision and pillow, which no layer of it needs; the tests know how
-    sys.path.append(str(Path(__file__).parents[2] / "tests" / "plugins"))
-    made: Callable[..., nn.Module] = importlib.import_module("timm_alone").timm.layers.Attention
+    made: Callable[..., nn.Module] = of_tests("timm_alone").timm.layers.Attention
     return made
 
 
@@ -149,6 +148,8 @@ PLAIN = "gradients, deterministic"
 BOTH = f"causal, bidirectional, {PLAIN}"
 RECURRENT = dict(padding="integer", padding_argument="attention_mask",
                  promises=f"causal, padding, {PLAIN}, {FLOATS}")  # fmt: skip
+ADDED = dict(mask="additive_min", mask_argument="attention_mask",
+             promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")  # fmt: skip
 
 FOREIGN_LAYERS: tuple[Foreign, ...] = (
     Foreign("torch_mha_layer", "torch", "torch.nn.MultiheadAttention",
@@ -185,25 +186,18 @@ FOREIGN_LAYERS: tuple[Foreign, ...] = (
                  promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")),
     Foreign("llama_attention", "transformers", "models.llama.modeling_llama.LlamaAttention, sdpa",
             lambda: llama,
-            dict(mask="additive_min", mask_argument="attention_mask",
-                 dropout_argument="attention_dropout",
+            dict(ADDED, dropout_argument="attention_dropout",
                  promises=f"causal, {PLAIN}, {MASKS}, dropout, {FLOATS}")),
     Foreign("llama_attention_eager", "transformers",
             "models.llama.modeling_llama.LlamaAttention, eager", lambda: llama,
-            dict(construct=dict(implementation="eager"),
-                 mask="additive_min", mask_argument="attention_mask",
-                 dropout_argument="attention_dropout",
-                 promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")),
+            dict(ADDED, construct=dict(implementation="eager"),
+                 dropout_argument="attention_dropout")),
     Foreign("gpt_oss_attention", "transformers", "models.gpt_oss.modeling_gpt_oss.GptOssAttention",
             lambda: gpt_oss,
-            dict(mask="additive_min", mask_argument="attention_mask",
-                 dropout_argument="attention_dropout",
-                 promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")),
+            dict(ADDED, dropout_argument="attention_dropout")),
     Foreign("bert_attention", "transformers", "models.bert.modeling_bert.BertSelfAttention",
             lambda: bert,
-            dict(mask="additive_min", mask_argument="attention_mask",
-                 dropout_argument="attention_probs_dropout_prob",
-                 promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")),
+            dict(ADDED, dropout_argument="attention_probs_dropout_prob")),
     Foreign("mamba_mixer", "transformers", "models.mamba.modeling_mamba.MambaMixer",
             lambda: mamba, dict(RECURRENT)),
     Foreign("mamba2_mixer", "transformers", "models.mamba2.modeling_mamba2.Mamba2Mixer",

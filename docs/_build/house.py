@@ -122,7 +122,9 @@ def crowded() -> list[str]:
         for path in (ROOT / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     )
-    return [f"{folder.relative_to(ROOT)}: {n}" for folder, n in sorted(files.items()) if n > MOST_FILES]
+    return [
+        f"{folder.relative_to(ROOT)}: {n}" for folder, n in sorted(files.items()) if n > MOST_FILES
+    ]
 
 
 def gerunds() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -18,6 +17,7 @@ from attnkit.registry import registry
 from attnkit_contracts.cli.app import app
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
@@ -30,14 +30,9 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 @pytest.fixture(scope="module")
-def generate() -> ModuleType:
+def generate(page_maker: Callable[[str], ModuleType]) -> ModuleType:
     """Import the script that makes parts of the reference pages."""
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "_build" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return page_maker("generate")
 
 
 def named(page: str) -> set[str]:

@@ -147,3 +147,13 @@ def mesh() -> Iterator[Any]:
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     distributed.destroy_process_group()
+
+
+@pytest.fixture
+def spy() -> Iterator[Any]:
+    """Offer a correct variant ``spy`` that notes its calls; see `tiny_models.Spy`."""
+    from tiny_models import Spy
+
+    spy = Spy()
+    with attnkit.register(spy.variant):
+        yield spy

@@ -1,8 +1,6 @@
 """A small Llama, in float64 unless told otherwise, and what tests ask of it.
 
-Its weights are larger than transformers makes them: tokens must differ in what they make of each
-other. Numbers that come about in two ways are then `CLOSE`: far above rounding, about 1e-15 per
-operation, and far below any mistake.
+See `tiny_models` for its sizes and for how its numbers are compared.
 """
 
 from __future__ import annotations
@@ -11,28 +9,12 @@ from typing import Any
 
 import torch
 import transformers
+from tiny_models import GQA, furthest, lively
 from torch.distributed.tensor import DTensor
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
-CLOSE = 1e-9
 
 
 def build(dtype: torch.dtype = torch.float64) -> Any:
-    torch.manual_seed(0)
-    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).eval().to(dtype)
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.25)
-    return model
+    return lively(lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**GQA)), dtype)
 
 
 def prompt() -> dict[str, torch.Tensor]:
@@ -60,10 +42,6 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     model(**INPUTS, use_cache=False).logits[REAL].square().mean().backward()
     whole = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in whole.items()}
-
-
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 def furthest_of(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

@@ -93,7 +93,9 @@ class Registry:
 
     def names(self) -> tuple[str, ...]:
         """Return every name that is offered, sorted."""
-        return tuple(sorted({entry.name for entry in self.entries()}))
+        with self._lock:
+            named = {entry.name for entry in self._installed}
+            return tuple(sorted(named | self._session.keys()))
 
     def get(self, name: str) -> Variant:
         """Return the variant of this name; the first time, import the module that offers it.

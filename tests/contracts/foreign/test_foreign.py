@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import re
@@ -288,22 +287,11 @@ def test_the_command_line_judges_a_function(tmp_path: Path) -> None:
     assert "VARIANT = adapt('kernel:attend'" in done.stdout or "VARIANT = adapt(" in done.stdout
 
 
-def listed(name: str) -> Any:
-    """Import a list of implementations by others."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / "_build" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_page_has_a_row_for_every_implementation() -> None:
+def test_the_page_has_a_row_for_every_implementation(page_maker: Any) -> None:
     page = (DOCS / "reference" / "foreign.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
-    functions = listed("foreign_functions").FOREIGN
-    layers = listed("foreign_layers").FOREIGN_LAYERS
+    functions = page_maker("foreign_functions").FOREIGN
+    layers = page_maker("foreign_layers").FOREIGN_LAYERS
 
     assert rows == [each.name for each in (*functions, *layers)]
     assert len(functions) >= 10 <= len(layers)

@@ -53,11 +53,16 @@ def first_choice_alone(x: Tensor, experts: Tensor, gates: Tensor, *, weights: An
 
 def crowded_out(x: Tensor, experts: Tensor, gates: Tensor, *, weights: Any) -> Tensor:
     """Drops what an expert gets beyond its eighth token, though nobody set a capacity."""
+    return mix(x, first_of(experts, 8, weights), gates, weights=weights)
+
+
+def first_of(experts: Tensor, most: int, weights: Any) -> Tensor:
+    """Take experts away from all but the first tokens that chose them."""
     kept = experts.clone()
     for e in range(len(weights.down)):
-        at = (experts == e).any(-1).nonzero()[8:, 0]
-        kept[at] = torch.where(kept[at] == e, -1, kept[at])
-    return mix(x, kept, gates, weights=weights)
+        late = (experts == e).any(-1).nonzero()[most:, 0]
+        kept[late] = torch.where(kept[late] == e, -1, kept[late])
+    return kept
 
 
 def gates_before_experts(x: Tensor, experts: Tensor, gates: Tensor, *, weights: Any) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from mutants_recurrence import PROMISES as RECURRENCE
 from torch import Tensor, nn
 
 import attnkit
@@ -17,7 +18,6 @@ from attnkit.errors import MaskError, StateError, UnsupportedError
 from attnkit.interface import LayerConfig, Variant
 from attnkit.masks.constructors import Documents, Mask, Padding, Sizes
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
-from attnkit.promises import ALL_DTYPES, Promises
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,17 +163,14 @@ class Smoothing(nn.Module):
         return y
 
 
-PROMISES = Promises(
-    causal=True,
-    masks=("padding", "documents"),
-    state=True,
-    reorder=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu",),
-    deterministic=True,
-    memory="L",
-    time="L",
+# of those of a recurrence, what is not about its operation
+PROMISES = RECURRENCE.model_copy(
+    update={
+        **dict.fromkeys(("gqa", "value_width", "scale", "beta"), False),
+        "decay": (),
+        "memory": "L",
+        "time": "L",
+    }
 )
 
 

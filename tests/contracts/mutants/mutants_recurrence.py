@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from attnkit.interface import Implementation, Variant
-from attnkit.promises import ALL_DTYPES, Promises
 from attnkit_plugins.recurrence.gated_linear import VARIANT as GATED_LINEAR
 
 
@@ -60,20 +59,14 @@ def recur(
     return out.to(value.dtype), state
 
 
-PROMISES = Promises(
-    causal=True,
-    masks=("padding", "documents"),
-    gqa=True,
-    value_width=True,
-    scale=True,
-    decay=("none", "head", "channel"),
-    beta=True,
-    state=True,
-    reorder=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu",),
-    deterministic=True,
+PROMISES = GATED_LINEAR.promises.model_copy(
+    update={
+        "decay": ("none", "head", "channel"),
+        "beta": True,
+        "compile": False,
+        "memory": "L*S",
+        "time": "L*S",
+    }
 )
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from mutants_experts import first_of
 from mutants_mixture import RIGHT, mix
 from torch import Tensor
 
@@ -201,11 +202,7 @@ def crowd_unread(x: Tensor, experts: Tensor, gates: Tensor, *, weights: Any) -> 
 
 def block_overrun(x: Tensor, experts: Tensor, gates: Tensor, *, weights: Any) -> Tensor:
     """Reads a block of 64 tokens per expert, not a second one."""
-    kept = experts.clone()
-    for e in range(len(weights.down)):
-        late = (experts == e).any(-1).nonzero()[64:, 0]
-        kept[late] = torch.where(kept[late] == e, -1, kept[late])
-    return mix(x, kept, gates, weights=weights)
+    return mix(x, first_of(experts, 64, weights), gates, weights=weights)
 
 
 def crowd_steeper(x: Tensor, experts: Tensor, gates: Tensor, *, weights: Any) -> Tensor:

@@ -181,11 +181,11 @@ class OtherContext(SoftmaxLayer):
         *,
         mask: Mask = attnkit.full(),
         context: Tensor | None = None,
-        state: Any = None,
+        **given: Any,
     ) -> Any:
         if context is not None and context.shape[-1] == self.config.context_dim:
             context, mask = self.other(context, mask)
-        return super().forward(x, mask=mask, context=context, state=state)
+        return super().forward(x, mask=mask, context=context, **given)
 
     def other(self, context: Tensor, mask: Mask) -> tuple[Tensor, Mask]:
         return context, mask

@@ -60,11 +60,6 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    REFUSED,
-    ids=[f"{next(iter(r[0]))}-{n}" for n, r in enumerate(REFUSED)],
-)
 def test_a_wrong_argument_is_refused_by_name(
     change: dict[str, object], error: type[AttnkitError], message: str
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from small_llama import SMALL
+from tiny_models import GQA
 
 import attnkit
 from attnkit.cli.app import run as run_app
@@ -27,7 +27,7 @@ LAYERS = [f"model.layers.{number}.self_attn" for number in range(2)]
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
-    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL))
+    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**GQA))
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 

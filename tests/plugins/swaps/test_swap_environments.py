@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from small_llama import CLOSE, INPUTS, REAL, build, furthest, furthest_of, gradients, logits
+from small_llama import INPUTS, REAL, build, furthest_of, gradients, logits
+from tiny_models import CLOSE, furthest
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 import attnkit

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from tiny_models import SMALL, lively
 
 import attnkit
 from attnkit.errors import UnsupportedError, VerificationError
@@ -20,24 +21,9 @@ from attnkit.swaps.receipts import SiteReceipt
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
-
 
 def build(kind: Any, config: Any, **more: Any) -> Any:
-    torch.manual_seed(0)
-    model = kind(config(**SMALL, **more)).eval()
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.25)
-    return model
+    return lively(lambda: kind(config(**SMALL, **more)))
 
 
 @pytest.fixture

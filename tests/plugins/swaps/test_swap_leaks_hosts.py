@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from timm_alone import timm
+from tiny_models import lively
 from torch import nn
 from torch.nn import functional
 
@@ -251,13 +252,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Sample], set[str]]]
 
 def make(name: str) -> tuple[Any, Sample]:
     build, sample, _ = CASES[name]
-    torch.manual_seed(0)
-    model = build().eval()
-    for parameter in model.parameters():
-        # larger than most initialise: attention must prefer some keys to others
-        if parameter.dim() == 2:
-            nn.init.normal_(parameter, std=0.25)
-    return model, sample()
+    return lively(build), sample()
 
 
 def holed(model: Any, sample: Sample) -> Sample:

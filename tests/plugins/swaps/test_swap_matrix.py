@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # torch's own encoder makes nested tensors, and torch warns of it once per process
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -29,12 +24,9 @@ TITLES = [cell.strip("`") for cell in ROWS[0][2:]]
 
 
 @pytest.fixture(scope="module")
-def generate_matrix() -> Iterator[Any]:
+def generate_matrix(page_maker: Any) -> Any:
     """Import the script that makes the page."""
-    before = list(sys.path)
-    sys.path[:0] = [str(DOCS / "_build")]
-    yield importlib.import_module("generate_matrix")
-    sys.path[:] = before
+    return page_maker("generate_matrix")
 
 
 def test_page_has_every_architecture_and_every_softmax_variant(generate_matrix: Any) -> None:

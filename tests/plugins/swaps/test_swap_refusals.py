@@ -7,9 +7,9 @@ import sys
 from typing import Any
 
 import pytest
-import small_llama
 import torch
 import transformers
+from tiny_models import GQA
 from transformers.masking_utils import create_causal_mask
 
 import attnkit
@@ -24,7 +24,7 @@ from attnkit.swaps.decisions import decide
 from attnkit.swaps.plan import assign
 from attnkit.swaps.receipts import Receipt
 
-SMALL: dict[str, Any] = {**small_llama.SMALL, "num_hidden_layers": 3}
+SMALL: dict[str, Any] = {**GQA, "num_hidden_layers": 3}
 LAYERS = tuple(f"model.layers.{number}.self_attn" for number in range(3))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from small_llama import SMALL
+from tiny_models import GQA
 
 import attnkit
 from attnkit.errors import ConfigError, SwapError, UnknownVariantError
@@ -29,7 +29,7 @@ LAYERS = tuple(f"model.layers.{number}.self_attn" for number in range(2))
 
 def build(**changed: Any) -> Any:
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**{**SMALL, **changed})
+    config = transformers.LlamaConfig(**{**GQA, **changed})
     return transformers.LlamaForCausalLM(config).eval()
 
 
@@ -76,7 +76,7 @@ def test_torch_save_flow_makes_the_same_swap_again(
 ) -> None:
     torch.save(model.state_dict(), tmp_path / "model.pt")
     assert swapped.save(tmp_path / "model.pt").name == "model.pt.attnkit.json"
-    loaded = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).eval()
+    loaded = transformers.LlamaForCausalLM(transformers.LlamaConfig(**GQA)).eval()
     loaded.load_state_dict(torch.load(tmp_path / "model.pt"))
     attnkit.reapply(loaded, str(tmp_path / "model.pt"))
     assert torch.equal(logits(loaded), logits(model))
@@ -132,7 +132,7 @@ def test_sites_that_are_gone_or_new_are_errors(swapped: Any, changed: Any, told:
 
 
 def test_layer_of_another_class_is_an_error(swapped: Any) -> None:
-    other = transformers.MistralForCausalLM(transformers.MistralConfig(**SMALL)).eval()
+    other = transformers.MistralForCausalLM(transformers.MistralConfig(**GQA)).eval()
     with pytest.raises(SwapError, match="is a MistralAttention, was a LlamaAttention"):
         attnkit.reapply(other, swapped.receipt)
 

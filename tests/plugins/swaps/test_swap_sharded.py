@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
+from tiny_models import SMALL
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -17,14 +18,6 @@ from attnkit.errors import SwapRefusedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
 
 
 def build() -> Any:

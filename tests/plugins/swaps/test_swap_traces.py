@@ -8,33 +8,26 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_models import SMALL
 from torch import nn
 
 import attnkit
 from attnkit.errors import SwapRefusedError, UnsupportedError, VerificationError
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 16,
-    "pad_token_id": 0,
-}
+SHORT = {**SMALL, "max_position_embeddings": 16}
 IDS = torch.randint(3, 97, (2, 11), generator=torch.Generator().manual_seed(0))
 LONG = torch.randint(3, 97, (1, 40), generator=torch.Generator().manual_seed(1))
 
 
 def llama(**options: Any) -> Any:
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**SMALL, num_key_value_heads=2, **options)
+    config = transformers.LlamaConfig(**SHORT, num_key_value_heads=2, **options)
     return transformers.LlamaForCausalLM(config).eval()
 
 
 def bert() -> Any:
     torch.manual_seed(0)
-    return transformers.BertModel(transformers.BertConfig(**SMALL)).eval()
+    return transformers.BertModel(transformers.BertConfig(**SHORT)).eval()
 
 
 @torch.no_grad()

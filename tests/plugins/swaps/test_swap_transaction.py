@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import io
 import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import small_llama
 import torch
 import transformers
+from tiny_models import COPIES, GQA, copied
 
 import attnkit
 from attnkit.errors import (
@@ -27,7 +25,7 @@ from attnkit_plugins.hosts.transformers import HOST
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SMALL: dict[str, Any] = {**small_llama.SMALL, "num_hidden_layers": 3}
+SMALL: dict[str, Any] = {**GQA, "num_hidden_layers": 3}
 IDS = torch.randint(3, 97, (2, 11), generator=torch.Generator().manual_seed(0))
 LAYERS = tuple(f"model.layers.{number}.self_attn" for number in range(3))
 
@@ -179,16 +177,10 @@ def test_swaps_of_different_layers_restore_in_any_order(model: Any) -> None:
     assert state(model) == before
 
 
-@pytest.mark.parametrize("copied", ["deepcopy", "pickle"])
-def test_copies_of_a_swapped_model_are_swapped(model: Any, copied: str) -> None:
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_of_a_swapped_model_are_swapped(model: Any, how: str) -> None:
     with attnkit.swap(model, "flash"):
-        if copied == "deepcopy":
-            other = copy.deepcopy(model)
-        else:
-            stream = io.BytesIO()
-            torch.save(model, stream)
-            stream.seek(0)
-            other = torch.load(stream, weights_only=False)
+        other = copied(model, how)
         swapped = logits(model)
     assert torch.equal(logits(other), swapped)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from small_llama import SMALL
+from tiny_models import GQA
 
 import attnkit
 from attnkit.errors import (
@@ -32,7 +32,7 @@ PLANS: Any = [UPCYCLED, "gated_linear", "state_space"]
 
 def build() -> Any:
     torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).eval()
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**GQA)).eval()
 
 
 def shuffled() -> Any:

@@ -5,95 +5,21 @@ Where a test compares numbers itself, all is in float64, as in `test_swap_torch.
 
 from __future__ import annotations
 
-import copy
-import io
-import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from own_layers import SAMPLE, Calling, Projected, spelt
+from tiny_models import CLOSE, COPIES, copied, furthest
 from torch import nn
 from torch.nn import functional
+from torch_layers import DOUBLE
 
 import attnkit
 from attnkit.errors import SwapError, SwapRefusedError
-from attnkit.swaps.api import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-CLOSE = 1e-9
-DOUBLE = torch.float64
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
-
-
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
-
-
-class Projected(nn.Module):
-    """Projections around an attention that the subclasses have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.qkv = nn.Linear(32, 96, dtype=DOUBLE)
-        self.out = nn.Linear(32, 32, dtype=DOUBLE)
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.3)
-
-    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
-        return q, k, v
-
-
-class Calling(Projected):
-    """Calls torch's function."""
-
-    def forward(self, x: torch.Tensor, **options: Any) -> torch.Tensor:
-        mixed = functional.scaled_dot_product_attention(*self.heads(x), **options)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-
-class Spelt(Projected):
-    """Does the arithmetic itself, in a method; causal."""
-
-    def forward(self, x: torch.Tensor, visible: Any = None, **rest: Any) -> torch.Tensor:
-        q, k, v = self.heads(x)
-        return self.out(self.attend(q, k, v, visible, **rest).transpose(1, 2).flatten(2))
-
-    def attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        visible: torch.Tensor | None = None,
-        extra: torch.Tensor | None = None,
-        temperature: float = 1.0,
-    ) -> torch.Tensor:
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
-        if visible is not None:
-            seen = seen & visible
-        logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[3]) * temperature
-        logits = logits if extra is None else logits + extra
-        return logits.masked_fill(~seen, -math.inf).softmax(dim=-1) @ v
-
-
-CAUSAL = Needs(heads=4, kv_heads=4, head_dim=8, causal=True)
-
-
-def spelt(**options: Any) -> Spelt:
-    """Return a layer of a fresh class, declared."""
-    names = {"method": "attend", "query": "q", "key": "k", "value": "v", "mask": "visible"}
-    layer = type("Mine", (Spelt,), {})
-    made: Spelt = attnkit.declare(layer, **{**names, "needs": CAUSAL, **options})()
-    return made
-
-
-SAMPLE = {"x": normal(2, 9, 32)}
 
 
 class Around(Projected):
@@ -189,21 +115,15 @@ def test_swap_needs_a_sample_of_the_users() -> None:
         attnkit.swap(Calling(), "flash")
 
 
-@pytest.mark.parametrize("copied", ["deepcopy", "pickle"])
-def test_copies_of_a_swapped_module_are_swapped_and_stand_alone(copied: str) -> None:
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_of_a_swapped_module_are_swapped_and_stand_alone(how: str) -> None:
     layer = Calling()
     model = nn.Sequential(layer)
     plan = {"variant": "sliding_window", "window_size": 2}
     sample = {"input": SAMPLE["x"]}
     with torch.no_grad(), attnkit.swap(model, plan, sample=sample, accept="different"):
         expected = model(SAMPLE["x"])
-        if copied == "deepcopy":
-            other = copy.deepcopy(model)
-        else:
-            stream = io.BytesIO()
-            torch.save(model, stream)
-            stream.seek(0)
-            other = torch.load(stream, weights_only=False)
+        other = copied(model, how)
         nn.init.zeros_(layer.qkv.weight)
     assert torch.equal(other(SAMPLE["x"]), expected)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from timm_alone import timm
-from torch import nn
+from tiny_models import furthest, lively
 
 import attnkit
 from attnkit.errors import SwapError, UnsupportedError
@@ -53,23 +53,9 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def make(build: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
-    torch.manual_seed(0)
-    model = build().eval().to(dtype)
-    # larger than timm initialises: attention must prefer some keys to others
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            nn.init.normal_(parameter, std=0.25)
-    return model
-
-
 def images() -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64)
-
-
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -78,14 +64,14 @@ def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
 def test_exact_variant_passes_verification_in_every_layer(
     name: str, variant: str, dtype: torch.dtype
 ) -> None:
-    model = make(MODELS[name], dtype)
+    model = lively(MODELS[name], dtype)
     receipt = attnkit.swap(model, variant).receipt
     assert [site.calls for site in receipt.sites] == [1] * (4 if name == "swin" else 2)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_swapped_model_computes_what_it_did(name: str) -> None:
-    model, x = make(MODELS[name], torch.float64), images()
+    model, x = lively(MODELS[name], torch.float64), images()
     with torch.no_grad():
         before = model(x)
         with attnkit.swap(model, "multi_head"):
@@ -94,7 +80,7 @@ def test_swapped_model_computes_what_it_did(name: str) -> None:
 
 
 def test_window_that_is_given_changes_what_a_model_computes() -> None:
-    model, x = make(vit, torch.float64), images()
+    model, x = lively(vit, torch.float64), images()
     plan = {"variant": "sliding_window", "window_size": 2}
     with torch.no_grad():
         before = model(x)
@@ -104,7 +90,7 @@ def test_window_that_is_given_changes_what_a_model_computes() -> None:
 
 
 def test_unfused_layer_is_swapped_and_stays_unfused_after() -> None:
-    model = make(swin, torch.float64)
+    model = lively(swin, torch.float64)
     layer = model.layers[0].blocks[0].attn
     assert layer.fused_attn is False
     members = {name: id(value) for name, value in vars(layer).items()}
@@ -114,7 +100,7 @@ def test_unfused_layer_is_swapped_and_stays_unfused_after() -> None:
 
 
 def test_gradients_of_all_parameters_are_those_of_the_model() -> None:
-    model, x = make(swin, torch.float64), images()
+    model, x = lively(swin, torch.float64), images()
 
     def gradients() -> list[torch.Tensor]:
         return list(torch.autograd.grad(model(x).square().mean(), list(model.parameters())))
@@ -162,7 +148,7 @@ def test_layer_of_its_own_needs_a_sample() -> None:
 
 
 def test_swapped_model_compiles_into_one_graph() -> None:
-    model, x = make(vit, torch.float64), images()
+    model, x = lively(vit, torch.float64), images()
     with torch.no_grad(), attnkit.swap(model, "multi_head"):
         expected = model(x)
         compiled = torch.compile(model, backend="eager", fullgraph=True)

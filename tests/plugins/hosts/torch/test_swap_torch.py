@@ -7,60 +7,22 @@ lost bias does (1e-2 and more).
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tiny_models import CLOSE, furthest
 from torch import nn
+from torch_layers import DOUBLE, attention, encoder, later, normal, padding
 
 import attnkit
 from attnkit.errors import UnsupportedError
-from attnkit.reference import softmax
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 # torch's own encoder makes nested tensors, and torch warns of it once per process
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-
-CLOSE = 1e-9
-DOUBLE = torch.float64
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
-
-
-def attention(**options: Any) -> Any:
-    torch.manual_seed(0)
-    layer = nn.MultiheadAttention(32, 4, dtype=DOUBLE, **options).eval()
-    for parameter in layer.parameters():
-        # larger than torch initialises, and biases too: attention must prefer some keys to others
-        nn.init.normal_(parameter, std=0.3)
-    return layer
-
-
-def encoder(**options: Any) -> Any:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"batch_first": True, "dtype": DOUBLE, **options}
-    return nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 48, **sizes), 2).eval()
-
-
-def padding(length: int = 9) -> torch.Tensor:
-    """Return (2, L), True where the first sample is padded."""
-    hidden = torch.zeros(2, length, dtype=torch.bool)
-    hidden[0, length - 3 :] = True
-    return hidden
-
-
-def later(length: int = 9) -> torch.Tensor:
-    """Return (L, L), True for later keys."""
-    return torch.ones(length, length, dtype=torch.bool).triu(1)
-
-
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 def some(seed: int) -> torch.Tensor:
@@ -197,37 +159,9 @@ def test_masks_are_verified_sample_by_sample(masks: str, monkeypatch: pytest.Mon
 # the fused path
 
 
-class Spy:
-    """A correct attention function that notes what it is given."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-        model = attnkit.get_variant("multi_head")
-        reference = model.implementations[0]
-        noting = dataclasses.replace(
-            reference,
-            name="noting",
-            function=self.attend,
-            cost=lambda _: 0.0,
-            promises=model.promises,
-        )
-        self.variant = dataclasses.replace(model, name="spy", implementations=(reference, noting))
-
-    def attend(self, query: Any, key: Any, value: Any, **options: Any) -> Any:
-        self.calls.append({"query": query, **options})
-        return softmax(query, key, value, **{**options, "dropout_p": 0.0})
-
-
-@pytest.fixture
-def spy() -> Iterator[Spy]:
-    spy = Spy()
-    with attnkit.register(spy.variant):
-        yield spy
-
-
 @pytest.mark.parametrize("masks", [{}, {"src_key_padding_mask": padding()}, {"mask": later()}])
 def test_inference_without_gradients_runs_the_variant_in_every_layer(
-    spy: Spy, masks: dict[str, Any]
+    spy: Any, masks: dict[str, Any]
 ) -> None:
     model = encoder()
     with torch.no_grad(), attnkit.swap(model, "spy"):
@@ -246,7 +180,7 @@ def test_inference_gives_what_the_fused_path_gives_padding_included() -> None:
     assert furthest(before, after) < CLOSE
 
 
-def test_dropped_padding_reaches_the_variant_as_a_padding_mask(spy: Spy) -> None:
+def test_dropped_padding_reaches_the_variant_as_a_padding_mask(spy: Any) -> None:
     model = encoder()
     with torch.no_grad(), attnkit.swap(model, "spy"):
         spy.calls.clear()
@@ -296,7 +230,7 @@ def test_layers_outside_the_plan_keep_the_fused_path(monkeypatch: pytest.MonkeyP
         ("bool of every head", False, {"dense"}),
     ],
 )
-def test_masks_arrive_as_named_parts(spy: Spy, masks: str, causal: bool, parts: set[str]) -> None:
+def test_masks_arrive_as_named_parts(spy: Any, masks: str, causal: bool, parts: set[str]) -> None:
     layer, x = attention(batch_first=True), normal(2, 9, 32)
     with attnkit.swap(layer, "spy"):
         spy.calls.clear()
@@ -305,7 +239,7 @@ def test_masks_arrive_as_named_parts(spy: Spy, masks: str, causal: bool, parts: 
     assert spy.calls[0]["bias"] is None
 
 
-def test_one_mask_repeated_for_every_head_is_read_as_one(spy: Spy) -> None:
+def test_one_mask_repeated_for_every_head_is_read_as_one(spy: Any) -> None:
     layer, x = attention(batch_first=True), normal(2, 9, 32)
     with attnkit.swap(layer, "spy"):
         spy.calls.clear()
@@ -325,7 +259,7 @@ def test_mask_changed_in_place_between_two_calls_is_read_again() -> None:
     assert furthest(first, second) > 1e-3
 
 
-def test_dropout_is_on_in_training_and_off_in_eval(spy: Spy) -> None:
+def test_dropout_is_on_in_training_and_off_in_eval(spy: Any) -> None:
     layer, x = attention(batch_first=True, dropout=0.25), normal(2, 9, 32)
     with attnkit.swap(layer, "spy"):
         spy.calls.clear()

@@ -6,90 +6,24 @@ Where a test compares numbers itself, all is in float64, as in `test_swap_torch.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tiny_models import CLOSE, furthest
 from torch import nn
+from torch_layers import DOUBLE, attention, encoder, later, normal, padding
 
 import attnkit
 from attnkit.errors import ArgumentError, MaskError, ShapeError, SwapError, UnsupportedError
-from attnkit.reference import softmax
 from attnkit_plugins.hosts.torch import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 # torch's own encoder makes nested tensors, and torch warns of it once per process
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-
-CLOSE = 1e-9
-DOUBLE = torch.float64
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
-
-
-def attention(**options: Any) -> Any:
-    torch.manual_seed(0)
-    layer = nn.MultiheadAttention(32, 4, dtype=DOUBLE, **options).eval()
-    for parameter in layer.parameters():
-        # larger than torch initialises, and biases too: attention must prefer some keys to others
-        nn.init.normal_(parameter, std=0.3)
-    return layer
-
-
-def encoder(**options: Any) -> Any:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"batch_first": True, "dtype": DOUBLE, **options}
-    return nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 48, **sizes), 2).eval()
-
-
-def padding(length: int = 9) -> torch.Tensor:
-    """Return (2, L), True where the first sample is padded."""
-    hidden = torch.zeros(2, length, dtype=torch.bool)
-    hidden[0, length - 3 :] = True
-    return hidden
-
-
-def later(length: int = 9) -> torch.Tensor:
-    """Return (L, L), True for later keys."""
-    return torch.ones(length, length, dtype=torch.bool).triu(1)
-
-
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
-
-
-class Spy:
-    """A correct attention function that notes what it is given."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-        model = attnkit.get_variant("multi_head")
-        reference = model.implementations[0]
-        noting = dataclasses.replace(
-            reference,
-            name="noting",
-            function=self.attend,
-            cost=lambda _: 0.0,
-            promises=model.promises,
-        )
-        self.variant = dataclasses.replace(model, name="spy", implementations=(reference, noting))
-
-    def attend(self, query: Any, key: Any, value: Any, **options: Any) -> Any:
-        self.calls.append({"query": query, **options})
-        return softmax(query, key, value, **{**options, "dropout_p": 0.0})
-
-
-@pytest.fixture
-def spy() -> Iterator[Spy]:
-    spy = Spy()
-    with attnkit.register(spy.variant):
-        yield spy
 
 
 @pytest.mark.parametrize(
@@ -235,7 +169,7 @@ def pickled(model: Any) -> Any:
 
 @pytest.mark.parametrize("make", [copied, pickled])
 def test_copies_of_a_swapped_model_are_swapped_and_stand_alone(
-    make: Callable[[Any], Any], spy: Spy
+    make: Callable[[Any], Any], spy: Any
 ) -> None:
     model, x = encoder(), normal(2, 9, 32)
     with torch.no_grad(), attnkit.swap(model, "spy"):

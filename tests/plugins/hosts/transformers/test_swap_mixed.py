@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from tiny_models import CLOSE, furthest
 from torch import nn
 
 import attnkit
@@ -21,8 +22,6 @@ from attnkit_plugins.hosts import transformers as transformers_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-CLOSE = 1e-9
 
 
 def falcon(*, alibi: bool = True) -> Any:
@@ -53,10 +52,6 @@ def prompt() -> dict[str, torch.Tensor]:
     mask = torch.ones_like(ids)
     ids[0, :4], mask[0, :4] = 0, 0
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 @pytest.mark.parametrize("alibi", [True, False])

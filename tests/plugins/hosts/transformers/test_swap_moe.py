@@ -7,16 +7,14 @@ lost expert or gate would do (1e-2 and more).
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import small_llama
 import torch
 import transformers
 from small_llama import prompt
+from tiny_models import CLOSE, COPIES, GQA, copied, furthest, spread
 
 import attnkit
 from attnkit.errors import ConfigError, SwapError, UnsupportedError, VerificationError
@@ -24,8 +22,7 @@ from attnkit.errors import ConfigError, SwapError, UnsupportedError, Verificatio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SMALL: dict[str, Any] = {**small_llama.SMALL, "eos_token_id": None}
-CLOSE = 1e-9
+SMALL: dict[str, Any] = {**GQA, "eos_token_id": None}
 UPCYCLED: Any = {"*.mlp": {"variant": "moe", "num_experts": 4, "top_k": 2}}
 PATHS = ("model.layers.0.mlp", "model.layers.1.mlp")
 RULES: Any = {"do_sample": False, "max_new_tokens": 8}
@@ -79,11 +76,7 @@ def gpt_oss() -> Any:
 
 def make(build: Callable[[], Any] = llama, dtype: torch.dtype = torch.float64) -> Any:
     torch.manual_seed(0)
-    model = build().eval()
-    # larger than transformers initialises: what a layer computes must matter to the logits
-    for parameter in model.parameters():
-        if parameter.dim() >= 2:
-            torch.nn.init.normal_(parameter, std=0.25)
+    model = spread(build().eval(), axes=(2, 3))
     if dtype == torch.float64:
         # transformers' grouped products know no float64
         model.set_experts_implementation("eager")
@@ -94,10 +87,6 @@ def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         out: torch.Tensor = model(**prompt(), use_cache=False).logits
     return out
-
-
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 @pytest.mark.parametrize("build", [llama, mistral, qwen3, phi3], ids=lambda b: b.__name__)
@@ -404,19 +393,13 @@ def test_wrong_experts_are_caught_with_the_name_of_the_layer() -> None:
         attnkit.swap(make(mixtral, torch.float32), {"*.experts": "half"})
 
 
-@pytest.mark.parametrize("copied", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("build", [llama, mixtral], ids=["upcycled", "mixture"])
-def test_copies_of_a_swapped_model_are_swapped(build: Callable[[], Any], copied: str) -> None:
+def test_copies_of_a_swapped_model_are_swapped(build: Callable[[], Any], how: str) -> None:
     model = make(build)
     plan = UPCYCLED if build is llama else {"*.experts": "moe"}
     with attnkit.swap(model, plan):
-        if copied == "deepcopy":
-            other = copy.deepcopy(model)
-        else:
-            stream = io.BytesIO()
-            torch.save(model, stream)
-            stream.seek(0)
-            other = torch.load(stream, weights_only=False)
+        other = copied(model, how)
         wanted = logits(model)
     assert torch.equal(logits(other), wanted)
 

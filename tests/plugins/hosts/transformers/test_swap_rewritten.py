@@ -7,14 +7,13 @@ it lies far below what a lost mask, a lost bias or a lost token does (1e-2 and m
 
 from __future__ import annotations
 
-import copy
-import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers
 from small_llama import INPUTS, REAL
+from tiny_models import COPIES, SMALL, copied, lively
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -28,15 +27,6 @@ if TYPE_CHECKING:
 
 ENDS: Any = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": 97}
 GPT: Any = {"n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
-BERT: Any = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 
 
 def bloom_lm() -> Any:
@@ -73,12 +63,12 @@ def gpt_neo() -> Any:
 
 
 def mpnet() -> Any:
-    return transformers.MPNetModel(transformers.MPNetConfig(**BERT))
+    return transformers.MPNetModel(transformers.MPNetConfig(**SMALL))
 
 
 def deberta(**options: Any) -> Any:
     relative: Any = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
-    config = transformers.DebertaV2Config(**BERT, **{**relative, **options})
+    config = transformers.DebertaV2Config(**SMALL, **{**relative, **options})
     return transformers.DebertaV2Model(config)
 
 
@@ -104,13 +94,7 @@ WINDOW: Any = {"variant": "sliding_window", "window_size": 4}
 
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    torch.manual_seed(0)
-    model = MODELS[name]().eval().to(dtype)
-    for parameter in model.parameters():
-        # larger than most initialise: attention must prefer some keys to others
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.25)
-    return model
+    return lively(MODELS[name], dtype)
 
 
 def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -303,20 +287,14 @@ def test_swapped_model_compiles_into_one_graph(name: str) -> None:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("copied", ["deepcopy", "pickle"])
-def test_copy_of_a_swapped_model_stays_swapped(copied: str) -> None:
+@pytest.mark.parametrize("how", COPIES)
+def test_copy_of_a_swapped_model_stays_swapped(how: str) -> None:
     model = make("bloom")
     with torch.no_grad():
         before = model(**INPUTS).logits
         with attnkit.swap(model, WINDOW, accept="different"):
             swapped = model(**INPUTS).logits
-            if copied == "deepcopy":
-                other = copy.deepcopy(model)
-            else:
-                stream = io.BytesIO()
-                torch.save(model, stream)
-                stream.seek(0)
-                other = torch.load(stream, weights_only=False)
+            other = copied(model, how)
         assert torch.equal(other(**INPUTS).logits, swapped)
         assert torch.equal(model(**INPUTS).logits, before)
 

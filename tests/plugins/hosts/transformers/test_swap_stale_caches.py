@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small_llama import CLOSE, INPUTS, build, furthest
+from small_llama import INPUTS, build
+from tiny_models import CLOSE, furthest
 
 import attnkit
 from attnkit.errors import StateError

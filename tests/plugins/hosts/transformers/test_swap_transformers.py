@@ -7,30 +7,18 @@ far below what a lost mask, window, cap or sink would do (1e-2 and more, see the
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers
+from tiny_models import CLOSE, GQA, SMALL, furthest, lively
 
 import attnkit
 from attnkit.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
-GQA: dict[str, Any] = {**SMALL, "num_key_value_heads": 2}
-CLOSE = 1e-9
+    from collections.abc import Callable
 
 
 def bert() -> Any:
@@ -93,16 +81,6 @@ MODELS: dict[str, tuple[Callable[[], Any], int]] = {
 }
 
 
-def make(build: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
-    torch.manual_seed(0)
-    model = build().eval().to(dtype)
-    # larger than transformers initialises: attention must prefer some keys to others
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.25)
-    return model
-
-
 def prompt(model: Any, *, side: str = "left") -> dict[str, torch.Tensor]:
     """Return two prompts of 17 tokens, the first with 4 of them padding."""
     ids = torch.randint(3, 97, (2, 17), generator=torch.Generator().manual_seed(1))
@@ -112,10 +90,6 @@ def prompt(model: Any, *, side: str = "left") -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", ["multi_head", "flash"])
 @pytest.mark.parametrize("name", MODELS)
@@ -123,7 +97,7 @@ def test_exact_variant_passes_verification_in_every_layer(
     name: str, variant: str, dtype: torch.dtype
 ) -> None:
     build, sites = MODELS[name]
-    receipt = attnkit.swap(make(build, dtype), variant).receipt
+    receipt = attnkit.swap(lively(build, dtype), variant).receipt
     assert [site.calls > 0 for site in receipt.sites] == [True] * sites
 
 
@@ -133,7 +107,7 @@ def test_real_tokens_are_computed_alike_under_both_implementations_of_the_model(
     build: Callable[[], Any], own: str
 ) -> None:
     # float32: in float64, eager's own mask overflows to NaN where its softmax is in float32
-    model = make(build)
+    model = lively(build)
     model.set_attn_implementation(own)
     inputs = prompt(model, side="right" if build is bert else "left")
     real = inputs["attention_mask"].bool()
@@ -149,7 +123,7 @@ def test_real_tokens_are_computed_alike_under_both_implementations_of_the_model(
 def test_greedy_generation_of_a_padded_batch_is_equal_token_for_token(
     build: Callable[[], Any],
 ) -> None:
-    model = make(build)
+    model = lively(build)
     inputs = prompt(model)
     rules = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": None}
     before = model.generate(**inputs, **rules)
@@ -164,7 +138,7 @@ def test_greedy_generation_of_a_padded_batch_is_equal_token_for_token(
     ids=["full", "windowed"],
 )
 def test_chunks_and_steps_on_a_static_cache_equal_one_call(plan: Any) -> None:
-    model = make(llama, torch.float64)
+    model = lively(llama, torch.float64)
     ids = prompt(model)["input_ids"]
     with torch.no_grad(), attnkit.swap(model, plan, accept="different"):
         whole = model(ids, use_cache=False).logits
@@ -175,7 +149,7 @@ def test_chunks_and_steps_on_a_static_cache_equal_one_call(plan: Any) -> None:
 
 
 def test_packed_documents_stay_apart() -> None:
-    model = make(llama, torch.float64)
+    model = lively(llama, torch.float64)
     ids = prompt(model)["input_ids"][1:]
     positions = torch.cat([torch.arange(7), torch.arange(10)])[None]
     with torch.no_grad(), attnkit.swap(model, "multi_head"):
@@ -185,7 +159,7 @@ def test_packed_documents_stay_apart() -> None:
 
 
 def test_gradients_of_all_parameters_are_those_of_the_model() -> None:
-    model = make(mistral, torch.float64)
+    model = lively(mistral, torch.float64)
     inputs = prompt(model)
 
     def gradients() -> dict[str, torch.Tensor]:
@@ -212,7 +186,7 @@ def test_dropout_of_the_model_reaches_the_variant_in_training() -> None:
 
 
 def test_autocast_casts_as_the_model_does() -> None:
-    model = make(llama)
+    model = lively(llama)
     inputs = prompt(model)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         before = model(**inputs).logits
@@ -223,40 +197,6 @@ def test_autocast_casts_as_the_model_does() -> None:
     assert furthest(before, after) < 8 * 2.0**-8 * float(before.abs().max())
     # both are measured on what they multiply, inputs that autocast has rounded already
     assert max(site.error_before or 0 for site in swapped.receipt.sites) < 1
-
-
-class Spy:
-    """A correct attention function that notes the masks it is given."""
-
-    def __init__(self) -> None:
-        self.masks: list[Any] = []
-        self.variant = dataclasses.replace(
-            attnkit.get_variant("multi_head"),
-            name="spy",
-            implementations=(
-                attnkit.get_variant("multi_head").implementations[0],
-                attnkit.Implementation(
-                    name="noting",
-                    function=self.attend,
-                    summary="notes the masks",
-                    promises=attnkit.get_variant("multi_head").implementations[0].promises,
-                    cost=lambda _: 0.0,
-                ),
-            ),
-        )
-
-    def attend(self, query: Any, key: Any, value: Any, *, mask: Any, **rest: Any) -> Any:
-        from attnkit.reference import softmax
-
-        self.masks.append(mask)
-        return softmax(query, key, value, mask=mask, **rest)
-
-
-@pytest.fixture
-def spy() -> Iterator[Spy]:
-    spy = Spy()
-    with attnkit.register(spy.variant):
-        yield spy
 
 
 @pytest.mark.parametrize(
@@ -270,18 +210,18 @@ def spy() -> Iterator[Spy]:
     ],
 )
 def test_masks_arrive_as_named_parts(
-    spy: Spy, build: Callable[[], Any], side: str, causal: bool, parts: set[str]
+    spy: Any, build: Callable[[], Any], side: str, causal: bool, parts: set[str]
 ) -> None:
-    model = make(build)
+    model = lively(build)
     inputs = prompt(model, side=side)
     with torch.no_grad(), attnkit.swap(model, {"*.0": "spy"}):
-        spy.masks.clear()
+        spy.calls.clear()
         model(**inputs)
-    assert [(mask.is_causal, set(mask.parts)) for mask in spy.masks] == [(causal, parts)]
+    assert [(c["mask"].is_causal, set(c["mask"].parts)) for c in spy.calls] == [(causal, parts)]
 
 
 def test_float_mask_with_other_numbers_becomes_a_bias() -> None:
-    model = make(bert, torch.float64)
+    model = lively(bert, torch.float64)
     model.set_attn_implementation("eager")
     ids = prompt(model)["input_ids"]
     numbers = torch.randn(2, 1, 17, 17, generator=torch.Generator().manual_seed(2)).double()
@@ -294,7 +234,7 @@ def test_float_mask_with_other_numbers_becomes_a_bias() -> None:
 
 
 def test_mask_changed_in_place_between_two_calls_is_read_again() -> None:
-    model = make(bert, torch.float64)
+    model = lively(bert, torch.float64)
     ids = prompt(model)["input_ids"]
     seen = torch.ones(2, 1, 17, 17, dtype=torch.bool)
     with torch.no_grad(), attnkit.swap(model, "multi_head"):
@@ -307,7 +247,7 @@ def test_mask_changed_in_place_between_two_calls_is_read_again() -> None:
 
 
 def test_window_on_a_model_without_one_makes_the_model_that_has_it() -> None:
-    model = make(llama, torch.float64)
+    model = lively(llama, torch.float64)
     twin = mistral().eval().double()
     twin.load_state_dict(model.state_dict())
     inputs = prompt(model)
@@ -321,7 +261,7 @@ def test_window_on_a_model_without_one_makes_the_model_that_has_it() -> None:
 
 
 def test_drift_of_a_different_variant_is_measured_on_the_sample() -> None:
-    model = make(llama, torch.float64)
+    model = lively(llama, torch.float64)
     inputs = prompt(model)
     real = inputs["attention_mask"].bool()
     plan = {"variant": "sliding_window", "window_size": 6}
@@ -335,20 +275,20 @@ def test_drift_of_a_different_variant_is_measured_on_the_sample() -> None:
 
 
 def test_sliding_window_is_exact_where_the_layer_has_that_window() -> None:
-    receipt = attnkit.swap(make(mistral), "sliding_window").receipt
+    receipt = attnkit.swap(lively(mistral), "sliding_window").receipt
     assert {site.relation for site in receipt.sites} == {"exact"}
     assert max(site.error_after for site in receipt.sites) < 3
 
 
 @pytest.mark.parametrize("keyword", ["my_extra_argument", "output_attentions", "cu_seq_lens_q"])
 def test_keyword_without_translation_is_refused_by_name(keyword: str) -> None:
-    model = make(llama)
+    model = lively(llama)
     with attnkit.swap(model, "flash"), pytest.raises(UnsupportedError, match=keyword):
         model(**prompt(model), **{keyword: torch.ones(1)})
 
 
 def test_swapped_model_compiles_into_one_graph() -> None:
-    model = make(llama)
+    model = lively(llama)
     ids = prompt(model)["input_ids"]
     with torch.no_grad(), attnkit.swap(model, "multi_head"):
         expected = model(ids, use_cache=False).logits

@@ -7,20 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_models import CLOSE, SMALL, furthest
 
 import attnkit
 from attnkit.errors import SwapRefusedError
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
-CLOSE = 1e-9
 WINDOW: Any = {"variant": "sliding_window", "window_size": 3}
 IDS = torch.randint(1, 97, (2, 12), generator=torch.Generator().manual_seed(1))
 
@@ -34,10 +25,6 @@ def mistral() -> Any:
     torch.manual_seed(0)
     config = transformers.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=4)
     return transformers.MistralForCausalLM(config).eval().double()
-
-
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 @pytest.mark.parametrize("way", ["numpy", "data"])

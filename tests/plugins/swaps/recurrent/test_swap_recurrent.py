@@ -7,15 +7,13 @@ far below what a lost token, a lost state or a leak would do (1e-2 and more).
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import io
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import small_llama
 import torch
 import transformers
+from tiny_models import CLOSE, COPIES, GQA, copied, furthest, lively
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import attnkit
@@ -24,8 +22,7 @@ from attnkit.errors import ConfigError, StateError, UnsupportedError, Verificati
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SMALL: dict[str, Any] = {**small_llama.SMALL, "eos_token_id": None}
-CLOSE = 1e-9
+SMALL: dict[str, Any] = {**GQA, "eos_token_id": None}
 PLANS: dict[str, Any] = {
     "linear": "linear",
     "gated_linear": "gated_linear",
@@ -50,13 +47,7 @@ def qwen3() -> Any:
 
 
 def make(build: Callable[[], Any] = llama, dtype: torch.dtype = torch.float64) -> Any:
-    torch.manual_seed(0)
-    model = build().eval().to(dtype)
-    # larger than transformers initialises: tokens must differ in what they make of each other
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.25)
-    return model
+    return lively(build, dtype)
 
 
 def prompt(length: int = 17, padded: int = 4, *, side: str = "left") -> dict[str, torch.Tensor]:
@@ -67,10 +58,6 @@ def prompt(length: int = 17, padded: int = 4, *, side: str = "left") -> dict[str
     ids[0, padding], mask[0, padding] = 0, 0
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-
-
-def furthest(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 @pytest.fixture(params=PLANS)
@@ -403,19 +390,13 @@ def test_gradients_of_a_checkpointed_model_are_the_same(plan: Any) -> None:
     assert len(plain) == len(again)
 
 
-@pytest.mark.parametrize("copied", ["deepcopy", "pickle"])
-def test_copies_have_states_and_parameters_of_their_own(plan: Any, copied: str) -> None:
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_have_states_and_parameters_of_their_own(plan: Any, how: str) -> None:
     model, inputs = make(), prompt()
     del inputs["position_ids"]
     rules: Any = {"do_sample": False, "max_new_tokens": 4}
     with attnkit.swap(model, plan, accept="different"):
-        if copied == "deepcopy":
-            other = copy.deepcopy(model)
-        else:
-            stream = io.BytesIO()
-            torch.save(model, stream)
-            stream.seek(0)
-            other = torch.load(stream, weights_only=False)
+        other = copied(model, how)
         wanted = model.generate(**inputs, **rules)
         with torch.no_grad():
             for key, parameter in model.named_parameters():

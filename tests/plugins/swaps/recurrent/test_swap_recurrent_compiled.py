@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import small_llama
 import torch
 import transformers
+from tiny_models import GQA
 
 import attnkit
 from attnkit.errors import UnsupportedError
 
-SMALL: dict[str, Any] = {**small_llama.SMALL, "num_hidden_layers": 1}
+SMALL: dict[str, Any] = {**GQA, "num_hidden_layers": 1}
 IDS = torch.randint(3, 97, (2, 13), generator=torch.Generator().manual_seed(0))
 PADDED = torch.ones(2, 13, dtype=torch.long)
 PADDED[1, :4] = 0

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_llama import CLOSE, build, furthest, furthest_of, gradients, logits
+from small_llama import build, furthest_of, gradients, logits
+from tiny_models import CLOSE, furthest
 from torch.distributed.fsdp import fully_shard
 
 import attnkit

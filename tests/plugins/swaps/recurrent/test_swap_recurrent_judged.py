@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from small_llama import SMALL
+from tiny_models import GQA
 
 import attnkit
 
@@ -29,7 +29,7 @@ def switching() -> Iterator[None]:
 @pytest.mark.usefixtures("switching")
 def test_threads_that_share_a_model_do_not_see_each_other() -> None:
     torch.manual_seed(0)
-    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)).eval().double()
+    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**GQA)).eval().double()
     attnkit.swap(model, "gated_linear", accept="different")
     prompts = torch.randint(1, 97, (4, 1, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_threads_that_share_a_model_do_not_see_each_other() -> None:
 def test_rounding_between_the_sites_is_no_leak(seed: int) -> None:
     torch.manual_seed(seed)
     # experts see their tokens in batches, so their rounding depends on the other tokens
-    config = transformers.MixtralConfig(**SMALL, num_local_experts=8, num_experts_per_tok=2)
+    config = transformers.MixtralConfig(**GQA, num_local_experts=8, num_experts_per_tok=2)
     model: Any = transformers.MixtralForCausalLM(config).eval()
     receipt = attnkit.swap(model, "linear", accept="different").receipt
     assert {leak.outcome for leak in receipt.leaks} <= {"equal", "rounding", "refused"}

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from small_llama import CLOSE, INPUTS, build, furthest
+from small_llama import INPUTS, build
+from tiny_models import CLOSE, furthest
 
 import attnkit
 from attnkit.errors import SwapRefusedError, UnsupportedError
