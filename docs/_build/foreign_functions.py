@@ -17,8 +17,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
 
+from attnkit_contracts import adapt
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from attnkit import Variant
 
 MASKS = "dense, padding, window, documents, prefix, blocks, union"
 NO_GRADIENTS = f"causal, bidirectional, cross, value_width, scale, {MASKS}, deterministic"
@@ -35,7 +39,7 @@ class Foreign:
         package: Whose version is told.
         source: Where its code is.
         function: Imports what is called; of a layer, what makes it.
-        declared: Options of `attnkit_contracts.adapt`, of a layer of `adapt_layer`.
+        declared: Keywords of `attnkit_contracts.adapt`, of a layer of `adapt_layer`.
     """
 
     name: str
@@ -43,6 +47,10 @@ class Foreign:
     source: str
     function: Callable[[], Callable[..., Any]]
     declared: Mapping[str, Any] = field(default_factory=dict)
+
+    def variant(self) -> Variant:
+        """Make the variant."""
+        return adapt(self.function(), name=self.name, **self.declared)
 
 
 def _backend(backend: SDPBackend) -> Callable[..., Tensor]:

@@ -18,10 +18,22 @@ from borrowed import of_tests
 from foreign_functions import FLOATS, MASKS, Foreign
 from torch import Tensor, nn
 
+from attnkit_contracts import adapt_layer
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from attnkit import Variant
+
 WIDTH, HEADS = 32, 4
+
+
+class ForeignLayer(Foreign):
+    """One that is a layer."""
+
+    def variant(self) -> Variant:
+        """Make the variant."""
+        return adapt_layer(self.function(), name=self.name, **self.declared)
 
 
 def _model(name: str, **options: Any) -> Any:
@@ -151,73 +163,73 @@ RECURRENT = dict(padding="integer", padding_argument="attention_mask",
 ADDED = dict(mask="additive_min", mask_argument="attention_mask",
              promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")  # fmt: skip
 
-FOREIGN_LAYERS: tuple[Foreign, ...] = (
-    Foreign("torch_mha_layer", "torch", "torch.nn.MultiheadAttention",
+FOREIGN_LAYERS: tuple[ForeignLayer, ...] = (
+    ForeignLayer("torch_mha_layer", "torch", "torch.nn.MultiheadAttention",
             lambda: nn.MultiheadAttention,
             dict(construct=dict(embed_dim=WIDTH, num_heads=HEADS, batch_first=True),
                  x_arguments=("query", "key", "value"), fixed=dict(need_weights=False),
                  padding="hidden", padding_argument="key_padding_mask",
                  mask="hidden", mask_argument="attn_mask", mask_shape="BLS", mask_heads=HEADS,
                  dropout_argument="dropout", promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")),
-    Foreign("torch_mha_weights", "torch", "torch.nn.MultiheadAttention, need_weights",
+    ForeignLayer("torch_mha_weights", "torch", "torch.nn.MultiheadAttention, need_weights",
             lambda: nn.MultiheadAttention,
             dict(construct=dict(embed_dim=WIDTH, num_heads=HEADS, batch_first=True),
                  x_arguments=("query", "key", "value"),
                  padding="hidden", padding_argument="key_padding_mask",
                  mask="hidden", mask_argument="attn_mask", mask_shape="BLS", mask_heads=HEADS,
                  dropout_argument="dropout", promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")),
-    Foreign("torch_encoder_layer", "torch", "torch.nn.TransformerEncoderLayer",
+    ForeignLayer("torch_encoder_layer", "torch", "torch.nn.TransformerEncoderLayer",
             lambda: nn.TransformerEncoderLayer,
             dict(construct=dict(d_model=WIDTH, nhead=HEADS, dim_feedforward=64, dropout=0.0,
                                 batch_first=True),
                  padding="hidden", padding_argument="src_key_padding_mask",
                  mask="hidden", mask_argument="src_mask", mask_shape="BLS", mask_heads=HEADS,
                  dropout_argument="dropout", promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")),
-    Foreign("torch_gru", "torch", "torch.nn.GRU", lambda: nn.GRU,
+    ForeignLayer("torch_gru", "torch", "torch.nn.GRU", lambda: nn.GRU,
             dict(construct=dict(input_size=WIDTH, hidden_size=WIDTH, batch_first=True),
                  promises=f"causal, {PLAIN}, {FLOATS}")),
-    Foreign("torch_lstm", "torch", "torch.nn.LSTM", lambda: nn.LSTM,
+    ForeignLayer("torch_lstm", "torch", "torch.nn.LSTM", lambda: nn.LSTM,
             dict(construct=dict(input_size=WIDTH, hidden_size=WIDTH), layout="LBD",
                  promises=f"causal, {PLAIN}, {FLOATS}")),
-    Foreign("timm_attention", "timm", "timm.layers.Attention",
+    ForeignLayer("timm_attention", "timm", "timm.layers.Attention",
             _timm,
             dict(construct=dict(dim=WIDTH, num_heads=HEADS), mask_argument="attn_mask",
                  causal_argument="is_causal", dropout_argument="attn_drop",
                  promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")),
-    Foreign("llama_attention", "transformers", "models.llama.modeling_llama.LlamaAttention, sdpa",
+    ForeignLayer("llama_attention", "transformers", "models.llama.modeling_llama.LlamaAttention, sdpa",
             lambda: llama,
             dict(ADDED, dropout_argument="attention_dropout",
                  promises=f"causal, {PLAIN}, {MASKS}, dropout, {FLOATS}")),
-    Foreign("llama_attention_eager", "transformers",
+    ForeignLayer("llama_attention_eager", "transformers",
             "models.llama.modeling_llama.LlamaAttention, eager", lambda: llama,
             dict(ADDED, construct=dict(implementation="eager"),
                  dropout_argument="attention_dropout")),
-    Foreign("gpt_oss_attention", "transformers", "models.gpt_oss.modeling_gpt_oss.GptOssAttention",
+    ForeignLayer("gpt_oss_attention", "transformers", "models.gpt_oss.modeling_gpt_oss.GptOssAttention",
             lambda: gpt_oss,
             dict(ADDED, dropout_argument="attention_dropout")),
-    Foreign("bert_attention", "transformers", "models.bert.modeling_bert.BertSelfAttention",
+    ForeignLayer("bert_attention", "transformers", "models.bert.modeling_bert.BertSelfAttention",
             lambda: bert,
             dict(ADDED, dropout_argument="attention_probs_dropout_prob")),
-    Foreign("mamba_mixer", "transformers", "models.mamba.modeling_mamba.MambaMixer",
+    ForeignLayer("mamba_mixer", "transformers", "models.mamba.modeling_mamba.MambaMixer",
             lambda: mamba, dict(RECURRENT)),
-    Foreign("mamba2_mixer", "transformers", "models.mamba2.modeling_mamba2.Mamba2Mixer",
+    ForeignLayer("mamba2_mixer", "transformers", "models.mamba2.modeling_mamba2.Mamba2Mixer",
             lambda: mamba2, dict(RECURRENT)),
-    Foreign("qwen3_next_delta_net", "transformers",
+    ForeignLayer("qwen3_next_delta_net", "transformers",
             "models.qwen3_next.modeling_qwen3_next.Qwen3NextGatedDeltaNet", lambda: qwen3_next,
             dict(RECURRENT)),
-    Foreign("lfm2_short_conv", "transformers", "models.lfm2.modeling_lfm2.Lfm2ShortConv",
+    ForeignLayer("lfm2_short_conv", "transformers", "models.lfm2.modeling_lfm2.Lfm2ShortConv",
             lambda: lfm2, dict(RECURRENT)),
-    Foreign("recurrent_gemma_block", "transformers",
+    ForeignLayer("recurrent_gemma_block", "transformers",
             "models.recurrent_gemma.modeling_recurrent_gemma.RecurrentGemmaRecurrentBlock",
             lambda: Griffin, dict(promises=f"causal, {PLAIN}, {FLOATS}")),
-    Foreign("rwkv_attention", "transformers", "models.rwkv.modeling_rwkv.RwkvSelfAttention",
+    ForeignLayer("rwkv_attention", "transformers", "models.rwkv.modeling_rwkv.RwkvSelfAttention",
             lambda: rwkv, dict(promises=f"causal, {PLAIN}, {FLOATS}")),
-    Foreign("x_transformers_attention", "x-transformers", "x_transformers.Attention",
+    ForeignLayer("x_transformers_attention", "x-transformers", "x_transformers.Attention",
             _x_transformers,
             dict(construct=dict(dim=WIDTH, heads=HEADS, dim_head=8),
                  padding_argument="mask", mask_argument="attn_mask", dropout_argument="dropout",
                  promises=f"{BOTH}, {MASKS}, dropout, {FLOATS}")),
-    Foreign("x_transformers_causal", "x-transformers", "x_transformers.Attention, causal",
+    ForeignLayer("x_transformers_causal", "x-transformers", "x_transformers.Attention, causal",
             _x_transformers,
             dict(construct=dict(dim=WIDTH, heads=HEADS, dim_head=8, causal=True),
                  padding_argument="mask", mask_argument="attn_mask", dropout_argument="dropout",

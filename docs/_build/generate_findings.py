@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from foreign_functions import FOREIGN, Foreign
-from foreign_layers import FOREIGN_LAYERS
+from foreign_layers import FOREIGN_LAYERS, ForeignLayer
 
 import attnkit
 import attnkit_contracts
-from attnkit_contracts import adapt, adapt_layer
 from attnkit_contracts.foreign.functions import FUNCTION
 
 if TYPE_CHECKING:
@@ -221,13 +220,12 @@ def main() -> int:
 
 
 def _report(each: Foreign) -> Report:
-    if each not in FOREIGN_LAYERS:
-        variant = adapt(each.function(), name=each.name, **each.declared)
+    variant = each.variant()
+    if not isinstance(each, ForeignLayer):
         return attnkit_contracts.check(variant, implementations=[FUNCTION])
     # registered, so that it can be pickled
-    layer = adapt_layer(each.function(), name=each.name, **each.declared)
-    with attnkit.register(layer):
-        return attnkit_contracts.check(layer)
+    with attnkit.register(variant):
+        return attnkit_contracts.check(variant)
 
 
 def note_of(record: Record) -> Note | None:
@@ -247,9 +245,9 @@ def page(reports: list[tuple[Foreign, Report]]) -> str:
     lines = [
         "# Implementations by others",
         "",
-        "The suite on code that nobody here wrote. `python docs/_build/generate_findings.py` makes this "
-        "page; how each function and each layer is declared is in `docs/_build/foreign_functions.py` and "
-        "`docs/_build/foreign_layers.py`.",
+        "The suite on code that nobody here wrote. `python docs/_build/generate_findings.py` makes "
+        "this page; how each function and each layer is declared is in "
+        "`docs/_build/foreign_functions.py` and `docs/_build/foreign_layers.py`.",
         "",
         f"{len(reports)} implementations; {versions}; Python {header.python}, device "
         f"{header.device}, tier {header.tier}, seed {header.seed}. Checks that passed, of those "
@@ -276,7 +274,7 @@ def page(reports: list[tuple[Foreign, Report]]) -> str:
 
 
 def _table(reports: list[tuple[Foreign, Report]], *, layers: bool) -> list[str]:
-    some = [pair for pair in reports if (pair[0] in FOREIGN_LAYERS) is layers]
+    some = [pair for pair in reports if isinstance(pair[0], ForeignLayer) is layers]
     return [
         "| implementation | from | dtypes | passed | deviations |",
         "| --- | --- | --- | --- | --- |",

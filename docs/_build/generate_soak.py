@@ -30,7 +30,7 @@ from foreign_functions import FOREIGN
 from generate_findings import note_of
 
 import attnkit_contracts
-from attnkit_contracts.foreign.functions import FUNCTION, adapt
+from attnkit_contracts.foreign.functions import FUNCTION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,8 +85,7 @@ def run(seed: int) -> Run:
     foreign: list[Record] = []
     if seed < FOREIGN_SEEDS:
         for each in FOREIGN:
-            variant = adapt(each.function(), name=each.name, **each.declared)
-            plan = attnkit_contracts.plan(variant, implementations=[FUNCTION], seed=seed)
+            plan = attnkit_contracts.plan(each.variant(), implementations=[FUNCTION], seed=seed)
             foreign += map(_record, plan)
     return {
         "seed": seed,

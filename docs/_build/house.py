@@ -45,8 +45,9 @@ FLOORS: Mapping[str, Sequence[str]] = {
         "catalogue",
         "inputs definitions foreign",
         "reports",
-        "subjects",
+        # a subject says how large an error of its may be, so it stands on what compares numbers
         "judging",
+        "subjects",
         "instruments",
         "checks",
         "diagnosis",
