@@ -4,15 +4,15 @@
     pytest --pyargs attnkit_contracts --attnkit-variant flash
     attnkit check flash                                  # on the command line
 
-A check is one small function in `attnkit_contracts.checks`; `catalogue` says what a check is,
-`subjects` what it is run on, `runner` how, `records` what comes out. Importing this package
-loads no torch.
+Start with `catalogue`, what a check is. A check is one small function in `checks`; `subjects` is
+what it is run on, `running` how, `reports` what comes out. Importing this package loads no torch.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from attnkit.lazy import face
 
 if TYPE_CHECKING:
     from attnkit_contracts.catalogue import Check, all_checks
@@ -25,23 +25,22 @@ if TYPE_CHECKING:
     from attnkit_contracts.reports.records import Record, Report
     from attnkit_contracts.running.plan import plan
     from attnkit_contracts.running.runner import check, rerun
-
-_HOME = {
-    "Certificate": "certificates.certificate",
-    "Check": "catalogue",
-    "ExpectedFailure": "reports.expectations",
-    "Record": "reports.records",
-    "Report": "reports.records",
-    "adapt": "foreign.functions",
-    "adapt_layer": "foreign.layers",
-    "all_checks": "catalogue",
-    "certify": "certificates.certificate",
-    "check": "running.runner",
-    "compare": "reports.comparison",
-    "parametrize": "pytest_plugin",
-    "plan": "running.plan",
-    "rerun": "running.runner",
-}
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "attnkit_contracts.catalogue": "Check all_checks",
+            "attnkit_contracts.certificates.certificate": "Certificate certify",
+            "attnkit_contracts.foreign.functions": "adapt",
+            "attnkit_contracts.foreign.layers": "adapt_layer",
+            "attnkit_contracts.pytest_plugin": "parametrize",
+            "attnkit_contracts.reports.comparison": "compare",
+            "attnkit_contracts.reports.expectations": "ExpectedFailure",
+            "attnkit_contracts.reports.records": "Record Report",
+            "attnkit_contracts.running.plan": "plan",
+            "attnkit_contracts.running.runner": "check rerun",
+        },
+    )
 
 __all__ = [
     "Certificate",
@@ -59,16 +58,3 @@ __all__ = [
     "plan",
     "rerun",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name from its module, on first use."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'attnkit_contracts' has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"attnkit_contracts.{_HOME[name]}"), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -6,8 +6,9 @@ The front door: everything a user calls is here, imported on first use, so that
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from attnkit.lazy import face
 
 if TYPE_CHECKING:
     from attnkit.errors import AttnkitError
@@ -34,6 +35,26 @@ if TYPE_CHECKING:
     from attnkit.registry.variant_table import list_variants
     from attnkit.swaps.api import explain, survey, swap
     from attnkit.swaps.reapply import reapply
+else:
+    __getattr__, __dir__ = face(
+        __name__,
+        {
+            "attnkit.errors": "AttnkitError",
+            "attnkit.hookspecs": "hookimpl",
+            "attnkit.hosts.own_modules": "declare",
+            "attnkit.interface": "Implementation LayerConfig Options Variant",
+            "attnkit.layers.create": "create",
+            "attnkit.masks.constructors": "Mask blocks causal dense documents full left_padding "
+            "padding prefix_lm sliding_window",
+            "attnkit.operations.attention": "attention",
+            "attnkit.operations.recurrence": "recurrence",
+            "attnkit.promises": "Promises",
+            "attnkit.registry.registry": "get_variant register",
+            "attnkit.registry.variant_table": "list_variants",
+            "attnkit.swaps.api": "explain survey swap",
+            "attnkit.swaps.reapply": "reapply",
+        },
+    )
 
 __all__ = [
     "AttnkitError",
@@ -65,47 +86,3 @@ __all__ = [
     "survey",
     "swap",
 ]
-
-_HOME = {
-    "AttnkitError": "errors",
-    "Implementation": "interface",
-    "LayerConfig": "interface",
-    "Mask": "masks.constructors",
-    "Options": "interface",
-    "Promises": "promises",
-    "Variant": "interface",
-    "attention": "operations.attention",
-    "blocks": "masks.constructors",
-    "causal": "masks.constructors",
-    "create": "layers.create",
-    "declare": "hosts.own_modules",
-    "dense": "masks.constructors",
-    "documents": "masks.constructors",
-    "explain": "swaps.api",
-    "full": "masks.constructors",
-    "get_variant": "registry.registry",
-    "hookimpl": "hookspecs",
-    "left_padding": "masks.constructors",
-    "list_variants": "registry.variant_table",
-    "padding": "masks.constructors",
-    "prefix_lm": "masks.constructors",
-    "reapply": "swaps.reapply",
-    "recurrence": "operations.recurrence",
-    "register": "registry.registry",
-    "sliding_window": "masks.constructors",
-    "survey": "swaps.api",
-    "swap": "swaps.api",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name from its module, once."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'attnkit' has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"attnkit.{_HOME[name]}"), name)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return __all__

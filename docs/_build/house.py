@@ -70,9 +70,11 @@ class House:
 
     Attributes:
         imports: By module, the modules of the three packages that it imports, and on which line.
+        faces: The packages among them; those of plugins are declarations.
     """
 
     imports: dict[str, dict[str, int]] = field(default_factory=dict)
+    faces: set[str] = field(default_factory=set)
 
     def wing(self, module: str) -> str:
         """Return the wing a module stands in."""
@@ -89,8 +91,8 @@ class House:
             order = [wing for floor in floors for wing in floor.split()]
             level = {wing: number for number, wing in enumerate(order)}
             for module, found in self.imports.items():
-                # the front doors may name everything, and nothing inside goes through them
-                if module.split(".")[0] != package or module == package:
+                # faces may name everything: nothing inside goes through them, a test holds that
+                if module.split(".")[0] != package or module in self.faces:
                     continue
                 here = level.get(self.wing(module), -1)
                 for other, line in found.items():
@@ -107,6 +109,8 @@ def measured() -> House:
     for package in PACKAGES:
         for module, path in _modules(package).items():
             found = house.imports.setdefault(module, {})
+            if path.name == "__init__.py" and package != "attnkit_plugins":
+                house.faces.add(module)
             for line, name in _imported(path):
                 other = _known(name, known)
                 if other is not None and other != module:

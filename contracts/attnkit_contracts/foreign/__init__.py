@@ -1,1 +1,4 @@
-"""Code that is no plugin, as variants: functions, layers, and what is declared of them."""
+"""Functions and layers that know nothing of attnkit, made into variants that can be judged.
+
+Start with `functions` and `layers`; `function_calls` and `layer_calls` say how each is called.
+"""

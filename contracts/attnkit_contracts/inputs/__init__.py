@@ -1,1 +1,4 @@
-"""Inputs."""
+"""What checks give to a subject: how a call is drawn, laid out in memory, and varied.
+
+Start with `calls`; `layouts` has strides and offsets, `pairwise` which options to try together.
+"""

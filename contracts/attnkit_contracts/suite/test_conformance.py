@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from attnkit_contracts import parametrize
+from attnkit_contracts.pytest_plugin import parametrize
 
 if TYPE_CHECKING:
     from attnkit_contracts.running.instance import Instance

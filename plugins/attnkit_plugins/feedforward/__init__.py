@@ -1,1 +1,1 @@
-"""Feedforward."""
+"""Variants that mix no tokens: `moe`, a mixture of experts."""
