@@ -12,7 +12,7 @@ from attnkit.lazy import face
 
 if TYPE_CHECKING:
     from attnkit.errors import AttnkitError
-    from attnkit.hookspecs import hookimpl
+    from attnkit.hookspecs import api_version, hookimpl
     from attnkit.hosts.own_modules import declare
     from attnkit.interface import Implementation, LayerConfig, Options, Variant
     from attnkit.layers.create import create
@@ -40,7 +40,7 @@ else:
         __name__,
         {
             "attnkit.errors": "AttnkitError",
-            "attnkit.hookspecs": "hookimpl",
+            "attnkit.hookspecs": "api_version hookimpl",
             "attnkit.hosts.own_modules": "declare",
             "attnkit.interface": "Implementation LayerConfig Options Variant",
             "attnkit.layers.create": "create",
@@ -64,6 +64,7 @@ __all__ = [
     "Options",
     "Promises",
     "Variant",
+    "api_version",
     "attention",
     "blocks",
     "causal",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 VARIANT_GROUP = "attnkit"
 EXTENSION_GROUP = "attnkit.extensions"
 
+api_version = "1.0"
+"""Of the plugin contract, MAJOR.MINOR; a plugin may require one by ``attnkit_api = "1.0"``."""
+
 hookspec = pluggy.HookspecMarker("attnkit")
 hookimpl = pluggy.HookimplMarker("attnkit")
 

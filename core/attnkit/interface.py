@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -251,10 +251,16 @@ class Layer(Protocol):
 
     config: LayerConfig
 
+    @overload
+    def __call__(self, x: Tensor, *, mask: Mask = ..., state: None = None) -> Tensor: ...
+    @overload
+    def __call__(self, x: Tensor, *, mask: Mask = ..., state: State) -> tuple[Tensor, State]: ...
     def __call__(
         self, x: Tensor, *, mask: Mask = ..., state: State | None = None
     ) -> Tensor | tuple[Tensor, State]:
         """Mix the tokens of each sample.
+
+        What a class takes beside these, a type checker knows once it is told the class.
 
         Args:
             x: (B, L, D).

@@ -22,6 +22,7 @@ from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Family, Promises, Speed
 from attnkit.registry import registry
 from attnkit_contracts import pytest_plugin
 from attnkit_contracts.catalogue import GROUPS, TIERS
+from public_surface import PUBLIC, names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -163,6 +164,18 @@ def _foreign_layer() -> Variant:
     )
 
 
+def public_modules() -> Iterator[str]:
+    """Show a table of public modules for each purpose."""
+    for purpose, modules in PUBLIC.items():
+        yield f"### {purpose[0].upper()}{purpose[1:]}"
+        yield ""
+        rows = (
+            (f"`{name}`", module.what, ", ".join(f"`{each}`" for each in names(name)))
+            for name, module in modules.items()
+        )
+        yield from _table(("module", "what", "names"), rows)
+
+
 def error_classes() -> Iterator[str]:
     """List the error classes."""
     rows = (
@@ -233,6 +246,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "layer-checks": layer_checks,
     "promises": promises,
     "protocols": protocols,
+    "public-modules": public_modules,
     "public-names": public_names,
     "pytest-options": pytest_options,
     "states": states,
@@ -364,11 +378,15 @@ def _text(text: str) -> list[str]:
 def _kind(value: Any) -> str:
     if inspect.isclass(value):
         return "class"
+    if isinstance(value, str):
+        return "value"
     return "function" if inspect.isfunction(value) else "decorator"
 
 
 def _headline(value: Any) -> str:
     """Return the first paragraph of a docstring, on one line."""
+    if isinstance(value, str):
+        return "Version of the plugin contract; see [Stability](stability.md)."
     if not (inspect.isclass(value) or inspect.isroutine(value)):
         return "Marks a function of a plugin as a hook."
     return " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split())

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import public_surface
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -211,7 +213,12 @@ def main() -> int:
     }
     for what, found in told.items():
         print(f"{what}: {len(found)}", *(f"  {each}" for each in found), sep="\n")
-    return int(any(told.values()))
+    modules = {use.module for use in public_surface.used(public_surface.built_ins())}
+    private = public_surface.strangers(public_surface.built_ins())
+    listed = f"{len(private)} imports are not public" if private else "all listed"
+    print(f"public modules used by built-ins: {len(modules)}, {listed}")
+    print(*(f"  {use}" for use in private), sep="\n", end="")
+    return int(any(told.values()) or bool(private))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import generate
 import pytest
 
 import attnkit
@@ -16,10 +16,6 @@ from attnkit.promises import Promises
 from attnkit.registry import registry
 from attnkit_contracts.cli.app import app
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import ModuleType
-
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
@@ -27,12 +23,6 @@ PAGES = sorted(DOCS.rglob("*.md"))
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-
-
-@pytest.fixture(scope="module")
-def generate(page_maker: Callable[[str], ModuleType]) -> ModuleType:
-    """Import the script that makes parts of the reference pages."""
-    return page_maker("generate")
 
 
 def named(page: str) -> set[str]:
@@ -107,7 +97,7 @@ def test_every_command_has_a_heading() -> None:
     assert {f"attnkit {name}" for name in commands} <= named("command-line.md")
 
 
-def test_every_generated_part_is_committed_as_it_is_made(generate: ModuleType) -> None:
+def test_every_generated_part_is_committed_as_it_is_made() -> None:
     pages = generate.pages()
     stale = [
         page.name for page in pages if generate.generated(page.read_text()) != page.read_text()
@@ -115,7 +105,7 @@ def test_every_generated_part_is_committed_as_it_is_made(generate: ModuleType) -
     assert stale == [], "run: python docs/_build/generate.py"
 
 
-def test_every_generator_has_its_place(generate: ModuleType) -> None:
+def test_every_generator_has_its_place() -> None:
     used = [name for page in PAGES for _, name, _ in generate.PART.findall(page.read_text())]
     assert sorted(used) == sorted(generate.PARTS)
 

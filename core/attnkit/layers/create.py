@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from attnkit.interface import Layer
+
+    class LayerModule(Layer, nn.Module):
+        """What `create` returns, to a type checker."""
+
     Option = int | float | bool | str | None | tuple[object, ...]
 
 
@@ -24,7 +29,7 @@ def create(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **options: Option,
-) -> nn.Module:
+) -> LayerModule:
     """Build a variant's layer, (B, L, D) in, (B, L, D) out; see `attnkit.interface.Layer`.
 
     Args:
@@ -41,7 +46,7 @@ def create(
         raise ArgumentError("create needs the name of one variant, got 'auto'")
     (variant,) = resolve(name)
     config = configure(variant, options)
-    layer: nn.Module = load(variant.layer)(config, variant=variant, device=device, dtype=dtype)
+    layer: LayerModule = load(variant.layer)(config, variant=variant, device=device, dtype=dtype)
     return layer
 
 

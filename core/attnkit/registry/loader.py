@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ import pluggy
 
 from attnkit import hookspecs
 from attnkit.families import Family
-from attnkit.hookspecs import VARIANT_GROUP
+from attnkit.hookspecs import VARIANT_GROUP, api_version
 from attnkit.interface import Implementation, Variant
 from attnkit.registry.declarations import complaint, family_complaint, implementation_complaint
 from attnkit.text import described
+from attnkit.versions import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +66,7 @@ class BrokenPlugin:
 
 
 def load(entry: Entry) -> pluggy.PluginManager:
-    """Import the plugin that an entry names and check its hooks; nothing of it is called."""
+    """Import the plugin that an entry names; check contract and hooks, and call nothing of it."""
     if entry.unreadable:
         raise Fault(entry.unreadable)
     manager = pluggy.PluginManager("attnkit")
@@ -77,6 +79,7 @@ def load(entry: Entry) -> pluggy.PluginManager:
     # module may pass for one of the program that looked at it
     except BaseException as error:
         raise Fault(f"failed to import: {_one_line(error)}") from error
+    _check_contract(getattr(found, "attnkit_api", None))
     try:
         manager.register(found, name=entry.module)
         manager.check_pending()
@@ -154,6 +157,21 @@ def pick(
     if wrong:
         raise Fault(f"returned an incomplete variant {name!r}: {wrong}")
     return found[0]
+
+
+def _check_contract(required: object) -> None:
+    """Refuse a plugin that was written for another major version, or for a later minor one."""
+    if required is None:
+        return
+    if not (isinstance(required, str) and re.fullmatch(r"\d+\.\d+", required)):
+        raise Fault(f"has an attnkit_api that is not 'MAJOR.MINOR': {described(required)}")
+    asked, here = (tuple(map(int, each.split("."))) for each in (required, api_version))
+    if asked[0] != here[0] or asked > here:
+        newer = "; a newer attnkit may have it" if asked > here else ""
+        raise Fault(
+            f"requires plugin contract {required}, and attnkit {version_of('attnkit')} has "
+            f"{api_version}{newer}"
+        )
 
 
 def _each(answer: object, kind: type[T]) -> tuple[T, ...]:

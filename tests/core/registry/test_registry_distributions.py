@@ -131,7 +131,7 @@ def test_an_unknown_name_suggests_the_nearest(strangers: Environment) -> None:
     assert error["text"].startswith(
         "no attention variant 'acme_windwo'. Did you mean 'acme_window'?"
     )
-    assert "Installed: acme_arguments, acme_exits, " in error["text"]
+    assert "Installed: acme_arguments, acme_contract_later, " in error["text"]
 
 
 def test_a_name_of_two_distributions_is_an_error_that_names_both(strangers: Environment) -> None:
@@ -151,6 +151,22 @@ def test_a_name_of_two_distributions_is_an_error_that_names_both(strangers: Envi
             "Argument(s) {'registry'} are declared in the hookimpl but can not be found in the "
             "hookspec",
             "PluginValidationError",
+        ),
+        (
+            "acme_contract_later",
+            "acme_broken.contract_later (from acme-broken 2.1) requires plugin contract 1.99, and "
+            "attnkit 0.1.0 has 1.0; a newer attnkit may have it; ",
+            "NoneType",
+        ),
+        (
+            "acme_contract_misspelt",
+            "has an attnkit_api that is not 'MAJOR.MINOR': float 1.0",
+            "NoneType",
+        ),
+        (
+            "acme_contract_older",
+            "requires plugin contract 0.9, and attnkit 0.1.0 has 1.0; update or uninstall",
+            "NoneType",
         ),
         ("acme_exits", "failed to import: SystemExit: acme is done", "SystemExit"),
         ("acme_hookless", "has no hook attnkit_variants, or it returned None", "NoneType"),
@@ -209,6 +225,9 @@ def test_the_broken_are_reported_with_their_tracebacks_and_harm_no_other(
     )
     variants = [
         "acme_arguments",
+        "acme_contract_later",
+        "acme_contract_misspelt",
+        "acme_contract_older",
         "acme_exits",
         "acme_hookless",
         "acme_incomplete",
@@ -221,7 +240,7 @@ def test_the_broken_are_reported_with_their_tracebacks_and_harm_no_other(
         "acme_skips",
     ]
     assert [name for name in found["names"] if name in variants] == variants
-    assert found["names"][-2:] == ["broken", "wrong"]
+    assert found["names"][-3:] == ["broken", "contract", "wrong"]
     assert "acme_window" not in found["names"]
     assert "acme_broken/raises.py" in found["text"].replace("\\", "/")
     assert "OSError: no acme driver\non this machine" in found["text"]
@@ -267,6 +286,10 @@ def test_a_broken_extension_is_reported_in_words(strangers: Environment) -> None
         "extension 'broken': acme_extra.broken (from acme-extra 0.3) failed to import: "
         "ImportError: acme needs its compiler"
     ]
+    assert (
+        "extension 'contract': acme_extra.contract (from acme-extra 0.3) requires plugin contract "
+        "2.0, and attnkit 0.1.0 has 1.0; a newer attnkit may have it"
+    ) in found
     assert [text for text in found if text.startswith("extension 'wrong'")] == [
         "extension 'wrong': acme_extra.wrong (from acme-extra 0.3) returned list, not a mapping of "
         "variant names to implementations from attnkit_implementations"

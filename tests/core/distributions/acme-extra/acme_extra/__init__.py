@@ -1,1 +1,1 @@
-"""Extensions: one that works, and three that are wrong in one way each."""
+"""Extensions: one that works, and four that are wrong in one way each."""

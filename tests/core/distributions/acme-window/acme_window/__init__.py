@@ -11,6 +11,8 @@ import attnkit
 if TYPE_CHECKING:
     from attnkit.problem import Problem
 
+attnkit_api = "1.0"
+
 if "ACME_MARKER" in os.environ:
     with Path(os.environ["ACME_MARKER"]).open("a") as marker:
         marker.write("acme_window was imported\n")
