@@ -19,7 +19,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import pytest
+from attnkit.versions import of_extra
+
+with of_extra("check", "attnkit_contracts.parametrize"):
+    import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,6 +8,7 @@
     │   ├── MaskError                      a mask does not fit the tensors, or is no mask
     │   └── ConfigError                    a configuration field is unknown, missing or wrong
     ├── UnsupportedError (NotImplementedError)   nobody asked can honour this request
+    ├── MissingPackageError (ImportError)  a package of one of attnkit's extras is not installed
     ├── StateError (ValueError)            a state does not fit, or cannot be cut there
     ├── RegistryError (LookupError)
     │   ├── UnknownVariantError            no variant has this name
@@ -51,6 +52,10 @@ class ConfigError(ArgumentError):
 
 class UnsupportedError(AttnkitError, NotImplementedError):
     """A variant or implementation cannot honour the request; every reason is in the message."""
+
+
+class MissingPackageError(AttnkitError, ImportError):
+    """A package of one of attnkit's extras is not installed; the message has the command."""
 
 
 class StateError(AttnkitError, ValueError):

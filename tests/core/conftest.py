@@ -9,9 +9,12 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FOLDER = Path(__file__).with_name("distributions")
 
@@ -51,6 +54,18 @@ class Environment:
         return Environment(folder)
 
 
+def made(folder: Path) -> Environment:
+    """Make an environment that holds nothing."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    return Environment(folder)
+
+
+@pytest.fixture(scope="session")
+def empty_environment() -> Callable[[Path], Environment]:
+    """Return what makes an environment that holds nothing, in a folder."""
+    return made
+
+
 @pytest.fixture(scope="session")
 def strangers(tmp_path_factory: pytest.TempPathFactory, attnkit_wheel: Path) -> Environment:
     """Install everything in `distributions`, beside two traces of older installations."""
@@ -59,9 +74,7 @@ def strangers(tmp_path_factory: pytest.TempPathFactory, attnkit_wheel: Path) -> 
     for project in sorted(each for each in FOLDER.iterdir() if each.is_dir()):
         command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
         subprocess.run(command, cwd=project, check=True, capture_output=True)
-    made = folder / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made)], check=True)
-    environment = Environment(made)
+    environment = made(folder / "venv")
     built = [str(wheel) for wheel in sorted(wheels.glob("*.whl"))]
     environment.pip("install", "--no-deps", "--no-index", str(attnkit_wheel), *built)
     # what a broken uninstall leaves behind has no name

@@ -66,6 +66,11 @@ class Reports:
             raise typer.BadParameter("one report can be printed, not several", param_hint="-")
         if self.certificate and count != 1:
             raise typer.BadParameter("takes exactly one variant", param_hint="--certificate")
+        if self.html is not None:
+            from attnkit_contracts.reports.html import environment
+
+            # what it needs beside attnkit is missed before the checks, not after them
+            environment()
 
 
 @dataclass(frozen=True)

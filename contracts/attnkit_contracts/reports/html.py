@@ -11,6 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from attnkit.promises import ALL_DTYPES
+from attnkit.versions import of_extra
 from attnkit_contracts.catalogue import all_checks
 from attnkit_contracts.reports import plot
 from attnkit_contracts.reports.markdown import cells, title
@@ -79,8 +80,13 @@ def to_html(report: Report) -> str:
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """Return the templates of this package; what is put into them is escaped."""
-    import jinja2
+    """Return the templates of this package; what is put into them is escaped.
+
+    Raises:
+        MissingPackageError: What makes pages is not installed.
+    """
+    with of_extra("check", "a page or a badge"):
+        import jinja2
 
     return jinja2.Environment(
         loader=jinja2.PackageLoader("attnkit_contracts.reports"),
@@ -181,7 +187,8 @@ def _rendered(section: str) -> str:
 
     The parser escapes tags, and without images nothing is loaded from elsewhere.
     """
-    from markdown_it import MarkdownIt
+    with of_extra("check", "a page with what extensions say"):
+        from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     return str(parser.render(section))
