@@ -12,13 +12,14 @@ import inspect
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import attnkit
 import attnkit_contracts
 from attnkit import errors, hookspecs
+from attnkit.families import BUILT_IN
 from attnkit.interface import FeedforwardFunction, Implementation, RecurrenceFunction, Variant
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Family, Promises, SpeedClaim
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
 from attnkit.registry import registry
 from attnkit_contracts import pytest_plugin
 from attnkit_contracts.catalogue import GROUPS, TIERS
@@ -307,7 +308,7 @@ def _is_own(check: Check) -> bool:
 
 def _check_row(check: Check) -> tuple[str, ...]:
     families = check.families
-    about = "all families" if set(families) == set(get_args(Family)) else ", ".join(families)
+    about = "all families" if set(families) == set(BUILT_IN) else ", ".join(families)
     if len(check.relations) < 3:
         about += f"; {', '.join(check.relations)} only"
     if check.plugins_only:

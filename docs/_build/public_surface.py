@@ -36,7 +36,8 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit": Module("the front door"),
         "attnkit.errors": Module("what it raises"),
         "attnkit.choice": Module("which implementation runs, and why"),
-        "attnkit.choice.decision": Module("the same", "choose explain_choice"),
+        "attnkit.choice.decision": Module("the same", "explain_choice"),
+        "attnkit.choice.front": Module("the same", "choose"),
         "attnkit.operations.attention": Module("what a call asks for", "problem_of"),
         "attnkit.registry": Module("what is installed"),
         "attnkit.registry.registry": Module("the same", "default"),
@@ -46,7 +47,11 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
     "to write a variant": {
         "attnkit.interface": Module("what a plugin declares"),
         "attnkit.promises": Module("what it promises"),
-        "attnkit.problem": Module("what a call asks for", "Problem"),
+        "attnkit.problem": Module(
+            "what a call asks for",
+            "Problem SoftmaxProblem RecurrenceProblem FeedforwardProblem",
+        ),
+        "attnkit.families": Module("a family of variants that attnkit does not have", "Family"),
         "attnkit.reference": Module("the definitions"),
         "attnkit.masks": Module("masks"),
         "attnkit.masks.constructors": Module("the same"),
@@ -60,8 +65,9 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.operations.arguments": Module(
             "rules for arguments", "check_mask check_state check_tokens dtype_name"
         ),
-        "attnkit.operations.recurrence": Module(
-            "the call of a recurrence", "Layout layout_of recurrence"
+        "attnkit.operations.recurrence": Module("the call of a recurrence", "recurrence"),
+        "attnkit.operations.recurrence_run": Module(
+            "its packed sequences", "Layout layout_of"
         ),
         "attnkit.kernels.onednn": Module(
             "float32 products by oneDNN", "fast fast_products gain stays_exact"
@@ -69,17 +75,13 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.placements": Module(
             "how a variant takes the place of a layer", "Placement SiteOptions"
         ),
-        "attnkit.swaps.feedforward_site": Module(
-            "a mixture in place of a layer", "Routing Weights"
-        ),
-        "attnkit.swaps.recurrence_site": Module(
-            "a recurrence in place of a layer", "Inputs Memory"
-        ),
+        "attnkit.hosts.parts": Module("what a variant builds for a site of a model"),
     },
     "to write a host": {
         "attnkit.hosts": Module("what an adapter implements"),
-        "attnkit.swaps.api": Module("the same", "Attachment Call Host Kind Mixer Needs Site"),
-        "attnkit.sites": Module("what an adapter finds", "ROOT Site"),
+        "attnkit.hosts.protocol": Module("the same"),
+        "attnkit.swaps.api": Module("what an adapter finds", "Kind Needs Site"),
+        "attnkit.sites": Module("the same", "ROOT Kind Needs Site Survey"),
         "attnkit.hosts.mounts": Module(
             "putting something into a model, and taking it out",
             "Mount Mounted mount original site_path submodule",
@@ -96,7 +98,6 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
             "inputs that show a leak",
             "by_shape everything exchanged is_causal neighbours second_half sees",
         ),
-        "attnkit.swaps.leaks": Module("pairs of such inputs", "Inputs Pair Probe Rows"),
     },
     "to check, and to write checks": {
         "attnkit_contracts": Module("the suite"),

@@ -88,7 +88,7 @@ def test_every_error_class_has_a_row() -> None:
 
 def test_every_hook_has_a_heading() -> None:
     hooks = {name for name in vars(hookspecs) if name.startswith("attnkit_")}
-    assert len(hooks) == 5
+    assert len(hooks) == 6
     assert hooks <= named("hooks.md")
 
 

@@ -1,6 +1,6 @@
 """Which implementation runs a call, and why not the others.
 
-Start with `decision`: `explain_choice` says it, `choose` does it, for ``variant="auto"`` too.
+Start with `front`: `choose`, for ``variant="auto"`` too. `decision` decides and explains;
 `first_call` tries an implementation once before it is trusted; `graphs` decides under compile.
 """
 
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
-    from attnkit.choice.decision import Candidate, Choice, choose, explain_choice
+    from attnkit.choice.decision import Candidate, Choice, explain_choice
+    from attnkit.choice.front import choose
 else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "attnkit.choice.decision": "Candidate Choice choose explain_choice",
+            "attnkit.choice.decision": "Candidate Choice explain_choice",
+            "attnkit.choice.front": "choose",
         },
     )
 

@@ -1,6 +1,8 @@
 """What a library's adapter must implement, and the tools that adapters share.
 
-Start with `mounts`. `attnkit.swap` and its like are here too, for who thinks of them by the host.
+Start with `protocol`: all that a host must do, and may. `parts` is what a variant builds for a
+site; `mounts` puts something into a model and takes it out. `attnkit.swap` and its like are here
+too, for who thinks of them by the host.
 """
 
 from __future__ import annotations
@@ -10,14 +12,33 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
-    from attnkit.sites import Attachment, Call, Host, Kind, Mixer, Needs, Request, Site, Survey
+    from attnkit.hosts.protocol import (
+        Attachment,
+        Call,
+        FeedforwardHost,
+        Host,
+        LayerMixer,
+        Memory,
+        Mixer,
+        Opener,
+        Pair,
+        Passage,
+        Probe,
+        Prober,
+        Request,
+        Span,
+        StateMixer,
+    )
+    from attnkit.sites import Kind, Needs, Site, Survey
     from attnkit.swaps.api import explain, survey, swap
     from attnkit.swaps.decisions import Decision, Explanation
 else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "attnkit.sites": "Attachment Call Host Kind Mixer Needs Request Site Survey",
+            "attnkit.hosts.protocol": "Attachment Call FeedforwardHost Host LayerMixer Memory "
+            "Mixer Opener Pair Passage Probe Prober Request Span StateMixer",
+            "attnkit.sites": "Kind Needs Site Survey",
             "attnkit.swaps.api": "explain survey swap",
             "attnkit.swaps.decisions": "Decision Explanation",
         },
@@ -28,12 +49,22 @@ __all__ = [
     "Call",
     "Decision",
     "Explanation",
+    "FeedforwardHost",
     "Host",
     "Kind",
+    "LayerMixer",
+    "Memory",
     "Mixer",
     "Needs",
+    "Opener",
+    "Pair",
+    "Passage",
+    "Probe",
+    "Prober",
     "Request",
     "Site",
+    "Span",
+    "StateMixer",
     "Survey",
     "explain",
     "survey",
