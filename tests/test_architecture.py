@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import house
 import pytest
 
 import attnkit
@@ -120,6 +121,54 @@ def test_the_table_is_enforced(tmp_path: Path) -> None:
         (4, "attnkit_plugins.feedforward.moe.VARIANT"),
         (5, "attnkit_plugins.feedforward.moe.layer"),
     ]
+
+
+# the rooms: floors, circles, folders, names; see docs/explanation/architecture.md
+
+
+@pytest.fixture(scope="module")
+def measured() -> house.House:
+    return house.measured()
+
+
+def test_no_module_imports_one_from_a_floor_above_it(measured: house.House) -> None:
+    assert list(measured.upward()) == []
+
+
+def test_no_modules_import_each_other_in_a_circle(measured: house.House) -> None:
+    assert measured.circles() == []
+
+
+def test_every_wing_has_its_floor(measured: house.House) -> None:
+    placed = {p: set(" ".join(floors).split()) for p, floors in house.FLOORS.items()}
+    lost = [
+        name
+        for name in measured.imports
+        if "." in name and measured.wing(name) not in placed[name.partition(".")[0]]
+    ]
+    assert lost == []
+
+
+def test_no_folder_holds_more_files_than_can_be_overlooked() -> None:
+    assert house.crowded() == []
+
+
+def test_no_module_is_named_by_a_gerund_or_a_participle() -> None:
+    assert house.gerunds() == []
+
+
+def test_the_measure_finds_circles_and_arrows_up() -> None:
+    made = house.House(
+        {
+            "attnkit.masks.algebra": {"attnkit.swaps.api": 3},
+            "attnkit.swaps.api": {"attnkit.masks.tensors": 4},
+            "attnkit.masks.tensors": {"attnkit.masks.algebra": 5},
+        }
+    )
+    assert made.circles() == [
+        ["attnkit.masks.algebra", "attnkit.masks.tensors", "attnkit.swaps.api"]
+    ]
+    assert list(made.upward()) == ["attnkit.masks.algebra:3 imports attnkit.swaps.api"]
 
 
 # core knows no variant

@@ -23,6 +23,7 @@ from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
 from attnkit.registry import registry
 from attnkit_contracts import pytest_plugin
 from attnkit_contracts.catalogue import GROUPS, TIERS
+from house import drawn
 from public_surface import PUBLIC, names
 
 if TYPE_CHECKING:
@@ -243,6 +244,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "commands": commands,
     "declarations": declarations,
     "errors": error_classes,
+    "floors": drawn,
     "hooks": hooks,
     "layer-checks": layer_checks,
     "promises": promises,

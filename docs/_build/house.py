@@ -62,7 +62,7 @@ FLOORS: Mapping[str, Sequence[str]] = {
 """The wings of each package from the ground up; each uses only what stands on a floor below it,
 or before it on its own floor."""
 
-NOUNS = {"padding", "speed"}
+NOUNS = {"padding", "speed", "nested"}
 """Names that only end like a gerund or a participle."""
 
 
@@ -144,6 +144,30 @@ def gerunds() -> list[str]:
         and path.stem not in NOUNS
         and path.stem.rpartition("_")[2].endswith(("ing", "ed"))
     ]
+
+
+def drawn() -> Iterator[str]:
+    """Draw the floors of the three packages as text, the top one first."""
+    yield "```text"
+    for package, floors in FLOORS.items():
+        yield f"{PACKAGES[package].parent.name}/{package}/"
+        for floor in reversed(floors):
+            wings = floor.split()
+            files = [wing for wing in wings if not (PACKAGES[package] / wing).is_dir()]
+            if files:
+                yield f"    {'  '.join(files)}"
+            for wing in reversed(wings):
+                if wing not in files:
+                    yield f"    {wing + '/':14}{' '.join(_inside(PACKAGES[package] / wing))}"
+        yield ""
+    yield "```"
+
+
+def _inside(folder: Path) -> list[str]:
+    """Return the modules and folders in a wing."""
+    found = sorted(path for path in folder.iterdir() if path.name[0] not in "_.")
+    modules = [path.stem for path in found if path.suffix == ".py"]
+    return modules + [f"{path.name}/" for path in found if path.is_dir() and any(path.glob("*.py"))]
 
 
 def _modules(package: str) -> dict[str, Path]:
