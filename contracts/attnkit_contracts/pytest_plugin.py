@@ -19,10 +19,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from attnkit.versions import of_extra
-
-with of_extra("check", "attnkit_contracts.parametrize"):
+try:
     import pytest
+except ModuleNotFoundError as error:
+    from attnkit.versions import missing
+
+    raise missing(error, "check", "attnkit_contracts.parametrize") from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from attnkit.errors import MissingPackageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 
-@contextmanager
-def of_extra(extra: str, what: str) -> Iterator[None]:
-    """Import packages of one of attnkit's extras inside; one that is missing is told by name.
-
-    Raises:
-        MissingPackageError: ``what`` needs a package that is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"{what} needs the package {error.name!r}, which is not installed: "
-            f"pip install 'attnkit[{extra}]'"
-        ) from error
+def missing(error: ModuleNotFoundError, extra: str, what: str) -> MissingPackageError:
+    """Return what to raise where ``what`` needs a package of one of attnkit's extras."""
+    return MissingPackageError(
+        f"{what} needs the package {error.name!r}, which is not installed: "
+        f"pip install 'attnkit[{extra}]'"
+    )
 
 
 def untested(name: str, tested: Sequence[str]) -> str | None:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from attnkit.promises import ALL_DTYPES
-from attnkit.versions import of_extra
+from attnkit.versions import missing
 from attnkit_contracts.catalogue import all_checks
 from attnkit_contracts.reports import plot
 from attnkit_contracts.reports.markdown import cells, title
@@ -85,8 +85,10 @@ def environment() -> jinja2.Environment:
     Raises:
         MissingPackageError: What makes pages is not installed.
     """
-    with of_extra("check", "a page or a badge"):
+    try:
         import jinja2
+    except ModuleNotFoundError as error:
+        raise missing(error, "check", "a page or a badge") from error
 
     return jinja2.Environment(
         loader=jinja2.PackageLoader("attnkit_contracts.reports"),
@@ -187,8 +189,10 @@ def _rendered(section: str) -> str:
 
     The parser escapes tags, and without images nothing is loaded from elsewhere.
     """
-    with of_extra("check", "a page with what extensions say"):
+    try:
         from markdown_it import MarkdownIt
+    except ModuleNotFoundError as error:
+        raise missing(error, "check", "a page with what extensions say") from error
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     return str(parser.render(section))

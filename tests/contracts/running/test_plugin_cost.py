@@ -1,4 +1,4 @@
-"""What the pytest plugin costs a run that has nothing to do with attnkit: two small modules."""
+"""What the pytest plugin costs a run that has nothing to do with attnkit: a few small modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_nothing():
         json.dump(sorted(sys.modules), file)
 """
 
-OURS = {"attnkit_contracts", "attnkit_contracts.pytest_plugin"}
+OURS = {"attnkit", "attnkit.lazy", "attnkit_contracts", "attnkit_contracts.pytest_plugin"}
 
 TIMED = """
 import time, pytest, pathlib
