@@ -1,11 +1,11 @@
 """The options of ``attnkit check`` and ``attnkit judge``: a record for each group of them.
 
-A command takes the records whole; `grouped` tells typer of their fields.
+A command takes the records whole; `grouped` tells typer of their fields. Beside the type of a field
+stands its help, and its name where that is another.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 STDOUT = Path("-")
+
+File = Path | None
+Word = str | None
+Words = list[str] | None
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,12 @@ class Suite:
 
     PANEL: ClassVar = "How much is checked"
 
-    tier: Annotated[str, typer.Option(help="fast, standard or full")] = "fast"
-    dtypes: Annotated[
-        list[str] | None,
-        typer.Option("--dtype", help="A dtype to check; left out, all promised; repeatable."),
-    ] = None
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu"
-    seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0
+    tier: Annotated[str, "fast, standard or full"] = "fast"
+    dtypes: Annotated[Words, "A dtype to check; left out, all promised; repeatable.", "--dtype"] = (
+        None
+    )
+    device: Annotated[str, "cpu or cuda"] = "cpu"
+    seed: Annotated[int, "Of the inputs."] = 0
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,12 @@ class Reports:
 
     PANEL: ClassVar = "What is written"
 
-    json: Annotated[
-        Path | None,
-        typer.Option(help="Write the report as JSON; - prints it in place of the table."),
-    ] = None
-    junit: Annotated[Path | None, typer.Option(help="Write it as JUnit's XML; or -.")] = None
-    md: Annotated[Path | None, typer.Option(help="Write it as Markdown; or -.")] = None
-    html: Annotated[Path | None, typer.Option(help="Write it as one HTML page; or -.")] = None
-    expected_failures: Annotated[
-        Path | None, typer.Option(help="A .toml or .json file of failures that are known.")
-    ] = None
-    certificate: Annotated[
-        Path | None, typer.Option(help="Write a certificate of one variant to this file, .json.")
-    ] = None
+    json: Annotated[File, "Write the report as JSON; - prints it in place of the table."] = None
+    junit: Annotated[File, "Write it as JUnit's XML; or -."] = None
+    md: Annotated[File, "Write it as Markdown; or -."] = None
+    html: Annotated[File, "Write it as one HTML page; or -."] = None
+    expected_failures: Annotated[File, "A .toml or .json file of failures that are known."] = None
+    certificate: Annotated[File, "Write a certificate of one variant to this file, .json."] = None
 
     def files(self) -> dict[str, Path]:
         """Return the files that are asked for, by the suffix of their format."""
@@ -79,34 +75,22 @@ class Code:
 
     PANEL: ClassVar = "What it is, and how it is called"
 
-    family: Annotated[
-        str, typer.Option(help="softmax or recurrence, of a function; mixer, of a layer.")
-    ] = "softmax"
-    promise: Annotated[
-        list[str] | None,
-        typer.Option(help="What it claims: causal, gqa, padding, float32 ...; repeatable."),
-    ] = None
+    family: Annotated[str, "softmax or recurrence, of a function; mixer: a layer."] = "softmax"
+    promise: Annotated[Words, "What it claims: causal, gqa, padding, float32 ...; repeatable."] = (
+        None
+    )
     argument: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Its name for an argument, as scale=softmax_scale; scale=none if it takes none; "
-            "of a layer: x, padding, mask, causal, dropout; repeatable."
-        ),
+        Words,
+        "Its name for an argument, as scale=softmax_scale; scale=none if it takes none; of a "
+        "layer: x, padding, mask, causal, dropout; repeatable.",
     ] = None
-    fixed: Annotated[
-        list[str] | None,
-        typer.Option(help="What every call is given, as need_weights=False; repeatable."),
-    ] = None
-    layout: Annotated[
-        str | None, typer.Option(help="Of its tensors: BHLE or BLHE; of a layer, BLD or LBD.")
-    ] = None
+    fixed: Annotated[Words, "What every call is given, as need_weights=False; repeatable."] = None
+    layout: Annotated[Word, "Of its tensors: BHLE or BLHE; of a layer, BLD or LBD."] = None
     mask: Annotated[
-        str | None,
-        typer.Option(
-            "--mask-as",
-            help="What it takes for a mask: bool (True may attend), hidden (True is shut out), "
-            "additive, additive_min; of a function also none, of a layer integer.",
-        ),
+        Word,
+        "What it takes for a mask: bool (True may attend), hidden (True is shut out), additive, "
+        "additive_min; of a function also none, of a layer integer.",
+        "--mask-as",
     ] = None
 
 
@@ -116,21 +100,14 @@ class FunctionCode:
 
     PANEL: ClassVar = "Of a function"
 
-    output_layout: Annotated[
-        str | None, typer.Option(help="Layout of its output, if it is another.")
-    ] = None
+    output_layout: Annotated[Word, "Layout of its output, if it is another."] = None
     causal_corner: Annotated[
-        str | None,
-        typer.Option(help="What its causal flag means for L != S: lower_right or upper_left."),
+        Word, "What its causal flag means for L != S: lower_right or upper_left."
     ] = None
     own_scale: Annotated[
-        str | None,
-        typer.Option(help="width, for a recurrence that multiplies queries by E ** -0.5 unasked."),
+        Word, "width, for a recurrence that multiplies queries by E ** -0.5 unasked."
     ] = None
-    always: Annotated[
-        list[str] | None,
-        typer.Option(help="What every call of a recurrence must bring: beta; repeatable."),
-    ] = None
+    always: Annotated[Words, "What every call of a recurrence must bring: beta; repeatable."] = None
 
 
 @dataclass(frozen=True)
@@ -139,31 +116,22 @@ class LayerCode:
 
     PANEL: ClassVar = "Of a layer"
 
-    construct: Annotated[
-        list[str] | None, typer.Option(help="What it is made with, as num_heads=4; repeatable.")
-    ] = None
-    width: Annotated[int | None, typer.Option(help="D of its input and output; left out, 32.")] = (
+    construct: Annotated[Words, "What it is made with, as num_heads=4; repeatable."] = None
+    width: Annotated[int | None, "D of its input and output; left out, 32."] = None
+    padding: Annotated[Word, "What it takes for padding, (B, L); as --mask-as.", "--padding-as"] = (
         None
     )
-    padding: Annotated[
-        str | None,
-        typer.Option("--padding-as", help="What it takes for padding, (B, L); as --mask-as."),
-    ] = None
-    mask_shape: Annotated[
-        str | None, typer.Option(help="Of its mask: BHLS, LS; BLS is (B * heads, L, L).")
-    ] = None
-    mask_heads: Annotated[int | None, typer.Option(help="Heads of its mask.")] = None
-    output: Annotated[
-        str | None,
-        typer.Option("--pick", help="Which attribute of what it returns is its output."),
-    ] = None
+    mask_shape: Annotated[Word, "Of its mask: BHLS, LS; BLS is (B * heads, L, L)."] = None
+    mask_heads: Annotated[int | None, "Heads of its mask."] = None
+    output: Annotated[Word, "Which attribute of what it returns is its output.", "--pick"] = None
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that takes records the fields of these records for options."""
-    hints = get_type_hints(command, include_extras=True)
     parameters = inspect.signature(command, eval_str=True).parameters.values()
-    records = {name: hint for name, hint in hints.items() if hasattr(hint, "PANEL")}
+    records = {
+        each.name: each.annotation for each in parameters if hasattr(each.annotation, "PANEL")
+    }
 
     @wraps(command)
     def called(**given: Any) -> None:
@@ -173,25 +141,24 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**given, **made)
 
-    options = [option for record in records.values() for option in _options(record)]
     told = [each for each in parameters if each.name not in records]
-    called.__signature__ = inspect.Signature([*told, *options])  # type: ignore[attr-defined]  # read by typer
-    called.__annotations__ = {each.name: each.annotation for each in (*told, *options)}
+    told += [each for record in records.values() for each in _options(record)]
+    # what typer reads
+    called.__signature__ = inspect.Signature(told)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in told}
     return called
 
 
-def _options(record: Any) -> list[inspect.Parameter]:
-    """Return the fields of a record as a function's parameters."""
-    hints, found = get_type_hints(record, include_extras=True), []
+def _options(record: Any) -> Iterator[inspect.Parameter]:
+    """Yield the fields of a record as parameters of a command."""
+    hints = get_type_hints(record, include_extras=True)
     for each in fields(record):
-        option = copy.copy(hints[each.name].__metadata__[0])
-        option.rich_help_panel = record.PANEL
-        found.append(
-            inspect.Parameter(
-                each.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=each.default,
-                annotation=Annotated[hints[each.name].__origin__, option],
-            )
+        hint = hints[each.name]
+        meaning, *names = hint.__metadata__
+        option = typer.Option(*names, help=meaning, rich_help_panel=record.PANEL)
+        yield inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=each.default,
+            annotation=Annotated[hint.__origin__, option],
         )
-    return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from attnkit.errors import ArgumentError
 from attnkit_contracts.cli.app import app
 from attnkit_contracts.cli.strangers import named_arguments, values
 from attnkit_contracts.foreign.conventions import Convention, LayerConvention
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def run(*arguments: str) -> Result:
@@ -114,3 +118,30 @@ def test_values_are_read_as_python_writes_them() -> None:
 def test_a_value_without_a_name_is_an_error(pair: str) -> None:
     with pytest.raises(ArgumentError, match=re.escape(f"got {pair!r}")):
         values([pair])
+
+
+def documented() -> list[list[str]]:
+    """Return the commands ``attnkit check`` and ``attnkit judge`` of all pages, as words."""
+    pages = (page.read_text() for page in sorted(DOCS.rglob("*.md")))
+    lines = (page.replace("\\\n", " ") for page in pages)
+    return [
+        shlex.split(found)
+        for page in lines
+        for found in re.findall(r"^(?:\$ )?attnkit ((?:check|judge) [^|>\n]+)", page, re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize("words", documented(), ids=" ".join)
+def test_every_documented_command_can_be_read(words: list[str]) -> None:
+    group: Any = typer.main.get_command(app)
+    name, *arguments = words
+    read = group.commands[name].make_context(name, arguments).params
+
+    assert all(":" in target for target in read["targets"]) if name == "judge" else read["names"]
+
+
+def test_pages_judge_functions_and_layers() -> None:
+    judged = [words for words in documented() if words[0] == "judge"]
+
+    assert len(judged) >= 4
+    assert any("mixer" in words for words in judged)
