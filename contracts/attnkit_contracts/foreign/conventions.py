@@ -156,10 +156,8 @@ class Convention(RecurrencePart, SoftmaxPart, Declaration):
     @property
     def claims(self) -> Promises:
         """What it claims; a recurrence is causal and has a state."""
-        given = parse(self.promises)
-        return given.model_copy(
-            update={"state": True, "causal": True} if self.is_recurrence else {}
-        )
+        more = {"state": True, "causal": True} if self.is_recurrence else {}
+        return parse(self.promises).model_copy(update=more)
 
     def own_names(self) -> Iterator[tuple[str, str]]:
         """Yield the options that name an argument, and its name, but for the default ones."""
@@ -203,17 +201,11 @@ class Convention(RecurrencePart, SoftmaxPart, Declaration):
                 raise ArgumentError(
                     f"{what} is promised, but cannot be passed: name its argument with {option}"
                 )
-        through_mask = set(claims.masks) - ({"window"} if self.window_argument else set())
-        if through_mask and self.mask == "none" and softmax:
-            raise ArgumentError(
-                f"the mask parts {', '.join(sorted(through_mask))} are promised, but mask='none' "
-                "passes no mask"
-            )
-        if through_mask and self.mask_argument is None:
-            raise ArgumentError(
-                f"the mask parts {', '.join(sorted(through_mask))} are promised, but cannot be "
-                "passed: name its argument with mask_argument"
-            )
+        through_mask = {*claims.masks} - ({"window"} if self.window_argument else set())
+        if self.mask == "none" and softmax:
+            _refuse(through_mask, "mask='none' passes no mask")
+        if self.mask_argument is None:
+            _refuse(through_mask, "cannot be passed: name its argument with mask_argument")
         return self
 
 
@@ -293,16 +285,21 @@ class LayerConvention(Declaration):
 
     @model_validator(mode="after")
     def _can_write_its_masks(self) -> LayerConvention:
-        through_mask = set(self.claims.masks) - ({"padding"} if self.padding_argument else set())
-        if through_mask and self.mask_argument is None:
-            raise ArgumentError(
-                f"the mask parts {', '.join(sorted(through_mask))} are promised, but cannot be "
-                "passed: name its argument with mask_argument, or with padding_argument for padding"
+        through_mask = {*self.claims.masks} - ({"padding"} if self.padding_argument else set())
+        if self.mask_argument is None:
+            _refuse(
+                through_mask,
+                "cannot be passed: name its argument with mask_argument, or with "
+                "padding_argument for padding",
             )
-        varying = through_mask & PER_SAMPLE
-        if varying and self.mask_shape == "LS":
-            raise ArgumentError(
-                f"the mask parts {', '.join(sorted(varying))} are promised, but a mask (L, L) is "
-                "the same for every sample; declare another mask_shape"
+        if self.mask_shape == "LS":
+            _refuse(
+                through_mask & PER_SAMPLE,
+                "a mask (L, L) is the same for every sample; declare another mask_shape",
             )
         return self
+
+
+def _refuse(parts: Iterable[str], why: str) -> None:
+    if parts:
+        raise ArgumentError(f"the mask parts {', '.join(sorted(parts))} are promised, but {why}")

@@ -22,22 +22,19 @@ if TYPE_CHECKING:
 
     from attnkit.interface import Variant
 
+    Target = str | Callable[..., Any]
+
 P = ParamSpec("P")
 D = TypeVar("D", bound=Declaration)
 
 
 def takes_fields_of(
     record: Callable[P, D],
-) -> Callable[
-    [Callable[[str | Callable[..., Any], D], Variant]],
-    Callable[Concatenate[str | Callable[..., Any], P], Variant],
-]:
+) -> Callable[[Callable[[Target, D], Variant]], Callable[Concatenate[Target, P], Variant]]:
     """Let a door take the fields of a record as keywords: it is handed the record they make."""
     keywords = inspect.signature(record).parameters.values()
 
-    def opened(
-        door: Callable[[str | Callable[..., Any], D], Variant],
-    ) -> Callable[Concatenate[str | Callable[..., Any], P], Variant]:
+    def opened(door: Callable[[Target, D], Variant]) -> Callable[Concatenate[Target, P], Variant]:
         target, _ = inspect.signature(door).parameters.values()
 
         @wraps(door)
@@ -78,12 +75,12 @@ def made(record: Callable[..., D], **told: Any) -> D:
         "literal_error": f"must be one of {allowed}",
         "int_type": "must be a positive int",
         "greater_than": "must be a positive int",
-        "string_type": "must be a name, or None for none",
+        "string_type": "must be a str",
     }.get(first["type"], f"is wrong ({first['msg']})")
     raise ArgumentError(f"{name} {must}, got {first['input']!r}")
 
 
-def load_target(target: str | Callable[..., Any]) -> Callable[..., Any]:
+def load_target(target: Target) -> Callable[..., Any]:
     """Import what ``"package.module:attribute"`` names; return a callable as it is.
 
     Raises:
@@ -130,7 +127,7 @@ def free_name(name: str | None, target: Callable[..., Any]) -> str:
     return found
 
 
-def source(door: str, target: str | Callable[..., Any], convention: Declaration) -> str | None:
+def source(door: str, target: Target, convention: Declaration) -> str | None:
     """Return a call of a door with everything declared that is not its default.
 
     None where nothing imports the target, or where a value cannot be written down.

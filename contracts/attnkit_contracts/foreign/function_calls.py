@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attnkit.errors import UnsupportedError
+from attnkit.errors import ArgumentError
 from attnkit.masks.constructors import Causal, Mask, Sizes, SlidingWindow, full
 from attnkit_contracts.foreign.tensors import swapped, written
 
@@ -110,7 +110,7 @@ class SoftmaxCall(ForeignCall):
         if kind == "none" or (not mask.conjuncts() and bias is None):
             return None
         if self.convention.mask_argument is None:
-            raise UnsupportedError("mask: its argument has no declared name")
+            raise ArgumentError("a mask cannot be passed: name its argument with mask_argument")
         told = written(mask.to_bool(sizes, query.device), kind, query.dtype)
         return told if bias is None else told + bias
 
