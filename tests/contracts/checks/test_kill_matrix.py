@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from attnkit.interface import Variant
-    from attnkit_contracts import Record
     from attnkit_contracts.catalogue import Tier
 
 GPU = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,16 +26,16 @@ class Outcome(NamedTuple):
     """What became of one mutant.
 
     Attributes:
-        red: How many instances of which check failed.
+        red: The checks that failed.
         skipped: The checks that need what this machine lacks.
     """
 
-    red: Counter[str]
+    red: set[str]
     skipped: set[str]
 
 
-def _records(mutant: Any) -> list[Record]:
-    """Run all fast checks, and the one that must catch it, whatever its tier."""
+def _judged(mutant: Any) -> Outcome:
+    """Run all fast checks, and the one that must catch it, each until an instance fails."""
     device = GPU if mutant.kills.startswith("I9.") else "cpu"
     planned = attnkit_contracts.plan(
         mutant.variant,
@@ -49,23 +47,27 @@ def _records(mutant: Any) -> list[Record]:
     wanted = [
         each for each in planned if each.check.tier == "fast" or each.check.id == mutant.kills
     ]
-    return [each.run(explain=False) for each in wanted]
+    red, skipped = set[str](), set[str]()
+    for each in wanted:
+        if each.check.id not in red:
+            status = each.run(explain=False).status
+            red |= {each.check.id} if status in ("failed", "error") else set()
+            skipped |= {each.check.id} if status == "skipped_env" else set()
+    return Outcome(red, skipped)
 
 
 def _outcome(mutant: Any, kept: Path) -> Outcome:
     """What became of one mutant; ``kept`` is where whoever asks first leaves the answer."""
     if kept.exists():
         red, skipped = json.loads(kept.read_text())
-        return Outcome(Counter(red), set(skipped))
+        return Outcome(set(red), set(skipped))
     with attnkit.register(mutant.variant):
-        records = _records(mutant)
-    red = Counter(record.check for record in records if record.status in ("failed", "error"))
-    skipped = {record.check for record in records if record.status == "skipped_env"}
+        outcome = _judged(mutant)
     # whole at once: another process may look for it now
     draft = kept.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps([red, sorted(skipped)]))
+    draft.write_text(json.dumps([sorted(each) for each in outcome]))
     draft.rename(kept)
-    return Outcome(red, skipped)
+    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_the_kill_matrix_has_no_empty_line(
 ) -> None:
     found = {mutant.variant.name: killed(mutant) for mutant in mutants}
     lines = {
-        each.id: [name.removeprefix("mutant_") for name, one in found.items() if one.red[each.id]]
+        each.id: [name.removeprefix("mutant_") for name, one in found.items() if each.id in one.red]
         for each in attnkit_contracts.all_checks()
     }
     # shown at the end of a run, see conftest.py
