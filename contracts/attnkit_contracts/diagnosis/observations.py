@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit_contracts.judging import units
-from attnkit_contracts.subjects.subject import Reading
+from attnkit_contracts.subjects.target import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,7 +16,7 @@ from attnkit.registry.discovery import SESSION
 from attnkit_contracts.diagnosis.faults import fault_of
 from attnkit_contracts.diagnosis.smallest import is_small
 from attnkit_contracts.subjects.layers import sample_options
-from attnkit_contracts.subjects.subject import Written
+from attnkit_contracts.subjects.target import Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,12 +1,13 @@
 """Makes a wrong call as small as it can be and still be wrong in the same way.
 
 Greedy: one change at a time, the boldest first, kept if the fault persists; until no change is, or
-`ATTEMPTS` calls were made.
+`ATTEMPTS` calls were made, or calls of `WORK` in all. No clock ends it: what is found must not
+depend on what else the machine does.
 """
 
 from __future__ import annotations
 
-import time
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.subject import Subject
 
 ATTEMPTS = 120
-SECONDS = 1.0
-"""Whichever comes first ends the search; a fast machine never meets the second."""
+WORK = 20_000_000
+"""Numbers, and pairs of a query and a key, in all calls that are made: a second or two of one core.
+Small calls end after `ATTEMPTS`; of two long ones, this allows the first."""
 
 OPTIONAL = ("bias", "sinks", "initial_state", "beta", "log_decay")
 
@@ -84,23 +86,30 @@ def _written_out(name: str, tensor: Tensor) -> Tensor:
 
 
 class _Search:
-    """Counts attempts and watches the clock."""
+    """Counts attempts, and the work in them."""
 
     def __init__(self, persists: Callable[[Call], bool]) -> None:
         self.persists = persists
         self.left = ATTEMPTS
-        self.until = time.monotonic() + SECONDS
+        self.work = WORK
 
     def tries(self, call: Call) -> bool:
         """Return whether the fault persists; False when the search is over."""
-        if self.left <= 0 or time.monotonic() > self.until:
+        if self.left <= 0 or self.work <= 0:
             return False
         self.left -= 1
+        self.work -= work_of(call)
         try:
             return self.persists(call)
         # a call that is cut too far is refused, in many ways
         except (AttnkitError, RuntimeError, ValueError, IndexError):
             return False
+
+
+def work_of(call: Call) -> int:
+    """Return how much work a call is, as `WORK` counts it."""
+    numbers = sum(tensor.numel() for tensor in call.tensors.values())
+    return numbers + math.prod(sizes_of(call))
 
 
 def _smaller(subject: Subject, call: Call) -> Iterator[Call]:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from attnkit.interface import Variant
-    from attnkit_contracts.subjects.subject import Subject, Target
+    from attnkit_contracts.subjects.subject import Subject
+    from attnkit_contracts.subjects.target import Target
 
 
 @dataclass(frozen=True)

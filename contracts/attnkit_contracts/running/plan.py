@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from attnkit.interface import Variant
-    from attnkit_contracts.subjects.subject import Target
+    from attnkit_contracts.subjects.target import Target
 
 
 def plan(

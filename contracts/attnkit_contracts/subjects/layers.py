@@ -14,7 +14,8 @@ from attnkit.promises import ALL_DTYPES
 from attnkit_contracts.catalogue import InconclusiveError
 from attnkit_contracts.inputs import cuts
 from attnkit_contracts.inputs.calls import Call, mask_part, normal
-from attnkit_contracts.subjects.subject import Subject, dtype_of
+from attnkit_contracts.subjects.subject import Subject
+from attnkit_contracts.subjects.target import dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
     from attnkit.interface import LayerConfig, Variant
     from attnkit.state import State
-    from attnkit_contracts.subjects.subject import Definition, Target, Written
+    from attnkit_contracts.subjects.subject import Definition
+    from attnkit_contracts.subjects.target import Target, Written
 
 EMBED_DIM = 32
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from attnkit_contracts.definitions.mistakes.mistake import Mistake
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.judging.outputs import Bound
-    from attnkit_contracts.subjects.subject import Reading
+    from attnkit_contracts.subjects.target import Reading
 
 EXPERTS = ("router.weight", "gate_up_proj", "down_proj")
 """What the definition reads; the first axis of each counts the experts."""

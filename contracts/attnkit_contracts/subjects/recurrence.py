@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from attnkit.promises import Decay, SpeedClaim
     from attnkit_contracts.definitions.mistakes.mistake import Mistake
     from attnkit_contracts.judging.outputs import Bound
-    from attnkit_contracts.subjects.subject import Definition, Reading, Written
+    from attnkit_contracts.subjects.subject import Definition
+    from attnkit_contracts.subjects.target import Reading, Written
 
 
 class RecurrenceOperation(Operation):

@@ -15,7 +15,7 @@ from attnkit_contracts.inputs.calls import Call, mask_part, normal
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import Bound, gradient_of
 from attnkit_contracts.subjects.operations import Operation
-from attnkit_contracts.subjects.subject import Reading
+from attnkit_contracts.subjects.target import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from attnkit.interface import Variant
     from attnkit.promises import MaskPart, SpeedClaim
     from attnkit_contracts.definitions.mistakes.mistake import Mistake
-    from attnkit_contracts.subjects.subject import Definition, Written
+    from attnkit_contracts.subjects.subject import Definition
+    from attnkit_contracts.subjects.target import Written
 
 
 class SoftmaxOperation(Operation):

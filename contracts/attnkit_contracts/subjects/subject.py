@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from attnkit.interface import load
-from attnkit.registry import registry
 from attnkit_contracts.catalogue import BrokenError, Measured
-from attnkit_contracts.definitions.answers import Answers, question
+from attnkit_contracts.definitions.answers import question
 from attnkit_contracts.inputs import cuts
 from attnkit_contracts.inputs.calls import disturbed, drawn, generator
 from attnkit_contracts.judging import units
@@ -32,19 +30,19 @@ from attnkit_contracts.judging.outputs import (
     same_bits,
     worst,
 )
+from attnkit_contracts.subjects.target import Reading, dtype_of, offered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
-    from attnkit.interface import Implementation, Variant
     from attnkit.masks.constructors import Mask, Sizes
     from attnkit.promises import MaskPart, Promises
-    from attnkit_contracts.catalogue import Level
     from attnkit_contracts.definitions.mistakes.mistake import Mistake
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.judging.outputs import Bound, Index
+    from attnkit_contracts.subjects.target import Target, Written
 
     Definition = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -52,49 +50,6 @@ Answer = TypeVar("Answer")
 
 MOST_CALLS = 64
 """How many calls a subject remembers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Which subject: cheap to make and to name, nothing is built yet.
-
-    Attributes:
-        variant: What is checked.
-        implementation: A name, or ``auto`` for what the choice takes; ``layer`` for the layer.
-        promises: What this subject claims.
-        dtype: Name of the dtype of the inputs.
-        device: ``cpu`` or ``cuda``.
-        level: ``operation`` or ``layer``.
-        seed: Of all random numbers.
-        answers: The definitions', to calls of targets that are checked together.
-    """
-
-    variant: Variant
-    implementation: str
-    promises: Promises
-    dtype: str
-    device: str
-    level: Level
-    seed: int = 0
-    answers: Answers = field(default_factory=Answers, repr=False, compare=False)
-
-    def __str__(self) -> str:
-        """Name it: variant/implementation/dtype/device."""
-        return f"{self.variant.name}/{self.implementation}/{self.dtype}/{self.device}"
-
-
-class Reading(NamedTuple):
-    """How a call is read by who looks for a mistake in it.
-
-    Attributes:
-        rules: The steps of a mistaken definition; None for the right one.
-        kept: (B, H, L, S), which probabilities dropout kept; None without dropout.
-        dtype: Whose roundoff is allowed; None for the subject's.
-    """
-
-    rules: Any = None
-    kept: Tensor | None = None
-    dtype: torch.dtype | None = None
 
 
 class Subject:
@@ -401,32 +356,3 @@ class Subject:
 
 def _package(made: object) -> str:
     return str(getattr(made, "__module__", "")).partition(".")[0]
-
-
-class Written(NamedTuple):
-    """How a script names a variant.
-
-    Attributes:
-        imports: Lines that import or make it.
-        name: What is given as a variant.
-        value: The variant itself.
-    """
-
-    imports: list[str]
-    name: str
-    value: str
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """Return ``torch.float32`` for ``float32``."""
-    found = getattr(torch, name)
-    assert isinstance(found, torch.dtype)
-    return found
-
-
-def offered(variant: Variant) -> tuple[Implementation, ...]:
-    """Return the variant's implementations, those of extensions included."""
-    known = registry.default()
-    if variant.name in known.names():
-        return known.implementations(variant.name)
-    return variant.implementations

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attnkit_contracts.foreign.functions import NO_LAYER
 from attnkit_contracts.subjects.families import suite_family
-from attnkit_contracts.subjects.subject import Target, offered
+from attnkit_contracts.subjects.target import Target, offered
 
 if TYPE_CHECKING:
     from attnkit.interface import Variant

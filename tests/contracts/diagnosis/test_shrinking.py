@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,33 @@ def test_the_search_ends_after_so_many_attempts() -> None:
     call = subject.draw("long", length=500)
     assert shrinking.shrink(subject, call, never).describe() == call.describe()
     assert tried <= shrinking.ATTEMPTS
+
+
+def test_the_search_ends_after_so_much_work_however_long_it_takes() -> None:
+    tried = []
+
+    def never(call: Call) -> bool:
+        tried.append(call)
+        return len(tried) == 1
+
+    subject = _subject()
+    shrinking.shrink(subject, subject.draw("longer", length=1000), never)
+
+    # more than the first, and less than half of what small calls get
+    assert 1 < len(tried) < shrinking.ATTEMPTS / 2
+    assert sum(map(shrinking.work_of, tried[:-1])) < shrinking.WORK
+
+
+def test_no_clock_is_read_to_find_the_smallest_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped() -> float:
+        raise AssertionError("a clock was read")
+
+    for name in ("monotonic", "perf_counter", "process_time", "thread_time", "time"):
+        monkeypatch.setattr(time, name, stopped)
+    subject = _subject()
+    call = subject.draw("any", length=9)
+
+    assert shrinking.shrink(subject, call, lambda _: True).tensors["query"].shape == (1, 1, 1, 1)
 
 
 def test_a_fault_that_always_persists_shrinks_to_ones() -> None:

@@ -24,18 +24,17 @@ def test_nothing():
 
 OURS = {"attnkit", "attnkit.lazy", "attnkit_contracts", "attnkit_contracts.pytest_plugin"}
 
-TIMED = """
-import time, pytest, pathlib
-start = time.perf_counter()
-import attnkit_contracts.pytest_plugin
-print(time.perf_counter() - start)
-"""
-
-LIBRARY = """
-import time
-start = time.perf_counter()
-import pytest
-print(time.perf_counter() - start)
+COUNTED = """
+import sys
+{before}
+calls = 0
+def count(frame, event, argument):
+    global calls
+    calls += event == "call"
+sys.setprofile(count)
+{code}
+sys.setprofile(None)
+print(calls)
 """
 
 
@@ -52,12 +51,11 @@ def modules(folder: Path, *options: str) -> set[str]:
     return set(json.loads((folder / "modules.json").read_text()))
 
 
-def seconds(code: str) -> float:
-    """Return the least time of five fresh processes."""
-    return min(
-        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
-        for _ in range(5)
-    )
+def calls(code: str, before: str = "") -> int:
+    """Return how many Python functions code calls in a fresh process: seconds depend on others."""
+    counted = COUNTED.format(code=code, before=before)
+    done = subprocess.run([sys.executable, "-c", counted], check=True, capture_output=True)
+    return int(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -76,4 +74,5 @@ def test_the_plugin_imports_nothing_but_itself(added: set[str]) -> None:
 
 
 def test_the_plugin_costs_a_small_part_of_importing_pytest() -> None:
-    assert seconds(TIMED) < 0.1 * seconds(LIBRARY)
+    plugin = calls("import attnkit_contracts.pytest_plugin", before="import pytest, pathlib")
+    assert 0 < plugin < 0.1 * calls("import pytest")

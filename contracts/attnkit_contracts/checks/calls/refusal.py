@@ -16,7 +16,7 @@ from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, MaskPart
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs.calls import mask_part, normal
 from attnkit_contracts.judging.outputs import exactly, must_be_finite, must_differ, same_bits
-from attnkit_contracts.subjects.subject import dtype_of
+from attnkit_contracts.subjects.target import dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -14,7 +14,7 @@ from attnkit.registry import registry
 from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.foreign.layers import Recipe
 from attnkit_contracts.judging.outputs import exactly
-from attnkit_contracts.subjects.subject import offered
+from attnkit_contracts.subjects.target import offered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
