@@ -212,7 +212,7 @@ class SoftmaxOperation(Operation):
         given = call.map(lambda _, t: t.detach().double().requires_grad_()) if grads else call
         with torch.set_grad_enabled(bool(grads)):
             exact = self.attend(given, reading)
-        kept = type(exact)(*(tensor.detach() for tensor in exact))
+        kept = type(exact)(*(tensor.detach() for tensor in exact)) if grads else exact
         unit = units.analytic(kept, call.tensors["value"], dtype)
         found = {"out": Bound(kept.out, unit, units.ANALYTIC_GATE, "analytic units")}
         if not grads:
