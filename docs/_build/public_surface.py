@@ -55,12 +55,19 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.reference": Module("the definitions"),
         "attnkit.masks": Module("masks"),
         "attnkit.masks.constructors": Module("the same"),
+        "attnkit.masks.padding": Module("padded tokens set to 0"),
         "attnkit.masks.codes": Module("a mask as text, numbers and tensors", "decode encode"),
         "attnkit.masks.reader": Module("from a mask tensor to a mask", "read_mask"),
         "attnkit.masks.recognition": Module("the structure of a dense mask", "lift lift_causal"),
         "attnkit.masks.tensors": Module("a mask whose tensor was not read", "Unread"),
         "attnkit.layers": Module("the layer of softmax variants"),
-        "attnkit.layers.softmax": Module("the same", "SoftmaxLayer without_padding"),
+        "attnkit.layers.heads": Module(
+            "the geometry of heads", "GroupedHeadsConfig HeadsConfig check_multiple"
+        ),
+        "attnkit.layers.recurrent": Module(
+            "what layers of recurrences share", "Past RecurrentLayer split_heads"
+        ),
+        "attnkit.layers.softmax": Module("the same", "SoftmaxLayer"),
         "attnkit.layers.softmax_config": Module("its configuration", "SoftmaxConfig"),
         "attnkit.operations.arguments": Module(
             "rules for arguments", "check_mask check_state check_tokens dtype_name"
@@ -69,6 +76,13 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.operations.recurrence_run": Module(
             "its packed sequences", "Layout layout_of"
         ),
+        "attnkit.kernels.implementations": Module("what many implementations declare"),
+        "attnkit.kernels.tiles": Module(
+            "softmax attention in tiles",
+            "LOG2_E Gradients Kept Rules attend backward forward",
+        ),
+        "attnkit.kernels.stepwise": Module("a recurrence token by token", "recur"),
+        "attnkit.kernels.chunks": Module("a recurrence in chunks"),
         "attnkit.kernels.onednn": Module(
             "float32 products by oneDNN", "fast fast_products gain stays_exact"
         ),

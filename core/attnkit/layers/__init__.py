@@ -1,7 +1,7 @@
 """Layers, (B, L, D) to (B, L, D): `create` makes one by name.
 
-Start with `softmax`, the layer of all softmax variants, and `softmax_config`, its options, which
-imports no torch. The layer of a recurrence or a mixture lives with its variant.
+Start with `softmax`, the layer of all softmax variants, and `recurrent`, what those of recurrences
+share. `softmax_config` and `heads` have their options, and import no torch.
 """
 
 from __future__ import annotations
@@ -11,20 +11,26 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
-    from attnkit.layers.softmax import SoftmaxLayer, drop_first, without_padding
+    from attnkit.layers.heads import GroupedHeadsConfig, HeadsConfig
+    from attnkit.layers.recurrent import RecurrentLayer
+    from attnkit.layers.softmax import SoftmaxLayer, drop_first
     from attnkit.layers.softmax_config import SoftmaxConfig
 else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "attnkit.layers.softmax": "SoftmaxLayer drop_first without_padding",
+            "attnkit.layers.heads": "GroupedHeadsConfig HeadsConfig",
+            "attnkit.layers.recurrent": "RecurrentLayer",
+            "attnkit.layers.softmax": "SoftmaxLayer drop_first",
             "attnkit.layers.softmax_config": "SoftmaxConfig",
         },
     )
 
 __all__ = [
+    "GroupedHeadsConfig",
+    "HeadsConfig",
+    "RecurrentLayer",
     "SoftmaxConfig",
     "SoftmaxLayer",
     "drop_first",
-    "without_padding",
 ]

@@ -18,6 +18,7 @@ from attnkit.masks.constructors import (
     full,
     sliding_window,
 )
+from attnkit.masks.padding import real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.operations.attention import attention
 from attnkit.state import KVCache, Stateless, WindowCache
@@ -135,7 +136,7 @@ class SoftmaxLayer(nn.Module):
         if context is None:
             return self._attend_to_self(x, mask, state)
         mask.check(Sizes(x.shape[0], self.config.num_heads, x.shape[1], context.shape[1]))
-        context = without_padding(context, mask, 0)
+        context = zero_padding(context, real_tokens(mask, x.shape[0], 0, context.shape[1]))
         key, value = self._project(context)
         y = self._attend(self._query(x), key, value, self._own_mask() & mask)
         if state is None:
@@ -148,7 +149,8 @@ class SoftmaxLayer(nn.Module):
         seen = 0 if state is None else state.tokens
         batch, length = x.shape[:2]
         mask.check(Sizes(batch, self.config.num_heads, length, seen + length))
-        x = without_padding(x, mask, seen)
+        # NaN in padding would reach the gradients of the weights
+        x = zero_padding(x, real_tokens(mask, batch, seen, length))
         query, (key, value) = self._query(x), self._project(x)
         base = self.config.rotary_base
         if base is not None:
@@ -261,15 +263,3 @@ def drop_first(mask: Mask, count: int) -> Mask:
                 "longer held; use padding, documents or a layer without window_size"
             )
     return shifted
-
-
-def without_padding(x: Tensor, mask: Mask, seen: int) -> Tensor:
-    """Zero padded tokens of (B, L, D): NaN there would reach the weights' gradients."""
-    if "padding" not in mask.parts:
-        return x
-    sizes = Sizes(x.shape[0], 1, x.shape[1], seen + x.shape[1])
-    for part in mask.conjuncts():
-        if isinstance(part, Padding):
-            keep = part.keep(sizes)[:, seen:, None].to(x.device)  # (B, L, 1)
-            x = torch.where(keep, x, x.new_zeros(()))
-    return x

@@ -1,6 +1,7 @@
 """Who may look at what: masks that are made, combined, read and written down.
 
-Start with `constructors`. `algebra` says what a mask is, `tensors` has those that hold tensors;
+Start with `constructors`. `algebra` says what a mask is, `tensors` has those that hold tensors,
+`padding` zeroes what they hide;
 `reader` and `recognition` go from torch's tensors back to masks, `codes` to what a graph can hold.
 """
 
@@ -11,12 +12,12 @@ from attnkit.masks.constructors import (
     dense,
     documents,
     full,
-    hide_padding,
     left_padding,
     padding,
     prefix_lm,
     sliding_window,
 )
+from attnkit.masks.padding import hide_padding, real_tokens, zero_padding
 from attnkit.masks.tensors import Blocks, Dense, Documents, Padding, PrefixLM
 
 __all__ = [
@@ -41,5 +42,7 @@ __all__ = [
     "left_padding",
     "padding",
     "prefix_lm",
+    "real_tokens",
     "sliding_window",
+    "zero_padding",
 ]

@@ -54,7 +54,6 @@ __all__ = [
     "dense",
     "documents",
     "full",
-    "hide_padding",
     "left_padding",
     "padding",
     "prefix_lm",
@@ -174,26 +173,6 @@ def blocks(block_map: Tensor, block_size: int) -> Mask:
     if not _is_count(block_size):
         raise MaskError(f"block_size must be a positive int (positions), got {block_size!r}")
     return Blocks(block_map, block_size)
-
-
-def hide_padding(mask: Mask, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero the keys and values that padding hides, so that NaN and inf there stay there.
-
-    Args:
-        mask: Any mask; only padding that holds for the whole mask is looked at.
-        key: (B, Hkv, S, E).
-        value: (B, Hkv, S, Ev).
-    """
-    import torch
-
-    if "padding" not in mask.parts:
-        return key, value
-    for part in mask.conjuncts():
-        if isinstance(part, Padding):
-            keep = part.keep(Sizes(key.shape[0], 1, 1, key.shape[2]))[:, None, :, None]
-            key = torch.where(keep, key, key.new_zeros(()))
-            value = torch.where(keep, value, value.new_zeros(()))
-    return key, value
 
 
 def _counts(name: str, given: Tensor | Sequence[int]) -> Tensor:

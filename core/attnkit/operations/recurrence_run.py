@@ -14,6 +14,7 @@ import torch
 from attnkit.choice.front import choose
 from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Causal, Documents, Mask, Padding, Sizes
+from attnkit.masks.padding import zero_padding
 from attnkit.operations import arguments as validation
 from attnkit.problem import RecurrenceProblem
 
@@ -122,11 +123,11 @@ def _ran(
     # features may be wider than the inputs
     keep, dtype = call.layout.keep, value.dtype
     # before the features too: what padding holds may be NaN, and so would be its gradient
-    query, key, value = (_zeroed(x, keep) for x in (query, key, value))
+    query, key, value = (zero_padding(x, keep, axis=2) for x in (query, key, value))
     query, key, value = call.options.features(query, key, value)
-    query, key, value = (_zeroed(x, keep) for x in (query, key, value))
-    log_decay = None if log_decay is None else _zeroed(log_decay, keep)
-    beta = None if beta is None else _zeroed(beta, keep)
+    query, key, value = (zero_padding(x, keep, axis=2) for x in (query, key, value))
+    log_decay = None if log_decay is None else zero_padding(log_decay, keep, axis=2)
+    beta = None if beta is None else zero_padding(beta, keep, axis=2)
     outs = []
     for start, stop, resets in _segments(call.layout.starts, value.shape[2]):
         if resets is not None:
@@ -148,14 +149,6 @@ def _ran(
         return call.options.finish(value).to(dtype), state.clone()
     joined = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
     return call.options.finish(joined).to(dtype), state
-
-
-def _zeroed(x: Tensor, keep: Tensor | None) -> Tensor:
-    """Return x, (B, heads, L) or (B, heads, L, width), with padding set to 0."""
-    if keep is None:
-        return x
-    real = keep[:, None, :] if x.dim() == 3 else keep[:, None, :, None]
-    return torch.where(real, x, x.new_zeros(()))
 
 
 def _segments(starts: Tensor | None, length: int) -> list[tuple[int, int, Tensor | None]]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mutants_mixer
-import pytest
 
 import attnkit
 import attnkit_contracts
@@ -17,6 +16,8 @@ from attnkit_contracts.subjects.softmax import SoftmaxOperation
 from attnkit_contracts.subjects.targets import subject_of
 
 if TYPE_CHECKING:
+    import pytest
+
     from attnkit.interface import Variant
     from attnkit_contracts.running.instance import Instance
 

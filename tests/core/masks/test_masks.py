@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attnkit
-from attnkit.masks.constructors import Mask, Sizes, hide_padding
+from attnkit.masks.constructors import Mask, Sizes
+from attnkit.masks.padding import hide_padding
 
 if TYPE_CHECKING:
     from collections.abc import Callable

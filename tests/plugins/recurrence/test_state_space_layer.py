@@ -14,7 +14,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 import attnkit
 from attnkit.errors import DtypeError, ShapeError, StateError
-from attnkit.operations.recurrence import Layout
+from attnkit.operations.recurrence_run import Layout
 from attnkit.state import KVCache
 from attnkit_plugins.recurrence.state_space import VARIANT, StateSpaceConfig
 from attnkit_plugins.recurrence.state_space.convolution import convolve

@@ -11,6 +11,7 @@ from attnkit.choice.front import choose
 from attnkit.errors import ShapeError, UnsupportedError
 from attnkit.hosts import parts
 from attnkit.masks.constructors import Padding, Sizes, full
+from attnkit.masks.padding import real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens, dtype_name
 from attnkit.problem import FeedforwardProblem
 from attnkit.state import Stateless
@@ -157,7 +158,7 @@ class MoELayer(nn.Module):
         self._check(x, mask, state)
         seen = 0 if state is None else state.tokens
         keep = _real_tokens(mask, x, seen)  # (B, L)
-        x = torch.where(keep[..., None], x, x.new_zeros(()))  # padding may hold NaN
+        x = zero_padding(x, keep)  # it may hold NaN
         with torch.autocast(x.device.type, enabled=False):
             routing = self._route(x, keep)
         y = self._experts(x, routing)  # (B, L, D)
@@ -231,16 +232,16 @@ def _real_tokens(mask: Mask, x: Tensor, seen: int) -> Tensor:
     """Return which tokens of ``x`` are no padding, (B, L)."""
     batch, length = x.shape[:2]
     sizes = Sizes(batch, 1, length, seen + length)
-    keep = torch.ones(batch, length, dtype=torch.bool, device=x.device)
     for part in mask.conjuncts():
         # experts have no heads, a mask of the attention beside them may
         if not part.per_head:
             part.check(sizes)
-        if isinstance(part, Padding):
-            keep = keep & part.keep(sizes)[:, seen:].to(x.device)
-        elif "padding" in part.parts:
+        if "padding" in part.parts and not isinstance(part, Padding):
             raise UnsupportedError(
                 f"variant 'moe' cannot tell which tokens {part!r} makes padding; "
                 "join padding to other masks with &"
             )
-    return keep
+    keep = real_tokens(mask, batch, seen, length)
+    if keep is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=x.device)
+    return keep.to(x.device)

@@ -17,8 +17,17 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 import attnkit
+from attnkit.kernels.implementations import (
+    RECURRENCE,
+    ChunkSize,
+    passes,
+    reference_recurrence,
+    state_numbers,
+    stepwise,
+)
+from attnkit.layers.heads import HeadsConfig, check_multiple
 from attnkit.placements import Placement, SiteOptions
-from attnkit.promises import ALL_DTYPES, Promises, SpeedClaim
+from attnkit.promises import SpeedClaim
 
 if TYPE_CHECKING:
     from attnkit.problem import RecurrenceProblem
@@ -28,10 +37,10 @@ if TYPE_CHECKING:
 class GatedLinearOptions(attnkit.Options):
     """Options of gated linear attention."""
 
-    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+    chunk_size: ChunkSize = 64
 
 
-class GatedLinearConfig(attnkit.LayerConfig):
+class GatedLinearConfig(HeadsConfig):
     """Configuration of the gated linear attention layer."""
 
     num_heads: int = Field(gt=0, description="H, value heads")
@@ -39,14 +48,6 @@ class GatedLinearConfig(attnkit.LayerConfig):
         default=None,
         gt=0,
         description="G, heads of query and key, a divisor of num_heads; None for num_heads",
-    )
-    head_dim: int | None = Field(
-        default=None,
-        gt=0,
-        description="E, width of a query or key head; None for embed_dim / num_heads",
-    )
-    value_head_dim: int | None = Field(
-        default=None, gt=0, description="Ev, width of a value head; None for head_dim"
     )
     decay: Literal["channel", "head", "fixed"] = Field(
         default="channel",
@@ -69,36 +70,17 @@ class GatedLinearConfig(attnkit.LayerConfig):
         default=1e-5, gt=0, allow_inf_nan=False, description="eps of the RMS norm over each head"
     )
     projection_bias: bool = Field(default=False, description="add a bias in the five projections")
-    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+    chunk_size: ChunkSize = 64
 
     @model_validator(mode="after")
-    def _check_heads(self) -> Self:
-        if self.num_heads % self.groups:
-            raise ValueError(
-                "num_heads must be a multiple of num_groups, "
-                f"got {self.num_heads} and {self.num_groups}"
-            )
-        if self.head_dim is None and self.embed_dim % self.num_heads:
-            raise ValueError(
-                "embed_dim must be a multiple of num_heads where head_dim is left out, "
-                f"got {self.embed_dim} and {self.num_heads}"
-            )
+    def _check_groups(self) -> Self:
+        check_multiple("num_heads", self.num_heads, "num_groups", self.groups)
         return self
 
     @property
     def groups(self) -> int:
         """G."""
         return self.num_heads if self.num_groups is None else self.num_groups
-
-    @property
-    def key_width(self) -> int:
-        """E."""
-        return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
-
-    @property
-    def value_width(self) -> int:
-        """Ev."""
-        return self.key_width if self.value_head_dim is None else self.value_head_dim
 
 
 class GatedLinearSiteOptions(SiteOptions):
@@ -111,55 +93,14 @@ class GatedLinearSiteOptions(SiteOptions):
     gate_rank: int = Field(
         default=16, gt=0, strict=True, description="width inside the decays per channel"
     )
-    chunk_size: int = Field(
-        default=64, gt=0, strict=True, description="tokens per chunk of the chunked form"
-    )
+    chunk_size: ChunkSize = Field(default=64, strict=True)
 
 
 def _site_decay(options: GatedLinearSiteOptions) -> Decay:
     return "channel" if options.decay == "channel" else "head"
 
 
-PROMISES = Promises(
-    causal=True,
-    masks=("padding", "documents"),
-    gqa=True,
-    value_width=True,
-    scale=True,
-    decay=("head", "channel"),
-    state=True,
-    reorder=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu",),
-    deterministic=True,
-    compile=True,
-    memory="L",
-    time="L",
-)
-
-
-# float32 on one thread of a Zen 5 CPU, torch 2.13; training takes three times a forward pass
-
-
-def _size(problem: RecurrenceProblem) -> float:
-    """Numbers in all states, three times over in training."""
-    return _passes(problem) * (
-        problem.batch * problem.heads * problem.head_dim * problem.value_head_dim
-    )
-
-
-def _passes(problem: RecurrenceProblem) -> int:
-    return 3 if problem.gradients else 1
-
-
-def _reference_cost(problem: RecurrenceProblem) -> float:
-    return problem.query_length * (200e-6 * _passes(problem) + 4e-9 * _size(problem))
-
-
-def _recurrent_cost(problem: RecurrenceProblem) -> float:
-    step = 16e-6 * _passes(problem) + 3e-10 * _size(problem)
-    return 20e-6 + problem.query_length * step
+PROMISES = RECURRENCE.model_copy(update={"scale": True, "decay": ("head", "channel")})
 
 
 def _chunked_cost(problem: RecurrenceProblem) -> float:
@@ -169,8 +110,8 @@ def _chunked_cost(problem: RecurrenceProblem) -> float:
         start, token, number = 70e-6 + 80e-6 * halvings, 1.5e-6, 4e-10
     else:
         start, token, number = 90e-6, 1e-6, 1.3e-10
-    per_token = token * _passes(problem) + number * _size(problem)
-    return start * _passes(problem) + problem.query_length * per_token
+    per_token = token * passes(problem) + number * state_numbers(problem)
+    return start * passes(problem) + problem.query_length * per_token
 
 
 _FASTER = SpeedClaim(vs="gated_linear.recurrent", max_ratio=0.8, length=512)
@@ -191,20 +132,8 @@ VARIANT = attnkit.Variant(
         decay=_site_decay,
     ),
     implementations=(
-        attnkit.Implementation(
-            name="reference",
-            function="attnkit.reference:recurrence",
-            summary="float64, token by token",
-            promises=PROMISES,
-            cost=_reference_cost,
-        ),
-        attnkit.Implementation(
-            name="recurrent",
-            function="attnkit.kernels.stepwise:recur",
-            summary="token by token in at least float32",
-            promises=PROMISES,
-            cost=_recurrent_cost,
-        ),
+        reference_recurrence(PROMISES),
+        stepwise(PROMISES),
         attnkit.Implementation(
             name="chunked",
             function="attnkit_plugins.recurrence.gated_linear.chunks:scan",

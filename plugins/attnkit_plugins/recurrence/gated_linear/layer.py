@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.functional import logsigmoid, silu
 
-from attnkit.masks.constructors import full
-from attnkit.operations.arguments import check_mask, check_state, check_tokens
-from attnkit.operations.recurrence import recurrence
-from attnkit.operations.recurrence_run import layout_of
-from attnkit.state import RecurrentState
+from attnkit.layers.recurrent import Past, RecurrentLayer, split_heads
 from attnkit_plugins.recurrence.gated_linear import GatedLinearOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.interface import Variant
-    from attnkit.masks.constructors import Mask
     from attnkit_plugins.recurrence.gated_linear import GatedLinearConfig
 
 
-class GatedLinearLayer(nn.Module):
+class GatedLinearLayer(RecurrentLayer):
     """y = W_out (rms_norm(o) * silu(W_gate x)), with o from the recurrence, normed per head.
 
     Attributes:
@@ -36,6 +31,8 @@ class GatedLinearLayer(nn.Module):
         norm_weight: (Ev,).
     """
 
+    config: GatedLinearConfig
+
     def __init__(
         self,
         config: GatedLinearConfig,
@@ -44,11 +41,13 @@ class GatedLinearLayer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.variant = variant
-        self.options = GatedLinearOptions(chunk_size=config.chunk_size)
         width, heads = config.embed_dim, config.num_heads
+        super().__init__(
+            config,
+            GatedLinearOptions(chunk_size=config.chunk_size),
+            variant=variant,
+            memory_shape=(heads, config.key_width, config.value_width),
+        )
 
         def linear(inputs: int, outputs: int, *, bias: bool = config.projection_bias) -> nn.Linear:
             return nn.Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)
@@ -68,59 +67,18 @@ class GatedLinearLayer(nn.Module):
             self.decay_proj = linear(width, heads, bias=True)
         self.norm_weight = nn.Parameter(torch.ones(config.value_width, device=device, dtype=dtype))
 
-    def init_state(self, batch_size: int) -> RecurrentState:
-        """Return the state before the first token."""
-        config, weight = self.config, self.k_proj.weight
-        shape = (batch_size, config.num_heads, config.key_width, config.value_width)
-        memory = weight.new_zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32))
-        return RecurrentState(memory, 0, weight.new_zeros(batch_size, 0, 0))
-
-    @overload
-    def forward(self, x: Tensor, *, mask: Mask = ..., state: None = None) -> Tensor: ...
-
-    @overload
-    def forward(
-        self, x: Tensor, *, mask: Mask = ..., state: RecurrentState
-    ) -> tuple[Tensor, RecurrentState]: ...
-
-    def forward(
-        self, x: Tensor, *, mask: Mask = full(), state: RecurrentState | None = None
-    ) -> Tensor | tuple[Tensor, RecurrentState]:
-        """Attend to this and earlier tokens.
-
-        Args:
-            x: (B, L, D).
-            mask: Padding and documents, of all tokens, those of ``state`` included.
-            state: What came before. Without it, ``x`` is the whole sequence.
-
-        Returns:
-            y, (B, L, D); with ``state``, the pair of y and the state after ``x``.
-        """
-        self._check(x, state)
-        check_mask(mask)
+    def mix(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend to this and earlier tokens; see `attnkit.layers.recurrent.RecurrentLayer`."""
         config = self.config
-        before = self.init_state(x.shape[0]) if state is None else state
-        keep = layout_of(mask, x.shape[0], before.tokens, x.shape[1]).keep
-        if keep is not None:
-            # NaN in padding would reach the gradients of the weights
-            x = torch.where(keep[..., None], x, x.new_zeros(()))
-        out, memory = recurrence(
-            _heads(self.q_proj(x), config.groups),
-            _heads(self.k_proj(x), config.groups),
-            _heads(self.v_proj(x), config.num_heads),
-            variant=self.variant,
+        out, memory = self.recur(
+            past,
+            split_heads(self.q_proj(x), config.groups),
+            split_heads(self.k_proj(x), config.groups),
+            split_heads(self.v_proj(x), config.num_heads),
             log_decay=self.log_decay(x),
             scale=config.key_width**-0.5 if config.scale is None else config.scale,
-            mask=mask,
-            seen=before.tokens,
-            initial_state=before.memory,
-            options=self.options,
-            implementation=config.implementation,
-        )  # (B, H, L, Ev)
-        y: Tensor = self.out_proj(self._normed(out.transpose(1, 2), self.gate_proj(x)))
-        if state is None:
-            return y
-        return y, RecurrentState(memory, before.tokens + x.shape[1], before.inputs)
+        )
+        return self._normed(out, self.gate_proj(x)), memory, past.state.inputs
 
     def log_decay(self, x: Tensor) -> Tensor:
         """Return the natural logarithms of the decays of tokens x, (B, L, D).
@@ -135,7 +93,9 @@ class GatedLinearLayer(nn.Module):
             fixed = torch.log1p(-torch.exp2(exponents))  # (H,)
             return fixed[:, None].expand(x.shape[0], heads, x.shape[1])
         gates = logsigmoid(self.decay_proj(x).to(wide)) / self.config.gate_temperature
-        return _heads(gates, heads) if self.config.decay == "channel" else gates.transpose(1, 2)
+        return (
+            split_heads(gates, heads) if self.config.decay == "channel" else gates.transpose(1, 2)
+        )
 
     def _normed(self, out: Tensor, gate: Tensor) -> Tensor:
         """(B, L, H, Ev) and (B, L, H Ev) -> (B, L, H Ev)."""
@@ -144,14 +104,3 @@ class GatedLinearLayer(nn.Module):
         size = torch.rsqrt(out.square().mean(-1, keepdim=True) + self.config.norm_eps)
         normed = (out * size * weight).flatten(2) * silu(gate.to(wide))
         return normed.to(gate.dtype)
-
-    def _check(self, x: Tensor, state: RecurrentState | None) -> None:
-        width, dtype = self.config.embed_dim, self.q_proj.weight.dtype
-        check_tokens("x", x, width, dtype)
-        if state is not None:
-            check_state(state, RecurrentState, x.shape[0])
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """(B, L, heads * width) -> (B, heads, L, width)."""
-    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)

@@ -15,30 +15,41 @@ feature map, 18-20 for the recurrence. Their division has no eps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 import attnkit
+from attnkit.kernels.implementations import (
+    RECURRENCE,
+    ChunkSize,
+    passes,
+    reference_recurrence,
+    state_numbers,
+    stepwise,
+)
+from attnkit.layers.heads import GroupedHeadsConfig
 from attnkit.placements import Placement, SiteOptions
-from attnkit.promises import ALL_DTYPES, Promises
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.problem import RecurrenceProblem
 
+FeatureMap = Annotated[
+    Literal["elu1", "relu"], Field(description="phi: elu1 is elu(x) + 1, relu is max(x, 0)")
+]
+Eps = Annotated[
+    float, Field(gt=0, allow_inf_nan=False, description="least denominator, dimensionless")
+]
+
 
 class LinearOptions(attnkit.Options):
     """Options of linear attention."""
 
-    feature_map: Literal["elu1", "relu"] = Field(
-        default="elu1", description="phi: elu1 is elu(x) + 1, relu is max(x, 0)"
-    )
-    eps: float = Field(
-        default=1e-6, gt=0, allow_inf_nan=False, description="least denominator, dimensionless"
-    )
-    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+    feature_map: FeatureMap = "elu1"
+    eps: Eps = 1e-6
+    chunk_size: ChunkSize = 64
 
     def features(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return phi(query), phi(key) and [value, 1], in at least float32."""
@@ -61,120 +72,29 @@ class LinearOptions(attnkit.Options):
         return head_dim, value_head_dim + 1
 
 
-class LinearConfig(attnkit.LayerConfig):
+class LinearConfig(GroupedHeadsConfig):
     """Configuration of the linear attention layer."""
 
-    num_heads: int = Field(gt=0, description="H, query heads")
-    num_kv_heads: int | None = Field(
-        default=None,
-        gt=0,
-        description="Hkv, key/value heads, a divisor of num_heads; None for num_heads",
-    )
-    head_dim: int | None = Field(
-        default=None,
-        gt=0,
-        description="E, width of a query or key head; None for embed_dim / num_heads",
-    )
-    value_head_dim: int | None = Field(
-        default=None, gt=0, description="Ev, width of a value head; None for head_dim"
-    )
     projection_bias: bool = Field(default=False, description="add a bias in the four projections")
-    feature_map: Literal["elu1", "relu"] = Field(
-        default="elu1", description="phi: elu1 is elu(x) + 1, relu is max(x, 0)"
-    )
-    eps: float = Field(
-        default=1e-6, gt=0, allow_inf_nan=False, description="least denominator, dimensionless"
-    )
-    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> Self:
-        if self.num_heads % self.kv_heads:
-            raise ValueError(
-                "num_heads must be a multiple of num_kv_heads, "
-                f"got {self.num_heads} and {self.num_kv_heads}"
-            )
-        if self.head_dim is None and self.embed_dim % self.num_heads:
-            raise ValueError(
-                "embed_dim must be a multiple of num_heads where head_dim is left out, "
-                f"got {self.embed_dim} and {self.num_heads}"
-            )
-        return self
-
-    @property
-    def kv_heads(self) -> int:
-        """Hkv."""
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-
-    @property
-    def key_width(self) -> int:
-        """E."""
-        return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
-
-    @property
-    def value_width(self) -> int:
-        """Ev."""
-        return self.key_width if self.value_head_dim is None else self.value_head_dim
+    feature_map: FeatureMap = "elu1"
+    eps: Eps = 1e-6
+    chunk_size: ChunkSize = 64
 
 
 class LinearSiteOptions(SiteOptions):
     """What a plan may say about linear attention in place of a layer's attention function."""
 
-    feature_map: Literal["elu1", "relu"] = Field(
-        default="elu1", description="phi: elu1 is elu(x) + 1, relu is max(x, 0)"
-    )
-    eps: float = Field(
-        default=1e-6, gt=0, allow_inf_nan=False, description="least denominator, dimensionless"
-    )
-    chunk_size: int = Field(
-        default=64, gt=0, strict=True, description="tokens per chunk of the chunked form"
-    )
+    feature_map: FeatureMap = "elu1"
+    eps: Eps = 1e-6
+    chunk_size: ChunkSize = Field(default=64, strict=True)
 
 
-PROMISES = Promises(
-    causal=True,
-    masks=("padding", "documents"),
-    gqa=True,
-    value_width=True,
-    decay=("none",),
-    state=True,
-    reorder=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu",),
-    deterministic=True,
-    compile=True,
-    memory="L",
-    time="L",
-)
-
-
-# float32 on one thread of a Zen 5 CPU, torch 2.13; training takes three times a forward pass
-
-
-def _size(problem: RecurrenceProblem) -> float:
-    """Numbers in all states, three times over in training."""
-    return _passes(problem) * (
-        problem.batch * problem.heads * problem.head_dim * problem.value_head_dim
-    )
-
-
-def _passes(problem: RecurrenceProblem) -> int:
-    return 3 if problem.gradients else 1
-
-
-def _reference_cost(problem: RecurrenceProblem) -> float:
-    return problem.query_length * (200e-6 * _passes(problem) + 4e-9 * _size(problem))
-
-
-def _recurrent_cost(problem: RecurrenceProblem) -> float:
-    step = 16e-6 * _passes(problem) + 3e-10 * _size(problem)
-    return 20e-6 + problem.query_length * step
+PROMISES = RECURRENCE.model_copy(update={"decay": ("none",)})
 
 
 def _chunked_cost(problem: RecurrenceProblem) -> float:
-    token = 0.5e-6 * _passes(problem) + 1e-10 * _size(problem)
-    return 50e-6 * _passes(problem) + problem.query_length * token
+    token = 0.5e-6 * passes(problem) + 1e-10 * state_numbers(problem)
+    return 50e-6 * passes(problem) + problem.query_length * token
 
 
 VARIANT = attnkit.Variant(
@@ -191,20 +111,8 @@ VARIANT = attnkit.Variant(
         build="attnkit_plugins.recurrence.linear.site:LinearSite", options=LinearSiteOptions
     ),
     implementations=(
-        attnkit.Implementation(
-            name="reference",
-            function="attnkit.reference:recurrence",
-            summary="float64, token by token",
-            promises=PROMISES,
-            cost=_reference_cost,
-        ),
-        attnkit.Implementation(
-            name="recurrent",
-            function="attnkit.kernels.stepwise:recur",
-            summary="token by token in at least float32",
-            promises=PROMISES,
-            cost=_recurrent_cost,
-        ),
+        reference_recurrence(PROMISES),
+        stepwise(PROMISES),
         attnkit.Implementation(
             name="chunked",
             function="attnkit_plugins.recurrence.linear.chunks:scan",

@@ -21,8 +21,16 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 import attnkit
+from attnkit.kernels.implementations import (
+    RECURRENCE,
+    ChunkSize,
+    passes,
+    reference_recurrence,
+    state_numbers,
+    stepwise,
+)
+from attnkit.layers.heads import check_multiple
 from attnkit.placements import Placement, SiteOptions
-from attnkit.promises import ALL_DTYPES, Promises
 
 if TYPE_CHECKING:
     from attnkit.problem import RecurrenceProblem
@@ -32,7 +40,7 @@ if TYPE_CHECKING:
 class StateSpaceOptions(attnkit.Options):
     """Options of the state-space recurrence."""
 
-    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+    chunk_size: ChunkSize = 64
 
 
 class StateSpaceConfig(attnkit.LayerConfig):
@@ -56,20 +64,14 @@ class StateSpaceConfig(attnkit.LayerConfig):
     norm_eps: float = Field(
         default=1e-5, gt=0, allow_inf_nan=False, description="eps of the gated norm"
     )
-    chunk_size: int = Field(default=64, gt=0, description="tokens per chunk of the chunked form")
+    chunk_size: ChunkSize = 64
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
-        if self.num_heads % self.num_groups:
-            raise ValueError(
-                "num_heads must be a multiple of num_groups, "
-                f"got {self.num_heads} and {self.num_groups}"
-            )
-        if self.head_dim is None and 2 * self.embed_dim % self.num_heads:
-            raise ValueError(
-                "2 * embed_dim must be a multiple of num_heads where head_dim is left out, "
-                f"got {2 * self.embed_dim} and {self.num_heads}"
-            )
+        check_multiple("num_heads", self.num_heads, "num_groups", self.num_groups)
+        if self.head_dim is None:
+            left_out = "num_heads where head_dim is left out"
+            check_multiple("2 * embed_dim", 2 * self.embed_dim, left_out, self.num_heads)
         return self
 
     @property
@@ -91,60 +93,19 @@ class StateSpaceConfig(attnkit.LayerConfig):
 class StateSpaceSiteOptions(SiteOptions):
     """What a plan may say about it in place of a layer's attention function; see `site`."""
 
-    chunk_size: int = Field(
-        default=64, gt=0, strict=True, description="tokens per chunk of the chunked form"
-    )
+    chunk_size: ChunkSize = Field(default=64, strict=True)
 
 
 def _site_decay(options: StateSpaceSiteOptions) -> Decay:
     return "head"
 
 
-PROMISES = Promises(
-    causal=True,
-    masks=("padding", "documents"),
-    gqa=True,
-    value_width=True,
-    scale=True,
-    decay=("head",),
-    state=True,
-    reorder=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu",),
-    deterministic=True,
-    compile=True,
-    memory="L",
-    time="L",
-)
-
-
-# float32 on one thread of a Zen 5 CPU, torch 2.13; training takes three times a forward pass
-
-
-def _size(problem: RecurrenceProblem) -> float:
-    """Numbers in all states, three times over in training."""
-    return _passes(problem) * (
-        problem.batch * problem.heads * problem.head_dim * problem.value_head_dim
-    )
-
-
-def _passes(problem: RecurrenceProblem) -> int:
-    return 3 if problem.gradients else 1
-
-
-def _reference_cost(problem: RecurrenceProblem) -> float:
-    return problem.query_length * (200e-6 * _passes(problem) + 4e-9 * _size(problem))
-
-
-def _recurrent_cost(problem: RecurrenceProblem) -> float:
-    step = 16e-6 * _passes(problem) + 3e-10 * _size(problem)
-    return 20e-6 + problem.query_length * step
+PROMISES = RECURRENCE.model_copy(update={"scale": True, "decay": ("head",)})
 
 
 def _chunked_cost(problem: RecurrenceProblem) -> float:
-    token = 1e-6 * _passes(problem) + 1.1e-10 * _size(problem)
-    return 90e-6 * _passes(problem) + problem.query_length * token
+    token = 1e-6 * passes(problem) + 1.1e-10 * state_numbers(problem)
+    return 90e-6 * passes(problem) + problem.query_length * token
 
 
 VARIANT = attnkit.Variant(
@@ -163,20 +124,8 @@ VARIANT = attnkit.Variant(
         decay=_site_decay,
     ),
     implementations=(
-        attnkit.Implementation(
-            name="reference",
-            function="attnkit.reference:recurrence",
-            summary="float64, token by token",
-            promises=PROMISES,
-            cost=_reference_cost,
-        ),
-        attnkit.Implementation(
-            name="recurrent",
-            function="attnkit.kernels.stepwise:recur",
-            summary="token by token in at least float32",
-            promises=PROMISES,
-            cost=_recurrent_cost,
-        ),
+        reference_recurrence(PROMISES),
+        stepwise(PROMISES),
         attnkit.Implementation(
             name="chunked",
             function="attnkit_plugins.recurrence.state_space.chunks:scan",

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.functional import silu, softplus
 
-from attnkit.masks.constructors import full
-from attnkit.operations.arguments import check_mask, check_state, check_tokens
-from attnkit.operations.recurrence import recurrence
-from attnkit.operations.recurrence_run import layout_of
-from attnkit.state import RecurrentState
+from attnkit.layers.recurrent import Past, RecurrentLayer, split_heads
+from attnkit.masks.padding import zero_padding
 from attnkit_plugins.recurrence.state_space import StateSpaceOptions
 from attnkit_plugins.recurrence.state_space.convolution import convolve
 
@@ -21,12 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.interface import Variant
-    from attnkit.masks.constructors import Mask
-    from attnkit.operations.recurrence_run import Layout
     from attnkit_plugins.recurrence.state_space import StateSpaceConfig
 
 
-class StateSpaceLayer(nn.Module):
+class StateSpaceLayer(RecurrentLayer):
     """A state-space model of each head of x.
 
         z, u, dt = W_in x;    x', B, C = silu(convolution(u));    y = W_out norm(ssd(x') * silu(z))
@@ -42,6 +37,8 @@ class StateSpaceLayer(nn.Module):
         out_proj: Linear, (H Ev) to (D).
     """
 
+    config: StateSpaceConfig
+
     def __init__(
         self,
         config: StateSpaceConfig,
@@ -50,11 +47,14 @@ class StateSpaceLayer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.variant = variant
-        self.options = StateSpaceOptions(chunk_size=config.chunk_size)
         inner, channels, heads = config.inner_width, config.conv_width, config.num_heads
+        super().__init__(
+            config,
+            StateSpaceOptions(chunk_size=config.chunk_size),
+            variant=variant,
+            memory_shape=(heads, config.state_size, config.value_width),
+            inputs_shape=(channels, config.conv_size - 1),
+        )
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
             return nn.Linear(
@@ -90,82 +90,40 @@ class StateSpaceLayer(nn.Module):
         nn.init.ones_(self.D)
         nn.init.ones_(self.norm_weight)
 
-    def init_state(self, batch_size: int) -> RecurrentState:
-        """Return the state before the first token."""
-        config, weight = self.config, self.conv_weight
-        shape = (batch_size, config.num_heads, config.state_size, config.value_width)
-        memory = weight.new_zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32))
-        inputs = weight.new_zeros(batch_size, config.conv_width, config.conv_size - 1)
-        return RecurrentState(memory, 0, inputs)
-
-    @overload
-    def forward(self, x: Tensor, *, mask: Mask = ..., state: None = None) -> Tensor: ...
-
-    @overload
-    def forward(
-        self, x: Tensor, *, mask: Mask = ..., state: RecurrentState
-    ) -> tuple[Tensor, RecurrentState]: ...
-
-    def forward(
-        self, x: Tensor, *, mask: Mask = full(), state: RecurrentState | None = None
-    ) -> Tensor | tuple[Tensor, RecurrentState]:
-        """Mix this and earlier tokens.
-
-        Args:
-            x: (B, L, D).
-            mask: Padding and documents, of all tokens, those of ``state`` included.
-            state: What came before. Without it, ``x`` is the whole sequence.
-
-        Returns:
-            y, (B, L, D); with ``state``, the pair of y and the state after ``x``.
-        """
-        self._check(x, state)
-        check_mask(mask)
+    def mix(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor, Tensor]:
+        """Mix this and earlier tokens; see `attnkit.layers.recurrent.RecurrentLayer`."""
         config = self.config
-        before = self.init_state(x.shape[0]) if state is None else state
-        layout = layout_of(mask, x.shape[0], before.tokens, x.shape[1])
-        x = _without_padding(x, layout)  # NaN there would reach the gradients of the weights
         widths = (config.inner_width, config.conv_width, config.num_heads)
         z, u, dt = self.in_proj(x).split_with_sizes(widths, -1)
-        u = _without_padding(u, layout)  # the projection may have a bias
+        u = zero_padding(u, past.layout.keep)  # the projection may have a bias
         with torch.autocast(x.device.type, enabled=False):
-            mixed, inputs = self._convolve(u, before.inputs, layout)
-            out, memory = self._scan(mixed, dt, mask, before)
-            normed = self._norm(out, z)
-        y: Tensor = self.out_proj(normed)
-        if state is None:
-            return y
-        return y, RecurrentState(memory, before.tokens + x.shape[1], inputs)
+            mixed, inputs = self._convolve(u, past)
+            out, memory = self._scan(mixed, dt, past)
+            return self._norm(out, z), memory, inputs
 
-    def _convolve(self, u: Tensor, past: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def _convolve(self, u: Tensor, past: Past) -> tuple[Tensor, Tensor]:
         """(B, L, C) -> x', B and C side by side, (B, L, C), and the next past."""
         bias = None if self.conv_bias is None else _wide(self.conv_bias)
-        mixed, inputs = convolve(u, past, _wide(self.conv_weight), bias, layout)
+        weight = _wide(self.conv_weight)
+        mixed, inputs = convolve(u, past.state.inputs, weight, bias, past.layout)
         return silu(mixed), inputs
 
-    def _scan(
-        self, mixed: Tensor, dt: Tensor, mask: Mask, before: RecurrentState
-    ) -> tuple[Tensor, Tensor]:
+    def _scan(self, mixed: Tensor, dt: Tensor, past: Past) -> tuple[Tensor, Tensor]:
         """Run the recurrence: (B, L, C) and dt (B, L, H) -> (B, L, H Ev) and the memory."""
         config = self.config
         group = config.num_groups * config.state_size
         x, b, c = mixed.split_with_sizes((config.inner_width, group, group), -1)
         dt = softplus(_wide(dt) + _wide(self.dt_bias)).transpose(1, 2)  # (B, H, L)
-        x = _heads(x, config.num_heads)  # (B, H, L, Ev)
-        out, memory = recurrence(
-            _heads(c, config.num_groups),  # (B, G, L, E)
-            _heads(b, config.num_groups),
+        x = split_heads(x, config.num_heads)  # (B, H, L, Ev)
+        out, memory = self.recur(
+            past,
+            split_heads(c, config.num_groups),  # (B, G, L, E)
+            split_heads(b, config.num_groups),
             x * dt[..., None],
-            variant=self.variant,
             log_decay=-_wide(self.A_log).exp()[:, None] * dt,
-            mask=mask,
-            seen=before.tokens,
-            initial_state=before.memory,
-            options=self.options,
-            implementation=config.implementation,
         )
-        out = out + _wide(self.D)[:, None, None] * x
-        return out.transpose(1, 2).flatten(2), memory
+        out = out + _wide(self.D)[:, None] * x.transpose(1, 2)
+        return out.flatten(2), memory
 
     def _norm(self, out: Tensor, z: Tensor) -> Tensor:
         """Gate, then norm each group: (B, L, H Ev) twice -> (B, L, H Ev) in the dtype of z."""
@@ -173,25 +131,7 @@ class StateSpaceLayer(nn.Module):
         size = torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.config.norm_eps)
         return ((gated * size).flatten(2) * _wide(self.norm_weight)).to(z.dtype)
 
-    def _check(self, x: Tensor, state: RecurrentState | None) -> None:
-        width, dtype = self.config.embed_dim, self.in_proj.weight.dtype
-        check_tokens("x", x, width, dtype)
-        if state is not None:
-            check_state(state, RecurrentState, x.shape[0])
-
 
 def _wide(x: Tensor) -> Tensor:
     """Convert to at least float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """(B, L, heads * width) -> (B, heads, L, width)."""
-    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
-
-
-def _without_padding(x: Tensor, layout: Layout) -> Tensor:
-    """Zero the padding of (B, L, width)."""
-    if layout.keep is None:
-        return x
-    return torch.where(layout.keep[..., None], x, x.new_zeros(()))

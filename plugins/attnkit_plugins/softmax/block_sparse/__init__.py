@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 import attnkit
+from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers.softmax_config import SoftmaxConfig
-from attnkit.promises import ALL_DTYPES, Promises
 
 if TYPE_CHECKING:
     from attnkit.problem import SoftmaxProblem
@@ -89,22 +89,12 @@ def _heads(problem: SoftmaxProblem) -> int:
     return problem.batch * problem.heads
 
 
-_EXACT = Promises(
-    causal=True,
-    bidirectional=True,
-    cross=True,
-    masks=("window", "padding", "documents", "prefix", "dense", "blocks"),
-    needs=("blocks",),
-    gqa=True,
-    value_width=True,
-    scale=True,
-    softcap=True,
-    sinks=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu", "cuda"),
-    deterministic=True,
-    compile=True,
+_EXACT = SOFTMAX.model_copy(
+    update={
+        "masks": ("window", "padding", "documents", "prefix", "dense", "blocks"),
+        "needs": ("blocks",),
+        "bias": False,
+    }
 )
 _SPARSE = _EXACT.model_copy(update={"memory": "L", "time": "L*w"})
 
@@ -118,13 +108,7 @@ VARIANT = attnkit.Variant(
     config=BlockSparseConfig,
     layer="attnkit_plugins.softmax.block_sparse.layer:BlockSparseLayer",
     implementations=(
-        attnkit.Implementation(
-            name="reference",
-            function="attnkit.reference:softmax",
-            summary="float64, all logits at once",
-            promises=_EXACT,
-            cost=_reference_cost,
-        ),
+        reference_softmax(_EXACT, _reference_cost),
         attnkit.Implementation(
             name="gathered",
             function="attnkit_plugins.softmax.block_sparse.gather:attend",

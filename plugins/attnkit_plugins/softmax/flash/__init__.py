@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attnkit
+from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers.softmax_config import SoftmaxConfig
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
+from attnkit.promises import ALL_DTYPES, Promises, SpeedClaim
 
 if TYPE_CHECKING:
     from attnkit.problem import SoftmaxProblem
@@ -148,43 +149,19 @@ _FUSED = Promises(
     memory="L",
 )
 
-_EXACT = Promises(
-    causal=True,
-    bidirectional=True,
-    cross=True,
-    masks=ALL_MASK_PARTS,
-    gqa=True,
-    value_width=True,
-    bias=True,
-    scale=True,
-    softcap=True,
-    sinks=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu", "cuda"),
-    deterministic=True,
-    compile=True,
-)
-
 VARIANT = attnkit.Variant(
     name="flash",
     family="softmax",
     summary="FlashAttention: exact softmax attention in memory that grows with L, not L x S.",
     source="Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 and 4",
     relation="exact",
-    promises=_EXACT.model_copy(
+    promises=SOFTMAX.model_copy(
         update={"memory": "L", "state": True, "reorder": True, "truncate": True}
     ),
     config=FlashConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
     implementations=(
-        attnkit.Implementation(
-            name="reference",
-            function="attnkit.reference:softmax",
-            summary="float64, all logits at once",
-            promises=_EXACT,
-            cost=_reference_cost,
-        ),
+        reference_softmax(SOFTMAX, _reference_cost),
         attnkit.Implementation(
             name="sdpa",
             function="attnkit_plugins.softmax.flash.sdpa:attend",
@@ -209,7 +186,7 @@ VARIANT = attnkit.Variant(
             name="tiled",
             function="attnkit_plugins.softmax.flash.tiles:attend",
             summary="the paper's tiles in plain torch; any mask, bias, softcap, sinks",
-            promises=_EXACT.model_copy(update={"memory": "L"}),
+            promises=SOFTMAX.model_copy(update={"memory": "L"}),
             cost=_tiled_cost,
         ),
     ),

@@ -15,8 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attnkit
+from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers.softmax_config import SoftmaxConfig
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
 
 if TYPE_CHECKING:
     from attnkit.problem import SoftmaxProblem
@@ -87,24 +87,7 @@ def _passes(problem: SoftmaxProblem) -> float:
     return 3.5 if problem.gradients else 1.0
 
 
-_EVERYTHING = Promises(
-    causal=True,
-    bidirectional=True,
-    cross=True,
-    masks=ALL_MASK_PARTS,
-    gqa=True,
-    value_width=True,
-    bias=True,
-    scale=True,
-    softcap=True,
-    sinks=True,
-    dropout=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu", "cuda"),
-    deterministic=True,
-    compile=True,
-)
+_EVERYTHING = SOFTMAX.model_copy(update={"dropout": True})
 
 VARIANT = attnkit.Variant(
     name="multi_head",
@@ -116,13 +99,7 @@ VARIANT = attnkit.Variant(
     config=MultiHeadConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
     implementations=(
-        attnkit.Implementation(
-            name="reference",
-            function="attnkit.reference:softmax",
-            summary="float64, all logits at once",
-            promises=_EVERYTHING.model_copy(update={"dropout": False}),
-            cost=_reference_cost,
-        ),
+        reference_softmax(SOFTMAX, _reference_cost),
         attnkit.Implementation(
             name="eager",
             function="attnkit_plugins.softmax.multi_head.eager:attend",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 import attnkit
+from attnkit.kernels.implementations import reference_softmax
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
 
 if TYPE_CHECKING:
@@ -66,13 +67,7 @@ VARIANT = attnkit.Variant(
     config=SelfAttentionConfig,
     layer="attnkit_plugins.softmax.self_attention.layer:SelfAttentionLayer",
     implementations=(
-        attnkit.Implementation(
-            name="reference",
-            function="attnkit.reference:softmax",
-            summary="float64, all logits at once",
-            promises=_PROMISES,
-            cost=_reference_cost,
-        ),
+        reference_softmax(_PROMISES, _reference_cost),
         attnkit.Implementation(
             name="plain",
             function="attnkit_plugins.softmax.self_attention.plain:attend",

@@ -9,8 +9,8 @@ from torch import nn
 
 import attnkit
 from attnkit.errors import UnsupportedError
-from attnkit.layers.softmax import without_padding
-from attnkit.masks.constructors import Sizes, causal, full, hide_padding
+from attnkit.masks.constructors import Sizes, causal, full
+from attnkit.masks.padding import hide_padding, real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.state import KVCache
 from attnkit_plugins.softmax.self_attention.plain import weigh
@@ -111,7 +111,9 @@ class SelfAttentionLayer(nn.Module):
             at least float32, if asked for.
         """
         self._check(x, mask, state)
-        x = without_padding(x, mask, 0 if state is None else state.tokens)
+        seen = 0 if state is None else state.tokens
+        # NaN in padding would reach the gradients of the weights
+        x = zero_padding(x, real_tokens(mask, x.shape[0], seen, x.shape[1]))
         own = causal() if self.config.is_causal else full()
         query, key, value = (
             proj(x)[:, None] for proj in (self.q_proj, self.k_proj, self.v_proj)

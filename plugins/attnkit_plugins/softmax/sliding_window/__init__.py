@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 import attnkit
+from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers.softmax_config import SoftmaxConfig
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
+from attnkit.promises import SpeedClaim
 
 if TYPE_CHECKING:
     from attnkit.problem import SoftmaxProblem
@@ -67,24 +68,7 @@ def _heads(problem: SoftmaxProblem) -> int:
     return problem.batch * problem.heads
 
 
-_EXACT = Promises(
-    causal=True,
-    bidirectional=True,
-    cross=True,
-    masks=ALL_MASK_PARTS,
-    needs=("window",),
-    gqa=True,
-    value_width=True,
-    bias=True,
-    scale=True,
-    softcap=True,
-    sinks=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu", "cuda"),
-    deterministic=True,
-    compile=True,
-)
+_EXACT = SOFTMAX.model_copy(update={"needs": ("window",)})
 _LINEAR = _EXACT.model_copy(update={"memory": "L", "time": "L*w"})
 _FASTER = SpeedClaim(vs="sdpa", max_ratio=0.8, length=2048, window=64)
 
@@ -99,13 +83,7 @@ VARIANT = attnkit.Variant(
     config=SlidingWindowConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
     implementations=(
-        attnkit.Implementation(
-            name="reference",
-            function="attnkit.reference:softmax",
-            summary="float64, all logits at once",
-            promises=_EXACT,
-            cost=_reference_cost,
-        ),
+        reference_softmax(_EXACT, _reference_cost),
         attnkit.Implementation(
             name="blocked",
             function="attnkit_plugins.softmax.sliding_window.blocks:attend",

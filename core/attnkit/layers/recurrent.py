@@ -1,0 +1,158 @@
+"""What layers of recurrences share: checks, padding, the state that goes in and comes out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import torch
+from torch import nn
+
+from attnkit.masks.constructors import full
+from attnkit.masks.padding import zero_padding
+from attnkit.operations.arguments import check_mask, check_state, check_tokens
+from attnkit.operations.recurrence import recurrence
+from attnkit.operations.recurrence_run import layout_of
+from attnkit.state import RecurrentState
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnkit.interface import LayerConfig, Options, Variant
+    from attnkit.masks.constructors import Mask
+    from attnkit.operations.recurrence_run import Layout
+
+
+class Past(NamedTuple):
+    """What a call is told about its tokens, and about those before them.
+
+    Attributes:
+        state: What came before.
+        mask: Padding and documents of all tokens, those of the state included.
+        layout: What the mask says about the tokens of the call.
+    """
+
+    state: RecurrentState
+    mask: Mask
+    layout: Layout
+
+
+class RecurrentLayer(nn.Module):
+    """A layer around one call of `attnkit.recurrence`, causal and with a state.
+
+    A variant's layer makes its projections, ``out_proj`` among them, and says in `mix` what goes
+    into the recurrence and what becomes of its outputs.
+
+    Attributes:
+        config: Its ``implementation`` is the one that runs.
+        options: Of the variant.
+        memory_shape: (H, E', Ew), what the recurrence carries for each sample.
+        inputs_shape: (C, K - 1), what a short convolution carries.
+        out_proj: Linear, to (D).
+    """
+
+    out_proj: nn.Linear
+
+    def __init__(
+        self,
+        config: LayerConfig,
+        options: Options,
+        *,
+        variant: Variant,
+        memory_shape: tuple[int, int, int],
+        inputs_shape: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.options = options
+        self.variant = variant
+        self.memory_shape = memory_shape
+        self.inputs_shape = inputs_shape
+
+    def mix(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute what `out_proj` takes.
+
+        Args:
+            x: (B, L, D), 0 at padding.
+            past: What came before.
+
+        Returns:
+            Outputs (B, L, H Ev), and the memory and inputs of the state after x.
+        """
+        raise NotImplementedError
+
+    def init_state(self, batch_size: int) -> RecurrentState:
+        """Return the state before the first token."""
+        weight = self.out_proj.weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        memory = weight.new_zeros((batch_size, *self.memory_shape), dtype=wide)
+        return RecurrentState(memory, 0, weight.new_zeros(batch_size, *self.inputs_shape))
+
+    @overload
+    def forward(self, x: Tensor, *, mask: Mask = ..., state: None = None) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, x: Tensor, *, mask: Mask = ..., state: RecurrentState
+    ) -> tuple[Tensor, RecurrentState]: ...
+
+    def forward(
+        self, x: Tensor, *, mask: Mask = full(), state: RecurrentState | None = None
+    ) -> Tensor | tuple[Tensor, RecurrentState]:
+        """Mix this and earlier tokens.
+
+        Args:
+            x: (B, L, D).
+            mask: Padding and documents, of all tokens, those of ``state`` included.
+            state: What came before. Without it, ``x`` is the whole sequence.
+
+        Returns:
+            y, (B, L, D); with ``state``, the pair of y and the state after ``x``.
+        """
+        check_tokens("x", x, self.config.embed_dim, self.out_proj.weight.dtype)
+        if state is not None:
+            check_state(state, RecurrentState, x.shape[0])
+        check_mask(mask)
+        before = self.init_state(x.shape[0]) if state is None else state
+        layout = layout_of(mask, x.shape[0], before.tokens, x.shape[1])
+        # NaN in padding would reach the gradients of the weights
+        x = zero_padding(x, layout.keep)
+        out, memory, inputs = self.mix(x, Past(before, mask, layout))
+        y: Tensor = self.out_proj(out)
+        if state is None:
+            return y
+        return y, RecurrentState(memory, before.tokens + x.shape[1], inputs)
+
+    def recur(
+        self,
+        past: Past,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        log_decay: Tensor | None = None,
+        scale: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the recurrence on from the past; see `attnkit.recurrence`.
+
+        Returns:
+            The outputs, (B, L, H, Ev), and the memory after them.
+        """
+        out, memory = recurrence(
+            query,
+            key,
+            value,
+            variant=self.variant,
+            log_decay=log_decay,
+            scale=scale,
+            mask=past.mask,
+            seen=past.state.tokens,
+            initial_state=past.state.memory,
+            options=self.options,
+            implementation=self.config.implementation,
+        )
+        return out.transpose(1, 2), memory
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, L, heads * width) -> (B, heads, L, width)."""
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
