@@ -1,4 +1,5 @@
 """Functions and layers that know nothing of attnkit, made into variants that can be judged.
 
-Start with `functions` and `layers`; `function_calls` and `layer_calls` say how each is called.
+Start with `conventions`: all that can be declared. `functions` and `layers` are the doors,
+`function_calls` and `layer_calls` say how each is called.
 """
