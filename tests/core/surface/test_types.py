@@ -26,6 +26,7 @@ class Environment(Protocol):
 
 RIGHT = """\
 import attnkit
+import attnkit_contracts
 import torch
 from attnkit.interface import Layer
 from typing_extensions import assert_type
@@ -41,10 +42,14 @@ state.truncate(3).reorder(torch.tensor([1, 0]))
 module: torch.nn.Module = layer.to("cpu").eval()
 also: Layer = layer
 contract: str = attnkit.api_version
+judged = attnkit_contracts.adapt(torch.add, promises="causal", layout="BLHE", fixed={"alpha": 1})
+assert_type(judged, attnkit.Variant)
+attnkit_contracts.adapt_layer("torch.nn:GRU", promises=["causal"], construct={"input_size": 4})
 """
 
 WRONG = """\
 import attnkit
+import attnkit_contracts
 import torch
 
 x = torch.randn(2, 10, 64)
@@ -59,6 +64,9 @@ layer(x).tokens  # wrong
 layer(x, state=layer.init_state(2)).shape  # wrong
 attnkit.attention(x, x)  # wrong
 attnkit.attention(x, x, x, masks=None)  # wrong
+attnkit_contracts.adapt("torch:add", promises="causal", layouts="BLHE")  # wrong
+attnkit_contracts.adapt("torch:add", promises="causal", layout="HBLE")  # wrong
+attnkit_contracts.adapt_layer("torch.nn:GRU")  # wrong
 """
 
 
