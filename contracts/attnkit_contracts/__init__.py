@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from attnkit_contracts.reports.expectations import ExpectedFailure
     from attnkit_contracts.reports.records import Record, Report
     from attnkit_contracts.running.plan import plan
+    from attnkit_contracts.running.proofs import prove
     from attnkit_contracts.running.runner import check, rerun
 else:
     __getattr__, __dir__ = face(
@@ -38,6 +39,7 @@ else:
             "attnkit_contracts.reports.expectations": "ExpectedFailure",
             "attnkit_contracts.reports.records": "Record Report",
             "attnkit_contracts.running.plan": "plan",
+            "attnkit_contracts.running.proofs": "prove",
             "attnkit_contracts.running.runner": "check rerun",
         },
     )
@@ -56,5 +58,6 @@ __all__ = [
     "compare",
     "parametrize",
     "plan",
+    "prove",
     "rerun",
 ]

@@ -1,4 +1,19 @@
 """When a difference is an error: how large it may be, and where it is.
 
-Start with `units`; `outputs` and `gradients` compare, `everything` does both of one call.
+Start with `units`; `outputs` compares.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attnkit.lazy import face
+
+if TYPE_CHECKING:
+    from attnkit_contracts.judging.outputs import agree, exactly, same_bits
+else:
+    __getattr__, __dir__ = face(
+        __name__, {"attnkit_contracts.judging.outputs": "agree exactly same_bits"}
+    )
+
+__all__ = ["agree", "exactly", "same_bits"]

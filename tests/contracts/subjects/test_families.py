@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mutants_mixer
+import pytest
 
 import attnkit
 import attnkit_contracts
+from attnkit.families import Family
 from attnkit_contracts.subjects import families
 from attnkit_contracts.subjects.families import SuiteFamily
 from attnkit_contracts.subjects.layers import MixerLayer
@@ -16,10 +18,17 @@ from attnkit_contracts.subjects.softmax import SoftmaxOperation
 from attnkit_contracts.subjects.targets import subject_of
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Iterator
 
     from attnkit.interface import Variant
     from attnkit_contracts.running.instance import Instance
+
+
+@pytest.fixture(autouse=True)
+def waves() -> Iterator[None]:
+    """A family that knows nothing of the suite."""
+    with attnkit.register(Family(name="waves", summary="none", door="none")):
+        yield
 
 
 def of_family(variant: Variant, family: Any) -> Variant:

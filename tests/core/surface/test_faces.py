@@ -29,7 +29,7 @@ KNOWN = {
     "Survey explain survey swap",
     "attnkit.interface": "FeedforwardFunction Implementation Layer LayerConfig NoOptions Options "
     "RecurrenceFunction SoftmaxFunction Variant load",
-    "attnkit.layers": "SoftmaxLayer drop_first without_padding",
+    "attnkit.layers": "HeadsConfig RecurrentLayer SoftmaxConfig SoftmaxLayer drop_first",
     "attnkit.masks": "And Blocks Causal Dense Documents Full Mask Or Padding PrefixLM Sizes "
     "SlidingWindow blocks causal dense documents full hide_padding left_padding padding "
     "prefix_lm sliding_window",

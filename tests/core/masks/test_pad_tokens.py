@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import attnkit
-from attnkit.masks.padding import real_tokens, zero_padding
+from attnkit.masks.pad_tokens import real_tokens, zero_padding
 
 
 @pytest.mark.parametrize(
