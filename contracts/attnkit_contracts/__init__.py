@@ -17,6 +17,7 @@ from attnkit.lazy import face
 if TYPE_CHECKING:
     from attnkit_contracts.catalogue import Check, all_checks
     from attnkit_contracts.certificates.certificate import Certificate, certify
+    from attnkit_contracts.foreign.conventions import Convention, LayerConvention
     from attnkit_contracts.foreign.functions import adapt
     from attnkit_contracts.foreign.layers import adapt_layer
     from attnkit_contracts.pytest_plugin import parametrize
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from attnkit_contracts.running.plan import plan
     from attnkit_contracts.running.proofs import prove
     from attnkit_contracts.running.runner import check, rerun
+    from attnkit_contracts.subjects.families import SuiteFamily
 else:
     __getattr__, __dir__ = face(
         __name__,
         {
             "attnkit_contracts.catalogue": "Check all_checks",
             "attnkit_contracts.certificates.certificate": "Certificate certify",
+            "attnkit_contracts.foreign.conventions": "Convention LayerConvention",
             "attnkit_contracts.foreign.functions": "adapt",
             "attnkit_contracts.foreign.layers": "adapt_layer",
             "attnkit_contracts.pytest_plugin": "parametrize",
@@ -41,15 +44,19 @@ else:
             "attnkit_contracts.running.plan": "plan",
             "attnkit_contracts.running.proofs": "prove",
             "attnkit_contracts.running.runner": "check rerun",
+            "attnkit_contracts.subjects.families": "SuiteFamily",
         },
     )
 
 __all__ = [
     "Certificate",
     "Check",
+    "Convention",
     "ExpectedFailure",
+    "LayerConvention",
     "Record",
     "Report",
+    "SuiteFamily",
     "adapt",
     "adapt_layer",
     "all_checks",

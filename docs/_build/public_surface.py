@@ -116,7 +116,7 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
     "to check, and to write checks": {
         "attnkit_contracts": Module("the suite"),
         "attnkit_contracts.catalogue": Module("what a check is", "Check check"),
-        "attnkit_contracts.judging": Module("how outputs are compared"),
+        "attnkit_contracts.judging.outputs": Module("how outputs are compared", "agree"),
         "attnkit_contracts.judging.units": Module("how large an error may be", "roundoff"),
     },
 }
