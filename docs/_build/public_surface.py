@@ -55,7 +55,7 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.reference": Module("the definitions"),
         "attnkit.masks": Module("masks"),
         "attnkit.masks.constructors": Module("the same"),
-        "attnkit.masks.pad_tokens": Module("padded tokens set to 0"),
+        "attnkit.masks.padded_tokens": Module("padded tokens set to 0"),
         "attnkit.masks.codes": Module("a mask as text, numbers and tensors", "decode encode"),
         "attnkit.masks.reader": Module("from a mask tensor to a mask", "read_mask"),
         "attnkit.masks.recognition": Module("the structure of a dense mask", "lift lift_causal"),
@@ -116,7 +116,7 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
     "to check, and to write checks": {
         "attnkit_contracts": Module("the suite"),
         "attnkit_contracts.catalogue": Module("what a check is", "Check check"),
-        "attnkit_contracts.judging.outputs": Module("how outputs are compared", "agree"),
+        "attnkit_contracts.judging": Module("how outputs are compared"),
         "attnkit_contracts.judging.units": Module("how large an error may be", "roundoff"),
     },
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attnkit.masks.pad_tokens import hide_padding
+from attnkit.masks.padded_tokens import hide_padding
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import output_shape
 from attnkit_contracts.subjects.subject import Subject

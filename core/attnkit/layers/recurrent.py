@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attnkit.masks.constructors import full
-from attnkit.masks.pad_tokens import zero_padding
+from attnkit.masks.padded_tokens import zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.operations.recurrence import recurrence
 from attnkit.operations.recurrence_run import layout_of

@@ -18,7 +18,7 @@ from attnkit.masks.constructors import (
     full,
     sliding_window,
 )
-from attnkit.masks.pad_tokens import real_tokens, zero_padding
+from attnkit.masks.padded_tokens import real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.operations.attention import attention
 from attnkit.state import KVCache, Stateless, WindowCache

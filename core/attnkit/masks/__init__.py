@@ -1,7 +1,7 @@
 """Who may look at what: masks that are made, combined, read and written down.
 
 Start with `constructors`. `algebra` says what a mask is, `tensors` has those that hold tensors,
-`pad_tokens` zeroes what padding hides;
+`padded_tokens` zeroes what they hide;
 `reader` and `recognition` go from torch's tensors back to masks, `codes` to what a graph can hold.
 """
 
@@ -17,7 +17,7 @@ from attnkit.masks.constructors import (
     prefix_lm,
     sliding_window,
 )
-from attnkit.masks.pad_tokens import hide_padding, real_tokens, zero_padding
+from attnkit.masks.padded_tokens import hide_padding, real_tokens, zero_padding
 from attnkit.masks.tensors import Blocks, Dense, Documents, Padding, PrefixLM
 
 __all__ = [

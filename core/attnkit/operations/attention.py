@@ -14,7 +14,7 @@ import torch
 from attnkit.choice.decision import AUTO
 from attnkit.choice.front import choose
 from attnkit.masks.constructors import Mask, Sizes, full
-from attnkit.masks.pad_tokens import hide_padding
+from attnkit.masks.padded_tokens import hide_padding
 from attnkit.operations import arguments as validation
 from attnkit.problem import SoftmaxProblem
 from attnkit.registry.registry import default

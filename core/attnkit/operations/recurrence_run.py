@@ -14,7 +14,7 @@ import torch
 from attnkit.choice.front import choose
 from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Causal, Documents, Mask, Padding, Sizes
-from attnkit.masks.pad_tokens import zero_padding
+from attnkit.masks.padded_tokens import zero_padding
 from attnkit.operations import arguments as validation
 from attnkit.problem import RecurrenceProblem
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import attnkit
 from attnkit.masks.constructors import Mask, Sizes
-from attnkit.masks.pad_tokens import hide_padding
+from attnkit.masks.padded_tokens import hide_padding
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from attnkit.choice.front import choose
 from attnkit.errors import ShapeError, UnsupportedError
 from attnkit.hosts import parts
 from attnkit.masks.constructors import Padding, Sizes, full
-from attnkit.masks.pad_tokens import real_tokens, zero_padding
+from attnkit.masks.padded_tokens import real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens, dtype_name
 from attnkit.problem import FeedforwardProblem
 from attnkit.state import Stateless

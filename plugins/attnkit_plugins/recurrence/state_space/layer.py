@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import silu, softplus
 
 from attnkit.layers.recurrent import Past, RecurrentLayer, split_heads
-from attnkit.masks.pad_tokens import zero_padding
+from attnkit.masks.padded_tokens import zero_padding
 from attnkit_plugins.recurrence.state_space import StateSpaceOptions
 from attnkit_plugins.recurrence.state_space.convolution import convolve
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import attnkit
-from attnkit.masks.pad_tokens import real_tokens, zero_padding
+from attnkit.masks.padded_tokens import real_tokens, zero_padding
 
 
 @pytest.mark.parametrize(
