@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 Level = Literal["operation", "layer"]
 Tier = Literal["fast", "standard", "full"]
 Verdict = Literal["E", "R", "S"]
+
+ANYWHERE: tuple[Level, ...] = ("operation", "layer")
+"""The levels of a rule that holds of operations and layers alike."""
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
 """Each tier contains those before it."""
@@ -117,16 +120,20 @@ class Measured:
     where: str = ""
 
 
+def _undefined(*_: object, **__: object) -> Measured:
+    raise InconclusiveError("a check decorates a function")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One rule that parts must keep.
+    """One rule that parts must keep; makes itself one with a function that it decorates.
 
     Attributes:
         id: Group letter, number and name, ``M1.suffix_perturbation``; never reused or renamed.
         statement: The rule, in one sentence of mathematics.
+        function: Called as ``function(subject, **params)``.
         families: The families it is about.
         levels: Whether it is run on operations, on layers, or on both.
-        function: Called as ``function(subject, **params)``.
         applies: Whether these promises call for it.
         cases: The sets of parameters it is run with, by promises; one empty set by default.
         relations: The relations it holds for.
@@ -143,11 +150,11 @@ class Check:
             that was given to `attnkit_contracts.adapt_layer`.
     """
 
-    id: str
-    statement: str
-    families: tuple[str, ...]
-    levels: tuple[Level, ...]
-    function: Callable[..., Measured]
+    id: str = field(kw_only=False)
+    statement: str = field(kw_only=False)
+    function: Callable[..., Measured] = _undefined
+    families: tuple[str, ...] = tuple(BUILT_IN)
+    levels: tuple[Level, ...] = ("operation",)
     applies: Callable[[Promises], bool] = field(default=lambda _: True)
     cases: Callable[[Promises], Iterable[Mapping[str, Any]]] = field(default=lambda _: ({},))
     relations: tuple[Relation, ...] = get_args(Relation)
@@ -160,6 +167,10 @@ class Check:
     catches: Callable[[], Iterable[Variant]] = field(default=tuple)
     plugins_only: bool = False
 
+    def __call__(self, function: Callable[..., Measured]) -> Check:
+        """Return the check that a function makes of this."""
+        return replace(self, function=function)
+
     @property
     def group(self) -> str:
         """The letter the id begins with."""
@@ -171,47 +182,8 @@ class Check:
         return bool(self.advisory) and release(version()) <= release(self.advisory)
 
 
-def check(
-    id: str,
-    statement: str,
-    *,
-    families: tuple[str, ...] = tuple(BUILT_IN),
-    levels: tuple[Level, ...] = ("operation",),
-    applies: Callable[[Promises], bool] = lambda _: True,
-    cases: Callable[[Promises], Iterable[Mapping[str, Any]]] = lambda _: ({},),
-    relations: tuple[Relation, ...] = get_args(Relation),
-    dtypes: tuple[Dtype, ...] = get_args(Dtype),
-    fields: tuple[str, ...] = (),
-    tier: Tier = "fast",
-    verdict: Verdict = "E",
-    required: bool = False,
-    advisory: str = "",
-    catches: Callable[[], Iterable[Variant]] = tuple,
-    plugins_only: bool = False,
-) -> Callable[[Callable[..., Measured]], Check]:
-    """Make a function a `Check`; see there for the arguments."""
-
-    def make(function: Callable[..., Measured]) -> Check:
-        return Check(
-            id=id,
-            statement=statement,
-            families=families,
-            levels=levels,
-            function=function,
-            applies=applies,
-            cases=cases,
-            relations=relations,
-            dtypes=dtypes,
-            fields=fields,
-            tier=tier,
-            verdict=verdict,
-            required=required,
-            advisory=advisory,
-            catches=catches,
-            plugins_only=plugins_only,
-        )
-
-    return make
+check = Check
+"""Decorates the function of a check, with what a `Check` is made of."""
 
 
 def version() -> str:

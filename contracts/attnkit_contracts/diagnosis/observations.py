@@ -170,7 +170,8 @@ def expected(
         InconclusiveError: There is no definition.
     """
     call = seen.plain if rules is None else seen.call
-    return subject.bounds(call, probes=PROBES, reading=Reading(rules, seen.kept, dtype))
+    how = Reading(subject.steps if rules is None else rules, seen.kept, dtype, PROBES)
+    return subject.bounds(call, how=how)
 
 
 def gain(fault: Fault) -> float | None:

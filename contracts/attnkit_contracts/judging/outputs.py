@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from attnkit import precision
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured
+from attnkit_contracts.inputs.cuts import sizes_of
 from attnkit_contracts.judging import units
 
 if TYPE_CHECKING:
@@ -165,6 +167,16 @@ def _error(limit: Bound, gate: float, got: Tensor, wanted: Tensor) -> tuple[floa
     return value, place
 
 
+def relative_error(
+    dtype: torch.dtype, got: Tensor, wanted: float, terms: int, where: str
+) -> Measured:
+    """Measure a relative error in roundoffs: ``terms`` of the sums, four of the output."""
+    unit = terms * precision.accumulation(dtype) + 4 * precision.roundoff(dtype)
+    off = (got.double() - wanted).abs() / abs(wanted) / unit
+    value = float(off.max()) if off.isfinite().all() else float("inf")
+    return Measured(value, 1.0, f"of {unit:.3g} relative", where)
+
+
 def part(limit: Bound, index: tuple[Index, ...]) -> Bound:
     """Return the bound of a part of the output."""
     shape, better = limit.exact.shape, limit.better
@@ -236,10 +248,16 @@ def gradients(
         out = function(leaves)
         if not out.requires_grad:
             raise BrokenError("the output does not require gradients although every input does")
-        found = torch.autograd.grad(
-            out, list(leaves.tensors.values()), grad_out.to(out), allow_unused=True
-        )
-    return named_gradients(leaves.tensors, found)
+        return received(out, leaves.tensors, grad_out.to(out))
+
+
+def received(
+    out: Tensor, leaves: Mapping[str, Tensor], grad_out: Tensor, *, again: bool = False
+) -> dict[str, Tensor]:
+    """Return the gradients that leaves get; keep the graph for another pass if told so."""
+    inputs = list(leaves.values())
+    found = torch.autograd.grad(out, inputs, grad_out, retain_graph=again, allow_unused=True)
+    return named_gradients(leaves, found)
 
 
 def named_gradients(names: Iterable[str], found: Iterable[Tensor | None]) -> dict[str, Tensor]:
@@ -256,7 +274,5 @@ def output_shape(call: Call) -> tuple[int, ...]:
     """Return the shape that the output must have."""
     if "x" in call.tensors:
         return tuple(call.tensors["x"].shape)
-    query, value = call.tensors["query"], call.tensors["value"]
-    if query.shape[1] > value.shape[1]:
-        return (*query.shape[:3], value.shape[3])
-    return (query.shape[0], value.shape[1], query.shape[2], value.shape[3])
+    batch, heads, queries, _ = sizes_of(call)
+    return batch, heads, queries, call.tensors["value"].shape[3]

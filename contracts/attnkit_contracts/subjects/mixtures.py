@@ -12,6 +12,7 @@ from attnkit_contracts.definitions.mistakes import mixture as mistakes
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import probed
 from attnkit_contracts.subjects.layers import LayerSubject
+from attnkit_contracts.subjects.target import RIGHTLY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +37,10 @@ class MixtureLayer(LayerSubject):
     def is_defined(self) -> bool:
         """Whether it has the definition's weights."""
         return self.known_weights() is not None
+
+    @property
+    def steps(self) -> Any:
+        return mistakes.RIGHT if self.is_defined else None
 
     @property
     def mistakes(self) -> tuple[Mistake[Any], ...]:
@@ -131,11 +136,7 @@ class MixtureLayer(LayerSubject):
         }
 
     def mixture_bounds(
-        self,
-        call: Call,
-        grads: Mapping[str, Tensor] | None = None,
-        *,
-        keep: Tensor | None = None,
+        self, call: Call, grads: Mapping[str, Tensor] | None = None, keep: Tensor | None = None
     ) -> dict[str, Bound]:
         """Return the definition's answer, and its gradients to the tokens and weights.
 
@@ -153,23 +154,18 @@ class MixtureLayer(LayerSubject):
         )
 
     def bounds(
-        self,
-        call: Call,
-        grads: Mapping[str, Tensor] | None = None,
-        *,
-        probes: int | None = None,
-        reading: Reading | None = None,
+        self, call: Call, grads: Mapping[str, Tensor] | None = None, how: Reading = RIGHTLY
     ) -> dict[str, Bound]:
         """Return bounds of its own float64; to find a mistake, of the definition in steps."""
-        if reading is None or not self.is_defined:
-            return super().bounds(call, grads, probes=probes, reading=reading)
+        if how.rules is None:
+            return super().bounds(call, grads, how)
         setting = mistakes.Setting(self.top_k, self.renormalises, self._real(call))
-        plan, dtype = reading.rules or mistakes.RIGHT, reading.dtype or self.dtype
+        dtype = how.dtype or self.dtype
         return probed(
-            lambda given: {"out": mistakes.mix(given, setting, plan)},
+            lambda given: {"out": mistakes.mix(given, setting, how.rules)},
             {"x": call.tensors["x"], **self.expert_weights()},
             dtype,
             grads=grads,
             gate=units.mixture_gate(dtype),
-            probes=probes,
+            probes=how.probes,
         )

@@ -12,6 +12,7 @@ from attnkit_contracts.definitions import oracle
 from attnkit_contracts.definitions.mistakes import recurrence as mistakes
 from attnkit_contracts.inputs.calls import Call, drawn, normal
 from attnkit_contracts.subjects.operations import Operation
+from attnkit_contracts.subjects.target import RIGHTLY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,10 @@ class RecurrenceOperation(Operation):
 
     shared = ("query", "key")
     treats_alike = True
+
+    @property
+    def steps(self) -> Any:
+        return mistakes.RIGHT
 
     @property
     def mistakes(self) -> tuple[Mistake[Any], ...]:
@@ -133,35 +138,35 @@ class RecurrenceOperation(Operation):
             if part in promises.masks:
                 yield self.draw("tell apart", length=20, mask=mask)
 
-    def called(
-        self, call: Call, variant: Variant | str, implementation: str
-    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def _door(
+        self, call: Call, variant: Variant | str, implementation: str, options: Any = None
+    ) -> Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]]:
         extras, mask = dict(call.extras), call.mask
         return lambda tensors: attnkit.recurrence(
-            variant=variant, **{**extras, **tensors}, mask=mask, implementation=implementation
-        )[0]
-
-    def function(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        target, extras, mask, options = self.target, dict(call.extras), call.mask, self.options()
-        return lambda tensors: attnkit.recurrence(
-            variant=target.variant,
+            variant=variant,
             **{**extras, **tensors},
             mask=mask,
             options=options,
-            implementation=target.implementation,
-        )[0]
+            implementation=implementation,
+        )
+
+    def called(
+        self, call: Call, variant: Variant | str, implementation: str
+    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        run = self._door(call, variant, implementation)
+        return lambda tensors: run(tensors)[0]
+
+    def function(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        run = self._door(call, self.target.variant, self.target.implementation, self.options())
+        return lambda tensors: run(tensors)[0]
 
     def both(self, call: Call, options: Any = None) -> tuple[Tensor, Tensor]:
         """Return the output, (B, H, L, Ev), and the final state."""
         self.calls.append(call)
         self.last = f"attnkit.recurrence({call.describe()}, variant={self.target.variant.name!r})"
-        return attnkit.recurrence(
-            variant=self.target.variant,
-            **call.arguments(),
-            mask=call.mask,
-            options=self.options() if options is None else options,
-            implementation=self.target.implementation,
-        )
+        options = self.options() if options is None else options
+        run = self._door(call, self.target.variant, self.target.implementation, options)
+        return run(call.laid_tensors())
 
     def __call__(self, call: Call) -> Tensor:
         return self.both(call)[0]
@@ -207,14 +212,9 @@ class RecurrenceOperation(Operation):
         return function
 
     def bounds(
-        self,
-        call: Call,
-        grads: Mapping[str, Tensor] | None = None,
-        *,
-        probes: int | None = None,
-        reading: Reading | None = None,
+        self, call: Call, grads: Mapping[str, Tensor] | None = None, how: Reading = RIGHTLY
     ) -> dict[str, Bound]:
-        found = super().bounds(call, grads, probes=probes, reading=reading)
+        found = super().bounds(call, grads, how)
         real = _real(call, found["out"].exact)
         return found if real is None else {**found, "out": found["out"].only(real)}
 

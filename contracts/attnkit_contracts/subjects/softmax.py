@@ -15,7 +15,7 @@ from attnkit_contracts.inputs.calls import Call, mask_part, normal
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import Bound, gradient_of
 from attnkit_contracts.subjects.operations import Operation
-from attnkit_contracts.subjects.target import Reading
+from attnkit_contracts.subjects.target import RIGHTLY, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +40,10 @@ class SoftmaxOperation(Operation):
     def is_exact(self) -> bool:
         """Whether it is softmax attention itself."""
         return self.target.variant.relation == "exact"
+
+    @property
+    def steps(self) -> Any:
+        return mistakes.RIGHT if self.is_exact else None
 
     @property
     def mistakes(self) -> tuple[Mistake[Any], ...]:
@@ -177,12 +181,11 @@ class SoftmaxOperation(Operation):
             start = stop
         return torch.cat(outputs, -2)
 
-    def attend(self, call: Call, reading: Reading | None = None) -> oracle.Softmax:
+    def attend(self, call: Call, how: Reading = RIGHTLY) -> oracle.Softmax:
         """Return the definition's answer in float64, and what it computed on the way."""
-        rules, kept, _ = reading or Reading()
-        if rules is None and kept is None:
+        if how.rules is None:
             return oracle.softmax(**call.arguments(), mask=call.mask)
-        return mistakes.attend(call, rules or mistakes.RIGHT, kept)
+        return mistakes.attend(call, how.rules, how.kept)
 
     def read(self, call: Call) -> tuple[Tensor] | None:
         """Return what the definition reads of a call's mask: (B or 1, H or 1, L, S)."""
@@ -198,20 +201,15 @@ class SoftmaxOperation(Operation):
         return lambda tensors: {"out": reference(tensors)}
 
     def bounds(
-        self,
-        call: Call,
-        grads: Mapping[str, Tensor] | None = None,
-        *,
-        probes: int | None = None,
-        reading: Reading | None = None,
+        self, call: Call, grads: Mapping[str, Tensor] | None = None, how: Reading = RIGHTLY
     ) -> dict[str, Bound]:
         if not self.is_exact:
-            return super().bounds(call, grads, probes=probes, reading=reading)
-        dtype = (reading.dtype if reading else None) or self.dtype
+            return super().bounds(call, grads, how)
+        dtype = how.dtype or self.dtype
         # a mistake may depend on the dtype of the inputs
         given = call.map(lambda _, t: t.detach().double().requires_grad_()) if grads else call
         with torch.set_grad_enabled(bool(grads)):
-            exact = self.attend(given, reading)
+            exact = self.attend(given, how)
         kept = type(exact)(*(tensor.detach() for tensor in exact)) if grads else exact
         unit = units.analytic(kept, call.tensors["value"], dtype)
         found = {"out": Bound(kept.out, unit, units.ANALYTIC_GATE, "analytic units")}

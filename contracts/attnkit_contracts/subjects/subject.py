@@ -30,7 +30,7 @@ from attnkit_contracts.judging.outputs import (
     same_bits,
     worst,
 )
-from attnkit_contracts.subjects.target import Reading, dtype_of, offered
+from attnkit_contracts.subjects.target import RIGHTLY, Reading, dtype_of, offered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -99,6 +99,11 @@ class Subject:
     def is_defined(self) -> bool:
         """Whether its definition is the truth; a layer's own float64 is not."""
         return True
+
+    @property
+    def steps(self) -> Any:
+        """The steps of its definition, of which a mistake replaces one; None if it has none."""
+        return None
 
     @property
     def mistakes(self) -> tuple[Mistake[Any], ...]:
@@ -218,35 +223,28 @@ class Subject:
         return None
 
     def bounds(
-        self,
-        call: Call,
-        grads: Mapping[str, Tensor] | None = None,
-        *,
-        probes: int | None = None,
-        reading: Reading | None = None,
+        self, call: Call, grads: Mapping[str, Tensor] | None = None, how: Reading = RIGHTLY
     ) -> dict[str, Bound]:
         """Return the definition's answers, shaped as those of `answers`, and their units.
 
         Args:
             call: What it is given.
             grads: Gradients of outputs, by name; none for the outputs alone.
-            probes: How many disturbed evaluations a unit is estimated from.
-            reading: By which definition, other than the one that checks compare with.
+            how: By which definition, and how finely.
         """
-        rules, _, dtype = reading or Reading()
         return probed(
-            self.definition(call, rules),
+            self.definition(call, how.rules),
             {**call.tensors, **self.weights()},
-            dtype or self.dtype,
+            how.dtype or self.dtype,
             grads=grads,
-            probes=probes,
+            probes=how.probes,
             together=self.treats_alike,
         )
 
     def bound(self, call: Call, probes: int = units.PROBES) -> Bound:
         """Return the definition's output of a call, and its unit."""
-        what = f"output, with {probes} probes"
-        return self._kept(what, call, ask=lambda: self.bounds(call, probes=probes)["out"])
+        what, how = f"output, with {probes} probes", Reading(probes=probes)
+        return self._kept(what, call, ask=lambda: self.bounds(call, how=how)["out"])
 
     def gradient_bounds(self, call: Call, grad_out: Tensor) -> dict[str, Bound]:
         """Return the definition's gradient of every tensor of a call, and its unit."""

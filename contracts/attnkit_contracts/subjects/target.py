@@ -48,17 +48,23 @@ class Target:
 
 
 class Reading(NamedTuple):
-    """How a call is read by who looks for a mistake in it.
+    """By which definition a call is judged, and how finely.
 
     Attributes:
-        rules: The steps of a mistaken definition; None for the right one.
+        rules: The steps of a definition, `Subject.steps` or those of a mistake; None for what
+            checks compare with.
         kept: (B, H, L, S), which probabilities dropout kept; None without dropout.
         dtype: Whose roundoff is allowed; None for the subject's.
+        probes: How many disturbed evaluations a unit is estimated from; None for what is usual.
     """
 
     rules: Any = None
     kept: Tensor | None = None
     dtype: torch.dtype | None = None
+    probes: int | None = None
+
+
+RIGHTLY = Reading()
 
 
 class Written(NamedTuple):

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit import precision
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import Measured, check
-from attnkit_contracts.judging.outputs import agree, must_differ, part, worst
+from attnkit_contracts.judging.outputs import agree, must_differ, part, relative_error, worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -112,14 +111,4 @@ def closed_forms(subject: SoftmaxOperation, terms: str) -> Measured:
         call, sink = call.given(sinks=sinks), math.exp(1.25)
     mass = first * math.exp(logit)
     wanted = mass / (mass + keys - first + sink)
-    return relative(subject, subject(call)[:, :, -1], wanted, 64, terms)
-
-
-def relative(
-    subject: SoftmaxOperation, got: torch.Tensor, wanted: float, terms: int, where: str
-) -> Measured:
-    """Measure a relative error in roundoffs: ``terms`` of the sums, four of the output."""
-    unit = terms * precision.accumulation(subject.dtype) + 4 * precision.roundoff(subject.dtype)
-    off = (got.double() - wanted).abs() / abs(wanted) / unit
-    value = float(off.max()) if off.isfinite().all() else float("inf")
-    return Measured(value, 1.0, f"of {unit:.3g} relative", where)
+    return relative_error(subject.dtype, subject(call)[:, :, -1], wanted, 64, terms)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit import precision
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.judging.outputs import (
     agree,
     exactly,
     must_differ,
     part,
+    relative_error,
     worst,
 )
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "A1.batch_independence",
     "Other values in sample b' leave the output of sample b as it is, to the bit, and "
     "F(x_b alone) = F(x)_b.",
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
 )
 def batch_independence(subject: Subject) -> Measured:
     """Disturb one of three samples at a time, and call each alone; needs no mask per sample."""
@@ -119,20 +119,9 @@ def temperature(subject: SoftmaxOperation) -> Measured:
         call = call if scale is None else call.saying(scale=scale)
         c = width**-0.5 if scale is None else scale
         mass = first * math.exp(2 * c)
-        found.append(
-            _relative(
-                subject, subject(call)[:, :, -1], mass / (mass + keys - first), 64, f"scale={scale}"
-            )
-        )
+        got, wanted = subject(call)[:, :, -1], mass / (mass + keys - first)
+        found.append(relative_error(subject.dtype, got, wanted, 64, f"scale={scale}"))
     return worst(found)
-
-
-def _relative(subject: Subject, got: Tensor, wanted: float, terms: int, where: str) -> Measured:
-    """Measure a relative error in roundoffs: ``terms`` of the sums, four of the output."""
-    unit = terms * precision.accumulation(subject.dtype) + 4 * precision.roundoff(subject.dtype)
-    off = (got.double() - wanted).abs() / abs(wanted) / unit
-    value = float(off.max()) if off.isfinite().all() else float("inf")
-    return Measured(value, 1.0, f"of {unit:.3g} relative", where)
 
 
 @check(
@@ -153,7 +142,7 @@ def row_sums(subject: SoftmaxOperation) -> Measured:
         if not sees.any():
             raise InconclusiveError("no row sees a key")
         rows = subject(call)[sees]
-        found.append(_relative(subject, rows, 1.0, 8 + length, f"L=S={length}"))
+        found.append(relative_error(subject.dtype, rows, 1.0, 8 + length, f"L=S={length}"))
     return worst(found)
 
 

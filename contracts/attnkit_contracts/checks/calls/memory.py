@@ -9,15 +9,15 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import Level, Measured, SkippedEnvError, check
+from attnkit_contracts.catalogue import ANYWHERE, Measured, SkippedEnvError, check
 from attnkit_contracts.inputs.calls import mask_part, normal
 from attnkit_contracts.instruments.poison_and_meters import Poisoned
 from attnkit_contracts.judging.outputs import (
     agree,
     exactly,
     gradients,
-    named_gradients,
     near,
+    received,
     same_bits,
     worst,
 )
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.subject import Subject
-
-ANYWHERE: tuple[Level, ...] = ("operation", "layer")
 
 BEYOND_INT32 = 2**31
 """An offset, in elements, that 32 bits with a sign do not hold."""
@@ -94,9 +92,7 @@ def grad_out_strides(subject: Subject) -> Measured:
     drawn = subject.cast(normal(subject.random("S6 grad"), *out.shape))
 
     def backward(grad_out: Tensor) -> dict[str, Tensor]:
-        inputs = list(leaves.tensors.values())
-        found = torch.autograd.grad(out, inputs, grad_out, retain_graph=True, allow_unused=True)
-        return named_gradients(leaves.tensors, found)
+        return received(out, leaves.tensors, grad_out, again=True)
 
     found = []
     for what, view in _grad_outs(drawn):

@@ -13,7 +13,7 @@ import attnkit
 from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Sizes
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, MaskPart
-from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs.calls import mask_part, normal
 from attnkit_contracts.judging.outputs import exactly, must_be_finite, must_differ, same_bits
 from attnkit_contracts.subjects.target import dtype_of
@@ -197,7 +197,7 @@ def decays(subject: RecurrenceOperation, decay: str) -> Measured:
 @check(
     "S10.masks",
     "Every part of a mask that is promised changes the output, every other is refused.",
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     families=("softmax", "recurrence", "mixer"),
     cases=lambda _: [{"part": part} for part in ALL_MASK_PARTS],
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
 from attnkit_contracts.inputs import layouts
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
@@ -23,12 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from attnkit.promises import Promises
-    from attnkit_contracts.catalogue import Level
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.subject import Subject
-
-ANYWHERE: tuple[Level, ...] = ("operation", "layer")
 
 
 @check(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit.errors import UnsupportedError
-from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
 from attnkit_contracts.inputs import layouts
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.instruments.process_state import changes, process_state, unusual
@@ -24,13 +24,10 @@ from attnkit_contracts.judging.outputs import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from attnkit_contracts.catalogue import Level
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.inputs.layouts import Layout
     from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.subject import Subject
-
-ANYWHERE: tuple[Level, ...] = ("operation", "layer")
 
 MODES = {
     "inference_mode": torch.inference_mode,

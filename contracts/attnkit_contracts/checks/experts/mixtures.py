@@ -9,7 +9,7 @@ import torch
 
 import attnkit
 from attnkit.errors import ConfigError, UnsupportedError
-from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.checks.experts.router import gradient_errors
 from attnkit_contracts.judging.outputs import exactly, gradient_of, near, probed, worst
 
@@ -38,7 +38,7 @@ TOKENS = 200
     "With a capacity, an expert serves the first ceil(factor n k / E) that chose it of a sample's "
     "n real tokens, and no others; a layer without capacity refuses one by name.",
     families=("feedforward",),
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     verdict="R",
 )
 def capacity(subject: MixtureLayer) -> Measured:
@@ -175,7 +175,7 @@ def _options(_: Promises) -> Iterator[Mapping[str, Any]]:
     "r <= gate and r_grad <= gate for 1, 3 and all of 4 and 32 experts per token, gates "
     "renormalised or not, tokens spread over the experts or all sent to the same ones.",
     families=("feedforward",),
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     fields=("num_experts", "top_k", "renormalise"),
     cases=_options,
     tier="standard",

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 
 import attnkit
-from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
     agree,
     exactly,
     gradient_of,
     must_be_finite,
-    named_gradients,
     near,
     part,
+    received,
     worst,
 )
 from attnkit_contracts.subjects.mixtures import EXPERTS
@@ -47,7 +47,7 @@ def gradient_errors(subject: MixtureLayer, call: Call, where: str = "") -> list[
     "r = |y - y*| / unit <= gate against sum_k gate_k E_k(x), expert by expert in float64; so all "
     "implementations agree.",
     families=("feedforward",),
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     verdict="R",
 )
 def mixture(subject: MixtureLayer) -> Measured:
@@ -63,7 +63,7 @@ def mixture(subject: MixtureLayer) -> Measured:
     "N2.mixture",
     "r_grad <= gate for the gradients of the input, the router and the experts.",
     families=("feedforward",),
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
     verdict="R",
 )
@@ -76,7 +76,7 @@ def mixture_backward(subject: MixtureLayer) -> Measured:
     "F1.expert_permutation",
     "Renumbering the experts, router and weights alike, leaves y as it is.",
     families=("feedforward",),
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     verdict="R",
 )
 def expert_permutation(subject: MixtureLayer) -> Measured:
@@ -93,7 +93,7 @@ def expert_permutation(subject: MixtureLayer) -> Measured:
     "F2.empty_experts",
     "An expert without tokens is legal, moves nothing, and gets a gradient of exactly zero.",
     families=("feedforward",),
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
 )
 def empty_experts(subject: MixtureLayer) -> Measured:
@@ -102,16 +102,15 @@ def empty_experts(subject: MixtureLayer) -> Measured:
     weights = subject.expert_weights()
     y = subject(call)
     grad_out = subject.cast(normal(subject.random("F2 grad"), *y.shape))
-    found = torch.autograd.grad(y, list(weights.values()), grad_out, allow_unused=True)
-    received = named_gradients(weights, found)
-    must_be_finite(received, "gradients")
+    got = received(y, weights, grad_out)
+    must_be_finite(got, "gradients")
     logits = call.tensors["x"][0, 0].double() @ weights["router.weight"].double().T  # (E,)
     top_k = int(getattr(subject.config, "top_k", len(logits)))
     if top_k >= len(logits):
         raise InconclusiveError("every expert is chosen")
     unused = logits.argsort(descending=True)[top_k:]
     for name in EXPERTS[1:]:
-        if (received[name][unused] != 0).any():
+        if (got[name][unused] != 0).any():
             raise BrokenError(f"{name} of an expert without tokens gets a gradient")
     return exactly(0, "wrong gradients")
 
@@ -120,7 +119,7 @@ def empty_experts(subject: MixtureLayer) -> Measured:
     "F3.padding",
     "Padded tokens give exactly 0, real ones what they give without padding.",
     families=("feedforward",),
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=lambda promises: "padding" in promises.masks or promises.time == "L",
     verdict="R",
 )
@@ -144,7 +143,7 @@ def padding(subject: MixtureLayer) -> Measured:
     "F4.router_gradient",
     "The router gets a gradient that is not zero.",
     families=("feedforward",),
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
 )
 def router_gradient(subject: MixtureLayer) -> Measured:
@@ -153,8 +152,7 @@ def router_gradient(subject: MixtureLayer) -> Measured:
     router = subject.expert_weights()["router.weight"]
     y = subject(call)
     grad_out = subject.cast(normal(subject.random("F4 grad"), *y.shape))
-    found = torch.autograd.grad(y, [router], grad_out, allow_unused=True)
-    if not (named_gradients({"the router": router}, found)["the router"] != 0).any():
+    if not (received(y, {"the router": router}, grad_out)["the router"] != 0).any():
         raise BrokenError("the router gets no gradient: it would never learn")
     return exactly(0, "missing gradients")
 
@@ -163,7 +161,7 @@ def router_gradient(subject: MixtureLayer) -> Measured:
     "F5.tokens_apart",
     "The output of a token has a gradient of exactly zero to every other token.",
     families=("feedforward",),
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
 )
 def tokens_apart(subject: MixtureLayer) -> Measured:

@@ -8,13 +8,13 @@ import torch
 
 from attnkit.errors import UnsupportedError
 from attnkit.problem import LENGTH_CLASSES
-from attnkit_contracts.catalogue import BrokenError, Level, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
     agree,
     exactly,
     gradients,
-    named_gradients,
+    received,
     worst,
 )
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.subject import Subject
-
-ANYWHERE: tuple[Level, ...] = ("operation", "layer")
 
 BACKEND = "aot_eager"
 """Traces forward and backward as every backend does, and needs no C++ compiler."""
@@ -88,8 +86,7 @@ def compiled(subject: Subject) -> Measured:
         leaves = call.leaves()
         out = run(dict(leaves.tensors))
         grad_out = subject.cast(normal(subject.random("I1 grad"), *out.shape))
-        received = torch.autograd.grad(out, list(leaves.tensors.values()), grad_out)
-        got = named_gradients(leaves.tensors, received)
+        got = received(out, leaves.tensors, grad_out)
         wanted = gradients(subject, call, grad_out)
         found.append(subject.agree_gradients(call, grad_out, wanted, got, "compiled"))
     torch._dynamo.reset()

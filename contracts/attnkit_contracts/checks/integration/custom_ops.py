@@ -15,9 +15,9 @@ from torch.autograd.graph import _engine_run_backward
 from torch.utils._pytree import tree_map_only
 
 from attnkit_contracts.catalogue import (
+    ANYWHERE,
     BrokenError,
     InconclusiveError,
-    Level,
     Measured,
     check,
 )
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.subject import Subject
-
-ANYWHERE: tuple[Level, ...] = ("operation", "layer")
 
 
 @check(

@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit_contracts.catalogue import BrokenError, Level, Measured, SkippedEnvError, check
+from attnkit_contracts.catalogue import (
+    ANYWHERE,
+    BrokenError,
+    Measured,
+    SkippedEnvError,
+    check,
+)
 from attnkit_contracts.judging.outputs import agree, exactly, must_differ
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit_contracts.subjects.subject import Subject
-
-ANYWHERE: tuple[Level, ...] = ("operation", "layer")
 
 
 def need_gpus(subject: Subject, count: int) -> None:

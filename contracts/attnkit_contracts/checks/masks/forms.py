@@ -8,7 +8,7 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.checks.masks.visibility import expect_visible, telling_call, visible
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
@@ -42,7 +42,7 @@ COMPOSED: tuple[MaskPart, ...] = ("window", "documents", "dense")
     "M2.gradient_causality",
     "For every t: the gradient of output t to every later token is exactly 0, and to its own not.",
     families=("softmax", "recurrence", "mixer"),
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=lambda promises: promises.causal and promises.gradients,
 )
 def gradient_causality(subject: Subject) -> Measured:

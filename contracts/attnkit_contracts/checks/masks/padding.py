@@ -8,7 +8,7 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
 from attnkit_contracts.checks.masks.visibility import beside, masked_calls
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.inputs.calls import TIME_AXIS, normal
@@ -147,7 +147,7 @@ def _filled(subject: Subject, call: Call, where: Tensor, values: Tensor) -> Call
     "What padding holds, however large, NaN and inf included, does not move the outputs of real "
     "tokens or their gradients by one bit; of a foreign layer, NaN and inf if it promises "
     "stops_nan.",
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=lambda promises: "padding" in promises.masks,
 )
 def padding_content(subject: Subject) -> Measured:

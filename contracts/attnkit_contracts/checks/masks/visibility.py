@@ -9,7 +9,7 @@ import torch
 import attnkit
 from attnkit.masks.constructors import Sizes
 from attnkit.promises import ALL_MASK_PARTS
-from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs.calls import mask_part, normal
 from attnkit_contracts.judging.outputs import exactly, must_differ
 
@@ -33,7 +33,7 @@ a block shows in some block; cuts at the edges of blocks alone would hide it."""
     "M1.suffix_perturbation",
     "For every p: other finite values at tokens >= p leave the outputs before p as they are, "
     "to the bit.",
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=lambda promises: promises.causal,
 )
 def suffix_perturbation(subject: Subject) -> Measured:
@@ -216,7 +216,7 @@ def alignment(subject: SoftmaxOperation, queries: int, keys: int) -> Measured:
     "M11.documents",
     "Other values in one document leave the outputs of every other document as they are, to the "
     "bit.",
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=lambda promises: "documents" in promises.masks,
 )
 def documents(subject: Subject) -> Measured:

@@ -14,9 +14,9 @@ from attnkit_contracts.judging.outputs import (
     exactly,
     gradients,
     must_be_finite,
-    named_gradients,
     near,
     probed,
+    received,
     same_bits,
     worst,
 )
@@ -51,8 +51,7 @@ def autocast_operation(subject: Subject) -> Measured:
         out = subject(leaves)
         # torch's own products round to the dtype of autocast here, so these are not compared
         must_be_finite(gradients(subject, call, grad_out), "gradients of a pass under autocast")
-    found = torch.autograd.grad(out, list(leaves.tensors.values()), grad_out, allow_unused=True)
-    for name, gradient in named_gradients(leaves.tensors, found).items():
+    for name, gradient in received(out, leaves.tensors, grad_out).items():
         same_bits(wanted[name], gradient, f"the gradient of {name}, forward under autocast")
     return exactly(0, "different elements")
 
@@ -84,8 +83,8 @@ def autocast_layer(subject: LayerSubject) -> Measured:
             found.append(agree(limit, out, stepped, "autocast, in pieces"))
         if subject.promises.gradients:
             grad_out = normal(subject.random("N5 grad"), *out.shape)
-            received = gradients(subject, call, grad_out)
-            must_be_finite(received, "gradients under autocast")
-            if received["x"].dtype != torch.float32:
-                raise BrokenError(f"the gradient of x is {received['x'].dtype} under autocast")
+            got = gradients(subject, call, grad_out)
+            must_be_finite(got, "gradients under autocast")
+            if got["x"].dtype != torch.float32:
+                raise BrokenError(f"the gradient of x is {got['x'].dtype} under autocast")
     return worst(found)

@@ -16,8 +16,8 @@ from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import (
     Bound,
     exactly,
-    named_gradients,
     near,
+    received,
     same_bits,
     worst,
 )
@@ -276,10 +276,7 @@ def _dropped_gradients(
 ) -> Iterator[Measured]:
     """Measure the gradients against those of the definition that drops what the output shows."""
     grad_out = subject.cast(normal(subject.random("N6 grad"), *out.shape))
-    inputs = list(leaves.tensors.values())
-    got = named_gradients(
-        leaves.tensors, torch.autograd.grad(out, inputs, grad_out, allow_unused=True)
-    )
+    got = received(out, leaves.tensors, grad_out)
     doubled = call.map(lambda _, tensor: tensor.double().requires_grad_())
     value = doubled.tensors["value"]
     with torch.enable_grad():

@@ -8,15 +8,15 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from attnkit import precision
-from attnkit_contracts.catalogue import BrokenError, Level, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import (
     exactly,
     gradients,
     must_be_finite,
-    named_gradients,
     output_shape,
+    received,
     same_bits,
     worst,
 )
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.layers import LayerSubject
     from attnkit_contracts.subjects.subject import Subject
-
-ANYWHERE: tuple[Level, ...] = ("operation", "layer")
 
 
 @check(
@@ -103,8 +101,7 @@ def _gradients_of(
         out = subject(call.given(**leaves))
         if not out.requires_grad:
             raise BrokenError(f"no gradient where {', '.join(leaves)} alone require one")
-    found = torch.autograd.grad(out, list(leaves.values()), grad_out, allow_unused=True)
-    return named_gradients(leaves, found)
+    return received(out, leaves, grad_out)
 
 
 @check(
@@ -151,10 +148,8 @@ def recomputed(subject: Subject) -> Measured:
         out = checkpoint(run, *tensors, use_reentrant=False)
     same_bits(plain.detach(), out.detach(), "the output under checkpoint")
     grad_out = subject.cast(normal(subject.random("N4 grad"), *plain.shape))
-    without = torch.autograd.grad(plain, tensors, grad_out, allow_unused=True)
-    wanted = named_gradients(leaves.tensors, without)
-    got = torch.autograd.grad(out, tensors, grad_out, allow_unused=True)
-    for name, gradient in named_gradients(leaves.tensors, got).items():
+    wanted = received(plain, leaves.tensors, grad_out)
+    for name, gradient in received(out, leaves.tensors, grad_out).items():
         same_bits(wanted[name], gradient, f"the gradient of {name} under checkpoint")
     return exactly(0, "different elements")
 
@@ -173,10 +168,9 @@ def parameters(subject: LayerSubject) -> Measured:
     with torch.enable_grad():
         out = subject(call)
     grad_out = subject.cast(normal(subject.random("N4 grad"), *out.shape))
-    found = torch.autograd.grad(out, list(weights.values()), grad_out, allow_unused=True)
-    received = named_gradients(weights, found)
-    must_be_finite(received, "gradients of weights")
-    for name, gradient in received.items():
+    got = received(out, weights, grad_out)
+    must_be_finite(got, "gradients of weights")
+    for name, gradient in got.items():
         if gradient.dim() > 1 and not (gradient != 0).any():
             raise BrokenError(f"{name} gets a gradient of zero: it would never learn")
     return exactly(0, "weights without a gradient")

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnkit
-from attnkit_contracts.catalogue import InconclusiveError, Level, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, InconclusiveError, Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.instruments.poison_and_meters import Meter
 from attnkit_contracts.judging.outputs import worst
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.subject import Subject
-
-ANYWHERE: tuple[Level, ...] = ("operation", "layer")
 
 SHORT, LONG = 512, 1024
 """Lengths between which growth is measured: tiles of 64 to 256 have several of both."""

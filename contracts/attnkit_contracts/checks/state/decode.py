@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.judging.outputs import agree, near, part, worst
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @check(
     "T1.prefix",
     "F(x[:n]) = F(x)[:n] for every n: nothing depends on how many tokens follow.",
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     families=("softmax", "recurrence", "mixer"),
     applies=lambda promises: promises.causal,
     verdict="R",

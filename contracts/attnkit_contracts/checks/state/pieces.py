@@ -8,7 +8,7 @@ import torch
 
 import attnkit
 from attnkit.errors import StateError
-from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
     agree,
@@ -47,7 +47,7 @@ def _whole(subject: Subject) -> Call:
 @check(
     "T2.steps",
     "For every t: the step from the state after t tokens gives F(x)_t.",
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=_goes_stepwise,
     verdict="R",
 )
@@ -60,7 +60,7 @@ def steps(subject: Subject) -> Measured:
 @check(
     "T3.chunks",
     "For every partition of the tokens: F chunk by chunk = F.",
-    levels=("operation", "layer"),
+    levels=ANYWHERE,
     applies=_goes_stepwise,
     verdict="R",
 )
