@@ -1,4 +1,4 @@
-"""State space: the forms of the recurrence agree with each other and with the definition."""
+"""State space: its convolution, and its layer against that of transformers."""
 
 from __future__ import annotations
 
@@ -6,171 +6,126 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from recurrence_cases import STATE_SPACE, STATE_SPACE_LAYER, assert_close, draw
+from torch.nn.functional import conv1d
+from transformers import Mamba2Config
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 import attnkit
 from attnkit.errors import UnsupportedError
-from attnkit.masks.constructors import Sizes
-from attnkit_plugins.recurrence.state_space import VARIANT, StateSpaceOptions
+from attnkit.operations.recurrence_run import Layout
+from attnkit_plugins.recurrence.state_space import VARIANT
+from attnkit_plugins.recurrence.state_space.convolution import convolve
+from attnkit_plugins.recurrence.state_space.layer import StateSpaceLayer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAMES = ("reference", "recurrent", "chunked")
 
-
-def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def inputs(
-    length: int, groups: int = 2, *, strength: float = 1.0, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, ...]:
-    """Query (C), key (B), value (dt x), log_decay (dt A) and state."""
-    return (
-        draw(2, groups, length, 6, seed=1).to(dtype),
-        draw(2, groups, length, 6, seed=2).to(dtype),
-        draw(2, 4, length, 5, seed=3).to(dtype),
-        -strength * draw(2, 4, length, seed=4).abs().to(dtype),
-        draw(2, 4, 6, 5, seed=5).to(torch.promote_types(dtype, torch.float32)),
-    )
-
-
-def assert_close(got: Tensor, expected: Tensor, unit: torch.dtype) -> None:
-    # a sum of n products errs by up to n units of its terms' sizes, in practice by about sqrt(n);
-    # n is below 1000 here, and mistakes are 1e4 units and more
-    limit = 64 * torch.finfo(unit).eps * max(1.0, expected.double().abs().max().item())
-    torch.testing.assert_close(got.double(), expected.double(), rtol=0, atol=limit)
-
-
-def run(
-    given: tuple[Tensor, ...], name: str, chunk_size: int = 64, **arguments: Any
-) -> tuple[Tensor, Tensor]:
-    query, key, value, log_decay, state = given
-    return attnkit.recurrence(
-        query,
-        key,
-        value,
-        variant=VARIANT,
-        log_decay=log_decay,
-        initial_state=state,
-        options=StateSpaceOptions(chunk_size=chunk_size),
-        implementation=name,
-        **arguments,
-    )
-
-
-def gradients(given: tuple[Tensor, ...], name: str, chunk_size: int = 64) -> list[Tensor]:
-    leaves = tuple(tensor.clone().requires_grad_() for tensor in given)
-    out, state = run(leaves, name, chunk_size, scale=0.5)
-    loss = (out * draw(*out.shape, seed=8)).sum() + (state * draw(*state.shape, seed=9)).sum()
-    return list(torch.autograd.grad(loss, leaves))
-
-
-@pytest.mark.parametrize("chunk_size", [1, 3, 16, 64, 100])
-@pytest.mark.parametrize("length", [1, 7, 64, 150])
-def test_chunks_of_every_size_agree_with_the_reference(length: int, chunk_size: int) -> None:
-    given = inputs(length)
-    for got, expected in zip(
-        run(given, "chunked", chunk_size), run(given, "reference"), strict=True
-    ):
-        assert_close(got, expected, torch.float64)
-
-
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("name", ["recurrent", "chunked"])
-def test_gradients_agree_with_those_of_the_reference(name: str, groups: int) -> None:
-    given = inputs(23, groups)
-    for got, expected in zip(gradients(given, name, 5), gradients(given, "reference"), strict=True):
-        assert_close(got, expected, torch.float64)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("cut", [0, 1, 4, 22, 23])
-def test_a_sequence_cut_in_two_is_the_whole(name: str, cut: int) -> None:
-    *tokens, state = inputs(23)
-    whole, last = run((*tokens, state), name, 4)
-    first, middle = run((*(x[:, :, :cut] for x in tokens), state), name, 4)
-    second, end = run((*(x[:, :, cut:] for x in tokens), middle), name, 4)
-    assert_close(torch.cat((first, second), 2), whole, torch.float64)
-    assert_close(end, last, torch.float64)
-
-
-@pytest.mark.parametrize("name", ["recurrent", "chunked"])
-@pytest.mark.parametrize("strength", [1e-4, 30.0, 1e4])
-def test_weak_and_strong_decays_keep_full_precision(name: str, strength: float) -> None:
-    given = inputs(150, strength=strength, dtype=torch.float32)
-    # strong decays between weak ones: what comes after them must not lose digits
-    given[3][:, :, 1::2] *= 1e-3
-    wide = tuple(tensor.double() for tensor in given)
-    for got, expected in zip(run(given, name), run(wide, "reference"), strict=True):
-        assert_close(got, expected, torch.float32)
-    for got, expected in zip(gradients(given, name), gradients(wide, "reference"), strict=True):
-        assert_close(got, expected, torch.float32)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_decay_to_nothing_forgets_the_past(name: str) -> None:
-    query, key, value, log_decay, state = inputs(20)
-    log_decay[:, :, [0, 11]] = float("-inf")
-    given = (query, key, value, log_decay, state)
-    out, last = run(given, name, 8)
-    after = (*(x[:, :, 11:] for x in given[:4]), torch.zeros_like(state))
-    expected, expected_last = run(after, name, 8)
-    assert_close(out[:, :, 11:], expected, torch.float64)
-    assert_close(last, expected_last, torch.float64)
-    assert all(grad.isfinite().all() for grad in gradients(given, name, 8))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_lower_precision_rounds_the_output_and_nothing_else(name: str, dtype: torch.dtype) -> None:
-    given = inputs(50, dtype=dtype)
-    out, state = run(given, name, 16)
-    expected, expected_state = run(tuple(tensor.double() for tensor in given), "reference")
-    assert out.dtype == dtype
-    assert state.dtype == torch.float32
-    assert_close(state, expected_state, torch.float32)
-    # half a unit of the output's dtype, and the float32 sums
-    limit = torch.finfo(dtype).eps / 2 + 64 * torch.finfo(torch.float32).eps
-    assert ((out.double() - expected).abs() <= limit * expected.abs().max()).all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        ({"beta": torch.ones(2, 4, 5)}, "beta"),
-        ({"mask": attnkit.sliding_window(2)}, "sliding_window"),
-    ],
-)
-def test_what_it_does_not_promise_is_refused_by_name(arguments: Any, word: str) -> None:
-    with pytest.raises(UnsupportedError, match=word):
-        run(inputs(5), "auto", **arguments)
+def layer(dtype: torch.dtype = torch.float64, **options: Any) -> StateSpaceLayer:
+    built = STATE_SPACE_LAYER.layer(dtype, **options)
+    assert isinstance(built, StateSpaceLayer)
+    return built
 
 
 @pytest.mark.parametrize("log_decay", [None, -torch.ones(2, 4, 5, 6)])
 def test_a_call_without_one_decay_per_head_is_refused(log_decay: Tensor | None) -> None:
-    query, key, value, *_ = inputs(5)
+    query, key, value, *_ = STATE_SPACE.inputs(5)
     with pytest.raises(UnsupportedError, match="log_decay"):
         attnkit.recurrence(query, key, value, variant=VARIANT, log_decay=log_decay)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_inputs_and_the_initial_state_are_not_written_to(name: str) -> None:
-    given = inputs(9)
-    before = [tensor.clone() for tensor in given]
-    _, state = run(given, name, 4)
-    state.zero_()
-    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))
+# the convolution
 
 
-@pytest.mark.parametrize("mask", [attnkit.padding([9, 4]), attnkit.left_padding([0, 5])])
-@pytest.mark.parametrize("name", NAMES)
-def test_padding_leaves_the_state_as_it_was(name: str, mask: attnkit.Mask) -> None:
-    *tokens, state = inputs(9)
-    keep = mask.to_bool(Sizes(2, 1, 9, 9), state.device)[:, 0, 0]  # (B, L)
-    out, last = run((*tokens, state), name, mask=mask)
-    for b in range(2):
-        alone = (*(x[b : b + 1, :, keep[b]] for x in tokens), state[b : b + 1])
-        expected, expected_last = run(alone, name)
-        assert_close(out[b : b + 1, :, keep[b]], expected, torch.float64)
-        assert_close(last[b : b + 1], expected_last, torch.float64)
+@pytest.mark.parametrize("taps", [1, 2, 4])
+def test_the_convolution_is_the_causal_one_of_torch(taps: int) -> None:
+    x, weight, bias = draw(2, 7, 3, seed=1), draw(3, taps, seed=2), draw(3, seed=3)
+    past = torch.zeros(2, 3, taps - 1, dtype=x.dtype)
+    y, _ = convolve(x, past, weight, bias, Layout(None, None))
+    expected = conv1d(x.mT, weight[:, None], bias, padding=taps - 1, groups=3)[..., :7].mT
+    assert_close(y, expected, torch.float64)
+
+
+# the layer
+
+
+def oracle(built: StateSpaceLayer) -> Mamba2Mixer:
+    """Return the mixer of transformers with the same weights."""
+    config = Mamba2Config(
+        hidden_size=12,
+        num_heads=4,
+        head_dim=6,
+        state_size=5,
+        n_groups=2,
+        expand=2,
+        conv_kernel=4,
+        chunk_size=8,
+        num_hidden_layers=1,
+        layer_norm_epsilon=1e-5,
+    )
+    mixer = Mamba2Mixer(config, 0)
+    weights = built.state_dict()
+    weights["conv1d.weight"] = weights.pop("conv_weight")[:, None]
+    weights["conv1d.bias"] = weights.pop("conv_bias")
+    weights["norm.weight"] = weights.pop("norm_weight")
+    mixer.load_state_dict(weights)
+    return mixer.eval()
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 21])
+def test_the_layer_is_that_of_transformers(length: int) -> None:
+    built, x = layer(torch.float32), draw(2, length, 12, seed=5, dtype=torch.float32)
+    assert_close(built(x), oracle(built)(x), torch.float32)
+
+
+def test_gradients_are_those_of_transformers() -> None:
+    built, x = layer(torch.float32), draw(2, 9, 12, seed=5, dtype=torch.float32)
+    mixer = oracle(built)
+    weight = draw(2, 9, 12, seed=6, dtype=torch.float32)
+    (built(x) * weight).sum().backward()
+    (mixer(x) * weight).sum().backward()
+    for name in ("in_proj.weight", "A_log", "dt_bias", "D", "out_proj.weight"):
+        got, expected = built.get_parameter(name).grad, mixer.get_parameter(name).grad
+        assert got is not None
+        assert expected is not None
+        assert_close(got, expected, torch.float32)
+
+
+def test_left_padding_is_that_of_transformers() -> None:
+    built, x = layer(torch.float32), draw(2, 9, 12, seed=5, dtype=torch.float32)
+    real = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
+    y = built(x, mask=attnkit.left_padding([0, 4]))
+    expected = oracle(built)(x, attention_mask=real)
+    assert_close(y[0], expected[0], torch.float32)
+    assert_close(y[1, 4:], expected[1, 4:], torch.float32)
+
+
+@pytest.mark.parametrize("lengths", [[9, 5], [9, 1], [9, 0]])
+def test_right_padding_leaves_the_whole_state_as_it_was(lengths: list[int]) -> None:
+    built, x = layer(projection_bias=True), draw(2, 9, 12, seed=5)
+    _, before = built(draw(2, 3, 12, seed=6), state=built.init_state(2))
+    mask = attnkit.padding([3 + count for count in lengths])
+    _, state = built(x, state=before, mask=mask)
+    for b, count in enumerate(lengths):
+        alone = before.reorder(torch.tensor([b]))
+        _, expected = built(x[b : b + 1, :count], state=alone)
+        assert_close(state.memory[b], expected.memory[0], torch.float64)
+        assert_close(state.inputs[b], expected.inputs[0], torch.float64)
+
+
+def test_autocast_computes_in_half_precision_and_keeps_a_float32_state() -> None:
+    built, x = layer(torch.float32), draw(2, 5, 12, seed=5, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = built(x, state=built.init_state(2))
+        y_next, _ = built(x, state=state)
+    assert y.isfinite().all()
+    assert y_next.isfinite().all()
+    assert state.memory.dtype == torch.float32
+
+
+def test_a_new_layer_has_decays_and_steps_in_the_ranges_of_mamba_2() -> None:
+    built = layer(torch.float32, num_heads=12)
+    a, dt = built.A_log.exp(), torch.nn.functional.softplus(built.dt_bias)
+    assert ((a >= 1) & (a <= 16)).all()
+    assert ((dt > 0.00099) & (dt < 0.101)).all()
