@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -290,11 +291,13 @@ def whereabouts(variant: Variant) -> Written | None:
             lines = [f"from attnkit_contracts import {door}", "", f"VARIANT = {source}"]
             return Written(lines, "VARIANT", "VARIANT")
     for name, module in list(sys.modules.items()):
-        if name.startswith("_") or not _is_importable(name):
+        held = list(getattr(module, "__dict__", {}).items())
+        # by number: thousands of modules are asked for every failure of a wrong variant
+        if id(variant) not in map(id, map(itemgetter(1), held)) or name.startswith("_"):
             continue
-        for attribute, value in list(vars(module).items()):
-            if value is variant:
-                return Written([f"from {name} import {attribute}"], attribute, attribute)
+        if _is_importable(name):
+            attribute = next(attribute for attribute, value in held if value is variant)
+            return Written([f"from {name} import {attribute}"], attribute, attribute)
     return None
 
 
