@@ -148,6 +148,7 @@ class Check:
             which every report that has the check is tried on; for ours, see the tests.
         plugins_only: Whether it is about how a plugin is declared, which shows nothing of a layer
             that was given to `attnkit_contracts.adapt_layer`.
+        measures_time: Whether nothing else may run beside it.
     """
 
     id: str = field(kw_only=False)
@@ -166,6 +167,7 @@ class Check:
     advisory: str = ""
     catches: Callable[[], Iterable[Variant]] = field(default=tuple)
     plugins_only: bool = False
+    measures_time: bool = False
 
     def __call__(self, function: Callable[..., Measured]) -> Check:
         """Return the check that a function makes of this."""

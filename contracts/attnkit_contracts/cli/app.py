@@ -32,6 +32,9 @@ def check(
             help="An implementation; left out, all; repeatable.", rich_help_panel=Suite.PANEL
         ),
     ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes to run it in.", rich_help_panel=Suite.PANEL)
+    ] = 1,
     suite: Suite,
     reports: Reports,
 ) -> None:
@@ -40,7 +43,7 @@ def check(
         if ":" in name:
             fail(f"{name!r} is no variant; code that is no plugin is for: attnkit judge {name}")
     reports.check(len(names or ()))
-    conclude(names or (), implementation, suite, reports)
+    conclude(names or (), implementation, suite, reports, jobs=jobs)
 
 
 @app.command()

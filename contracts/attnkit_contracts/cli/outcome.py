@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 
 
 def conclude(
-    names: Sequence[str], implementations: list[str] | None, suite: Suite, reports: Reports
+    names: Sequence[str],
+    implementations: list[str] | None,
+    suite: Suite,
+    reports: Reports,
+    *,
+    jobs: int = 1,
 ) -> None:
     """Run the suite, print and write what is asked for, and end with 1 if anything is red."""
     from attnkit_contracts.reports.expectations import read_expected
     from attnkit_contracts.reports.formats import FORMATS
 
     known = read_expected(reports.expected_failures) if reports.expected_failures else ()
-    report = _checked(names, implementations, suite, known)
+    report = _checked(names, implementations, suite, known, jobs)
     files = reports.files()
     for suffix, path in files.items():
         _write(path, FORMATS[suffix](report))
@@ -44,6 +49,7 @@ def _checked(
     implementations: list[str] | None,
     suite: Suite,
     known: tuple[ExpectedFailure, ...],
+    jobs: int,
 ) -> Report:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -65,6 +71,7 @@ def _checked(
             implementations=implementations,
             progress=advance,
             expected_failures=known,
+            jobs=jobs,
             **vars(suite),
         )
 

@@ -46,6 +46,11 @@ class Instance:
         said = ",".join(f"{name}={value}" for name, value in self.params.items())
         return f"{self.target}/{self.check.id}" + (f"[{said}]" if said else "")
 
+    @property
+    def is_installed(self) -> bool:
+        """Whether another process finds its variant by name."""
+        return _entry(self.target.variant)[0] != SESSION
+
     def run(self, *, explain: bool = True, hint: Diagnosis | None = None) -> Record:
         """Run it; whatever happens is in the record.
 

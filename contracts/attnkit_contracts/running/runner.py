@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import platform
-from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from attnkit.errors import ArgumentError
 from attnkit.registry import registry
 from attnkit_contracts.catalogue import version
-from attnkit_contracts.reports.diagnosis import Diagnosis
 from attnkit_contracts.reports.expectations import by_id
 from attnkit_contracts.reports.records import EXECUTED, Header, Record, Report
+from attnkit_contracts.running.execution import run_in
 from attnkit_contracts.running.plan import broken_names, must_exist, plan, resolved
 from attnkit_contracts.running.proofs import of_extensions, prove
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from attnkit.interface import Variant
     from attnkit_contracts.catalogue import Tier
     from attnkit_contracts.reports.expectations import ExpectedFailure, Given
     from attnkit_contracts.running.instance import Instance
-
-EXPLAINED = 12
-"""How many failures of one subject are looked into that turn out to have no name."""
 
 
 def check(
@@ -38,6 +34,7 @@ def check(
     explain: bool = True,
     progress: Callable[[Record], None] | None = None,
     expected_failures: Given | None = None,
+    jobs: int = 1,
 ) -> Report:
     """Check variants: every promise they make, and the refusal of every one they do not.
 
@@ -50,9 +47,12 @@ def check(
         seed: Of all random numbers.
         explain: Look into failures: which named mistake, which smallest call. Of one subject,
             until `EXPLAINED` have no name.
-        progress: Called with every record.
+        progress: Called with every record, in the order in which they come.
         expected_failures: `ExpectedFailure` values, or reasons by instance id. A failure
             becomes ``xfail``; one that passes becomes ``xpass``, which is red: take it off.
+        jobs: How many processes run it; the report is the same. The others import what is
+            installed: a script that asks for more than one keeps its own calls below
+            ``if __name__ == "__main__"``.
 
     Raises:
         UnknownVariantError: No variant has such a name.
@@ -70,21 +70,16 @@ def check(
     )
     expected = by_id(expected_failures)
     must_exist(expected, instances)
-    records: list[Record] = []
-    found: dict[str, list[Diagnosis]] = defaultdict(list)
+    found: dict[str, Record] = {}
     with _known_by_name(asked):
-        for instance in instances:
-            before = found[str(instance.target)]
-            record = _run(instance, before) if explain else instance.run(explain=False)
-            record = _expected(record, expected)
-            records.append(record)
-            if record.diagnosis:
-                before.append(record.diagnosis)
+        records = run_in(jobs, instances, explain=explain, tier=tier, device=device, seed=seed)
+        for record in records:
+            found[record.id] = _expected(record, expected)
             if progress is not None:
-                progress(record)
+                progress(found[record.id])
     return report_of(
         instances,
-        tuple(records),
+        tuple(found[each.id] for each in instances),
         asked=tuple(variant.name for variant in asked) + (() if variants else broken_names()),
         tier=tier,
         device=device,
@@ -101,17 +96,6 @@ def _known_by_name(variants: tuple[Variant, ...]) -> Iterator[None]:
             if variant.name not in known.names():
                 stack.enter_context(known.register(variant))
         yield
-
-
-def _run(instance: Instance, before: Sequence[Diagnosis]) -> Record:
-    """Run an instance; of a failure, look for what explained those of its subject before it."""
-    unnamed = sum(not each.is_named for each in before)
-    hint = next((each for each in reversed(before) if each.is_named), None)
-    record = instance.run(explain=unnamed < EXPLAINED, hint=hint)
-    if record.diagnosis or not record.reason or record.status not in ("failed", "error"):
-        return record
-    told = f"not looked into: {EXPLAINED} before it had no name; run this instance alone"
-    return record.model_copy(update={"diagnosis": Diagnosis(seen=told)})
 
 
 def _expected(record: Record, expected: Mapping[str, ExpectedFailure]) -> Record:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     cases=lambda promises: ({"claim": str(claim)} for claim in promises.speed),
     tier="full",
     verdict="S",
+    measures_time=True,
 )
 def speed(subject: Subject, claim: str) -> Measured:
     """Verify, time, and verify again."""
