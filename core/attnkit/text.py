@@ -25,9 +25,18 @@ def _split(row: Sequence[str]) -> Iterable[Sequence[str]]:
         yield [cell[number] if number < len(cell) else "" for cell in cells]
 
 
-def described(value: object) -> str:
+def kind_of(value: object) -> str:
     """Say what kind of thing a plugin gave, without printing the thing itself."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     kind = type(value).__name__
     return f"{kind} {value!r}" if isinstance(value, (str, int, float)) else kind
+
+
+def described(value: object) -> str:
+    """Say what a call was given: shape and dtype of a tensor, the repr of anything else."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return repr(value)

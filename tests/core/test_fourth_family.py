@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import torch
@@ -12,78 +13,17 @@ import attnkit
 from attnkit.choice.front import choose
 from attnkit.errors import ArgumentError, DuplicateVariantError, SwapRefusedError, UnsupportedError
 from attnkit.families import Family
-from attnkit.interface import LayerConfig
-from attnkit.problem import Problem
 from attnkit.registry.registry import default
+
+sys.path.insert(0, str(Path(__file__).with_name("distributions") / "acme-ranking"))
+
+from acme_ranking import BY_SUM
+from acme_ranking.family import RANKING, RankingProblem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class RankingProblem(Problem):
-    """A call that ranks tokens; ``margin`` asks for more than an implementation may have."""
-
-    family: str = "ranking"
-    margin: bool = False
-
-    def wants(self) -> dict[str, bool]:
-        return {"margin": self.margin, **super().wants()}
-
-
-class RankingPromises(attnkit.Promises):
-    margin: bool = False
-
-
-def rank(x: Tensor, *, margin: float) -> Tensor:
-    """(B, L, D) to the ranks of its tokens, (B, L)."""
-    return x.sum(-1).argsort(1)
-
-
-class RankingLayer(torch.nn.Module):
-    def __init__(self, config: LayerConfig, **_: Any) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(self, x: Tensor, *, mask: Any = None) -> Tensor:
-        return x.softmax(1)
-
-
-def call(function: Any, variant: attnkit.Variant, problem: RankingProblem) -> None:
-    function(torch.ones(1, problem.query_length, 4), margin=0.0)
-
-
-RANKING = Family(
-    name="ranking",
-    summary="tokens put in order",
-    door="acme.rank",
-    problem=RankingProblem,
-    promises=RankingPromises,
-    operation=True,
-    first_call=call,
-)
-PROMISES = RankingPromises(dtypes=("float32",), devices=("cpu",), bidirectional=True)
-BY_SUM = attnkit.Variant(
-    name="acme_by_sum",
-    family="ranking",
-    summary="Ranks by the sum of a token.",
-    source="none",
-    relation="different",
-    promises=PROMISES,
-    config=LayerConfig,
-    layer=RankingLayer,
-    implementations=(
-        attnkit.Implementation(
-            name="reference",
-            function=rank,
-            summary="argsort",
-            promises=PROMISES,
-            cost=lambda _: 1.0,
-        ),
-    ),
-)
 CALL = RankingProblem(device="cpu", dtype="float32", query_length=8)
 
 
@@ -133,6 +73,28 @@ def test_a_swap_refuses_it_by_name_until_it_says_how_its_variants_stand() -> Non
 @pytest.mark.usefixtures("ranking")
 def test_its_layer_is_created_by_name() -> None:
     assert attnkit.create("acme_by_sum", embed_dim=4)(torch.randn(1, 3, 4)).shape == (1, 3, 4)
+
+
+class Environment(Protocol):
+    """The fixture ``strangers``, see `conftest.py`."""
+
+    def run(self, code: str, **variables: str) -> Any: ...
+
+
+def test_installed_it_is_found_by_its_hook_listed_and_checked_by_the_suite(
+    strangers: Environment,
+) -> None:
+    found = strangers.run(
+        "import attnkit, attnkit_contracts\n"
+        "report = attnkit_contracts.check('acme_by_sum', dtypes=['float32'])\n"
+        "(row,) = [row for row in attnkit.list_variants() if row.name == 'acme_by_sum']\n"
+        "show({'cells': row.cells()[:4], 'passed': report.passed, 'counts': report.counts(),\n"
+        "      'red': [each.id + each.reason for each in report.failures()]})"
+    )
+    assert found["cells"] == ["acme_by_sum", "ranking", "acme-ranking 1.0", "different"]
+    assert found["red"] == []
+    assert found["passed"]
+    assert found["counts"]["passed"] > 20
 
 
 @pytest.mark.usefixtures("ranking")

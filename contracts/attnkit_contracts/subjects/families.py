@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from attnkit.errors import ArgumentError
 from attnkit.interface import load
 from attnkit.registry.registry import default
-from attnkit.text import described
+from attnkit.text import kind_of
 from attnkit_contracts.subjects.layers import LayerSubject, MixerLayer, RecurrenceLayer
 from attnkit_contracts.subjects.mixtures import MixtureLayer
 from attnkit_contracts.subjects.recurrence import RecurrenceOperation
@@ -64,6 +64,6 @@ def suite_family(variant: Variant) -> SuiteFamily:
     if not isinstance(found, SuiteFamily):
         raise ArgumentError(
             f"family {variant.family!r}: suite must be an attnkit_contracts.SuiteFamily, "
-            f"got {described(found)}"
+            f"got {kind_of(found)}"
         )
     return found

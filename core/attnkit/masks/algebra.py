@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attnkit.errors import MaskError
+from attnkit.text import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -312,12 +313,3 @@ def _check_is_mask(other: object, operator: str) -> None:
             f"{operator} takes two masks, got {described(other)}; "
             "wrap a bool tensor as attnkit.dense(tensor)"
         )
-
-
-def described(given: object) -> str:
-    """Show a tensor as its shape and dtype, anything else as it is."""
-    import torch
-
-    if isinstance(given, torch.Tensor):
-        return f"{tuple(given.shape)} {str(given.dtype).removeprefix('torch.')}"
-    return repr(given)

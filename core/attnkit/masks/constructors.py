@@ -26,9 +26,9 @@ from attnkit.masks.algebra import (
     Or,
     Sizes,
     SlidingWindow,
-    described,
 )
 from attnkit.masks.tensors import Blocks, Dense, Documents, Padding, PrefixLM
+from attnkit.text import described
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

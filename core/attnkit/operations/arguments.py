@@ -16,6 +16,7 @@ from attnkit.errors import (
     StateError,
 )
 from attnkit.masks.constructors import Mask
+from attnkit.text import described
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,13 +31,6 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def dtype_name(dtype: torch.dtype) -> str:
     """Return ``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
-
-
-def described(given: object) -> str:
-    """Say what came: shape and dtype of a tensor, the repr of anything else."""
-    if isinstance(given, torch.Tensor):
-        return f"{tuple(given.shape)} {dtype_name(given.dtype)}"
-    return repr(given)
 
 
 def check_tensors(tensors: Mapping[str, object], *, rank: int, letters: str) -> None:

@@ -8,7 +8,7 @@ from attnkit.families import BUILT_IN, Family
 from attnkit.interface import Implementation, LayerConfig, Options, Variant
 from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import Promises, Relation
-from attnkit.text import described
+from attnkit.text import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ def complaint(variant: object, family_of: Callable[[str], Family | None]) -> str
         family_of: Finds a family by its name.
     """
     if not isinstance(variant, Variant):
-        return f"expected a Variant, got {described(variant)}"
+        return f"expected a Variant, got {kind_of(variant)}"
     return next(_complaints(variant, family_of), None)
 
 
@@ -38,7 +38,7 @@ def family_complaint(family: Family) -> str | None:
 def implementation_complaint(implementation: object) -> str | None:
     """Return the first thing wrong with an implementation, in words, or None."""
     if not isinstance(implementation, Implementation):
-        return f"expected an Implementation, got {described(implementation)}"
+        return f"expected an Implementation, got {kind_of(implementation)}"
     if not _is_name(implementation.name):
         return f"an implementation's name must be an {_NAME}, got {implementation.name!r}"
     wrong = next(_implementation_complaints(implementation), None)
@@ -59,18 +59,18 @@ def _complaints(variant: Variant, family_of: Callable[[str], Family | None]) -> 
         yield f"relation must be one of {_listed(get_args(Relation))}, got {variant.relation!r}"
     promises: object = variant.promises
     if not isinstance(promises, Promises):
-        yield f"promises must be Promises, got {described(promises)}"
+        yield f"promises must be Promises, got {kind_of(promises)}"
     else:
         yield from _strange_promises(family, "promises", promises)
     for field, base in (("config", LayerConfig), ("options", Options)):
         value = getattr(variant, field)
         if not (isinstance(value, type) and issubclass(value, base)):
-            yield f"{field} must be a subclass of {base.__name__}, got {described(value)}"
+            yield f"{field} must be a subclass of {base.__name__}, got {kind_of(value)}"
     yield from _placement_complaints(variant.placement)
     if not _is_reference(variant.layer):
-        yield f"layer must be {_REFERENCE}, got {described(variant.layer)}"
+        yield f"layer must be {_REFERENCE}, got {kind_of(variant.layer)}"
     if not _is_tuple(variant.implementations):
-        yield f"implementations must be a tuple, got {described(variant.implementations)}"
+        yield f"implementations must be a tuple, got {kind_of(variant.implementations)}"
     yield from filter(None, map(implementation_complaint, variant.implementations))
     for each in variant.implementations:
         yield from _strange_promises(family, f"promises of {each.name!r}", each.promises)
@@ -97,27 +97,27 @@ def _placement_complaints(placement: object) -> Iterator[str]:
     if placement is None:
         return
     if not isinstance(placement, Placement):
-        yield f"placement must be a Placement or None, got {described(placement)}"
+        yield f"placement must be a Placement or None, got {kind_of(placement)}"
         return
     if not _is_reference(placement.build):
-        yield f"placement.build must be {_REFERENCE}, got {described(placement.build)}"
+        yield f"placement.build must be {_REFERENCE}, got {kind_of(placement.build)}"
     options: object = placement.options
     if not (isinstance(options, type) and issubclass(options, SiteOptions)):
-        yield f"placement.options must be a subclass of SiteOptions, got {described(options)}"
+        yield f"placement.options must be a subclass of SiteOptions, got {kind_of(options)}"
 
 
 def _implementation_complaints(implementation: Implementation) -> Iterator[str]:
     if not _is_reference(implementation.function):
-        yield f"function must be {_REFERENCE}, got {described(implementation.function)}"
+        yield f"function must be {_REFERENCE}, got {kind_of(implementation.function)}"
     promises: object = implementation.promises
     if not isinstance(promises, Promises):
-        yield f"promises must be Promises, got {described(promises)}"
+        yield f"promises must be Promises, got {kind_of(promises)}"
     for field in ("cost", "refuses"):
         value = getattr(implementation, field)
         if not callable(value):
-            yield f"{field} must be a function of a Problem, got {described(value)}"
+            yield f"{field} must be a function of a Problem, got {kind_of(value)}"
     if not _is_tuple(implementation.packages):
-        yield f"packages must be a tuple of names, got {described(implementation.packages)}"
+        yield f"packages must be a tuple of names, got {kind_of(implementation.packages)}"
 
 
 _NAME = "identifier other than 'auto'"

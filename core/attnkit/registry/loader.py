@@ -20,7 +20,7 @@ from attnkit.families import Family
 from attnkit.hookspecs import VARIANT_GROUP, api_version
 from attnkit.interface import Implementation, Variant
 from attnkit.registry.declarations import complaint, family_complaint, implementation_complaint
-from attnkit.text import described
+from attnkit.text import kind_of
 from attnkit.versions import version_of
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def read_variants(answer: object) -> tuple[Variant, ...]:
 def read_implementations(answer: object) -> dict[str, tuple[Implementation, ...]]:
     """Read the answer to `attnkit_implementations`."""
     if not isinstance(answer, Mapping):
-        raise Fault(f"{described(answer)}, not a mapping of variant names to implementations")
+        raise Fault(f"{kind_of(answer)}, not a mapping of variant names to implementations")
     added = {str(name): _each(values, Implementation) for name, values in answer.items()}
     for name, implementations in added.items():
         for implementation in implementations:
@@ -139,7 +139,7 @@ def read_items(answer: object) -> tuple[Any, ...]:
 def read_text(answer: object) -> str:
     """Read the answer to `attnkit_report_section`."""
     if not isinstance(answer, str):
-        raise Fault(f"{described(answer)}, not a str")
+        raise Fault(f"{kind_of(answer)}, not a str")
     return answer
 
 
@@ -164,7 +164,7 @@ def _check_contract(required: object) -> None:
     if required is None:
         return
     if not (isinstance(required, str) and re.fullmatch(r"\d+\.\d+", required)):
-        raise Fault(f"has an attnkit_api that is not 'MAJOR.MINOR': {described(required)}")
+        raise Fault(f"has an attnkit_api that is not 'MAJOR.MINOR': {kind_of(required)}")
     asked, here = (tuple(map(int, each.split("."))) for each in (required, api_version))
     if asked[0] != here[0] or asked > here:
         newer = "; a newer attnkit may have it" if asked > here else ""
@@ -176,11 +176,11 @@ def _check_contract(required: object) -> None:
 
 def _each(answer: object, kind: type[T]) -> tuple[T, ...]:
     if isinstance(answer, str) or not isinstance(answer, Iterable):
-        raise Fault(f"{described(answer)}, not an iterable")
+        raise Fault(f"{kind_of(answer)}, not an iterable")
     items = tuple(answer)
     for item in items:
         if not isinstance(item, kind):
-            raise Fault(f"{described(item)} among its items, each must be of type {kind.__name__}")
+            raise Fault(f"{kind_of(item)} among its items, each must be of type {kind.__name__}")
     return items
 
 
