@@ -60,7 +60,7 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.masks.reader": Module("from a mask tensor to a mask", "read_mask"),
         "attnkit.masks.recognition": Module("the structure of a dense mask", "lift lift_causal"),
         "attnkit.masks.tensors": Module("a mask whose tensor was not read", "Unread"),
-        "attnkit.layers": Module("the layer of softmax variants"),
+        "attnkit.layers": Module("layers, and what they share"),
         "attnkit.layers.heads": Module(
             "the geometry of heads", "GroupedHeadsConfig HeadsConfig check_multiple"
         ),

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
-    from attnkit.layers.heads import GroupedHeadsConfig, HeadsConfig
-    from attnkit.layers.recurrent import RecurrentLayer
+    from attnkit.layers.heads import GroupedHeadsConfig, HeadsConfig, check_multiple
+    from attnkit.layers.recurrent import Past, RecurrentLayer, split_heads
     from attnkit.layers.softmax import SoftmaxLayer, drop_first
     from attnkit.layers.softmax_config import SoftmaxConfig
 else:
     __getattr__, __dir__ = face(
         __name__,
         {
-            "attnkit.layers.heads": "GroupedHeadsConfig HeadsConfig",
-            "attnkit.layers.recurrent": "RecurrentLayer",
+            "attnkit.layers.heads": "GroupedHeadsConfig HeadsConfig check_multiple",
+            "attnkit.layers.recurrent": "Past RecurrentLayer split_heads",
             "attnkit.layers.softmax": "SoftmaxLayer drop_first",
             "attnkit.layers.softmax_config": "SoftmaxConfig",
         },
@@ -29,8 +29,11 @@ else:
 __all__ = [
     "GroupedHeadsConfig",
     "HeadsConfig",
+    "Past",
     "RecurrentLayer",
     "SoftmaxConfig",
     "SoftmaxLayer",
+    "check_multiple",
     "drop_first",
+    "split_heads",
 ]

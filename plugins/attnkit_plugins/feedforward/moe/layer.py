@@ -10,8 +10,7 @@ from torch import nn
 from attnkit.choice.front import choose
 from attnkit.errors import ShapeError, UnsupportedError
 from attnkit.hosts import parts
-from attnkit.masks.constructors import Padding, Sizes, full
-from attnkit.masks.padded_tokens import real_tokens, zero_padding
+from attnkit.masks import Padding, Sizes, full, real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens, dtype_name
 from attnkit.problem import FeedforwardProblem
 from attnkit.state import Stateless
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.interface import Variant
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks import Mask
     from attnkit_plugins.feedforward.moe import MoEConfig
 
 

@@ -25,7 +25,7 @@ from attnkit.kernels.implementations import (
     state_numbers,
     stepwise,
 )
-from attnkit.layers.heads import HeadsConfig, check_multiple
+from attnkit.layers import HeadsConfig, check_multiple
 from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import SpeedClaim
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import logsigmoid, silu
 
-from attnkit.layers.recurrent import Past, RecurrentLayer, split_heads
+from attnkit.layers import Past, RecurrentLayer, split_heads
 from attnkit_plugins.recurrence.gated_linear import GatedLinearOptions
 
 if TYPE_CHECKING:

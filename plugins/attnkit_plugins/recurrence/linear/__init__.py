@@ -28,7 +28,7 @@ from attnkit.kernels.implementations import (
     state_numbers,
     stepwise,
 )
-from attnkit.layers.heads import GroupedHeadsConfig
+from attnkit.layers import GroupedHeadsConfig
 from attnkit.placements import Placement, SiteOptions
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from attnkit.layers.recurrent import Past, RecurrentLayer, split_heads
+from attnkit.layers import Past, RecurrentLayer, split_heads
 from attnkit_plugins.recurrence.linear import LinearOptions
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from attnkit.kernels.implementations import (
     state_numbers,
     stepwise,
 )
-from attnkit.layers.heads import check_multiple
+from attnkit.layers import check_multiple
 from attnkit.placements import Placement, SiteOptions
 
 if TYPE_CHECKING:

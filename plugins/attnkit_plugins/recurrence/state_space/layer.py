@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import silu, softplus
 
-from attnkit.layers.recurrent import Past, RecurrentLayer, split_heads
-from attnkit.masks.padded_tokens import zero_padding
+from attnkit.layers import Past, RecurrentLayer, split_heads
+from attnkit.masks import zero_padding
 from attnkit_plugins.recurrence.state_space import StateSpaceOptions
 from attnkit_plugins.recurrence.state_space.convolution import convolve
 

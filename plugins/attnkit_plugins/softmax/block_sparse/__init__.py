@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 import attnkit
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
-from attnkit.layers.softmax_config import SoftmaxConfig
+from attnkit.layers import SoftmaxConfig
 
 if TYPE_CHECKING:
     from attnkit.problem import SoftmaxProblem

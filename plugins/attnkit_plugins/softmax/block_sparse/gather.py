@@ -21,12 +21,12 @@ from torch.autograd.function import once_differentiable
 
 from attnkit.kernels.onednn import fast_products
 from attnkit.kernels.tiles import LOG2_E
-from attnkit.masks.constructors import Blocks, Sizes
+from attnkit.masks import Blocks, Sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks import Mask
 
 # logits of one batch; measured: from 2 ** 17 to 2 ** 20 within 25 %
 BATCH_ELEMENTS = 1 << 18

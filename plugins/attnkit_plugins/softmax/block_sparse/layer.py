@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.layers.softmax import SoftmaxLayer
-from attnkit.masks.constructors import blocks
+from attnkit.layers import SoftmaxLayer
+from attnkit.masks import blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.interface import Variant
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks import Mask
     from attnkit_plugins.softmax.block_sparse import BlockSparseConfig
 
 

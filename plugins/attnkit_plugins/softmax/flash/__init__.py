@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import attnkit
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
-from attnkit.layers.softmax_config import SoftmaxConfig
+from attnkit.layers import SoftmaxConfig
 from attnkit.promises import ALL_DTYPES, Promises, SpeedClaim
 
 if TYPE_CHECKING:

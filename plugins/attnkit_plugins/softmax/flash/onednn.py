@@ -13,7 +13,7 @@ from attnkit_plugins.softmax.flash import sdpa
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks import Mask
 
 
 def attend(

@@ -13,13 +13,13 @@ import torch
 
 from attnkit.kernels import tiles
 from attnkit.kernels.onednn import fast_products
+from attnkit.masks import Sizes
 from attnkit.masks.codes import decode, encode
-from attnkit.masks.constructors import Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks import Mask
 
 # measured in float32 on one AVX-512 core with L 512 and 2048, 2 and 8 heads
 TILE_ROWS = 128

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import attnkit
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
-from attnkit.layers.softmax_config import SoftmaxConfig
+from attnkit.layers import SoftmaxConfig
 
 if TYPE_CHECKING:
     from attnkit.problem import SoftmaxProblem

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.masks.constructors import Sizes
+from attnkit.masks import Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks import Mask
 
 
 def attend(

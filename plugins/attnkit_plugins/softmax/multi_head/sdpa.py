@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnkit.masks.constructors import Sizes
+from attnkit.masks import Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks import Mask
 
 
 def attend(

@@ -9,8 +9,7 @@ from torch import nn
 
 import attnkit
 from attnkit.errors import UnsupportedError
-from attnkit.masks.constructors import Sizes, causal, full
-from attnkit.masks.padded_tokens import hide_padding, real_tokens, zero_padding
+from attnkit.masks import Sizes, causal, full, hide_padding, real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.state import KVCache
 from attnkit_plugins.softmax.self_attention.plain import weigh
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.interface import Variant
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks import Mask
     from attnkit_plugins.softmax.self_attention import SelfAttentionConfig
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 
 import attnkit
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
-from attnkit.layers.softmax_config import SoftmaxConfig
+from attnkit.layers import SoftmaxConfig
 from attnkit.promises import SpeedClaim
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from attnkit.kernels import tiles
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks import Mask
 
 # measured with w from 64 to 1024: fewer rows cost calls, more rows cost keys outside the window
 BLOCK_ROWS = 64

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import pad
 
-from attnkit.masks.constructors import Sizes
+from attnkit.masks import Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks import Mask
 
 # as few as keep the overlap of blocks small with w from 64 on
 BLOCK_ROWS = 64
