@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,25 +24,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
-def attnkit_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel as a release does, once."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a folder once for all processes of a run; the others wait for who came first."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, whole = base / name, base / f"{name}.whole"
+        with FileLock(base / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                whole.touch()
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
-def page_maker() -> Callable[[str], ModuleType]:
-    """Import a script that makes pages of the docs, by its name."""
+def attnkit_wheel(made_once: Callable[..., Path]) -> Path:
+    """Build the wheel as a release does, once."""
 
-    def imported(name: str) -> ModuleType:
-        before = list(sys.path)
-        sys.path[:0] = [str(ROOT / "docs" / "_build")]
-        try:
-            return importlib.import_module(name)
-        finally:
-            sys.path[:] = before
+    def build(folder: Path) -> None:
+        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
-    return imported
+    (wheel,) = made_once("wheel", build).glob("*.whl")
+    return wheel

@@ -67,9 +67,16 @@ def empty_environment() -> Callable[[Path], Environment]:
 
 
 @pytest.fixture(scope="session")
-def strangers(tmp_path_factory: pytest.TempPathFactory, attnkit_wheel: Path) -> Environment:
-    """Install everything in `distributions`, beside two traces of older installations."""
-    folder = tmp_path_factory.mktemp("strangers")
+def strangers(made_once: Callable[..., Path], attnkit_wheel: Path) -> Environment:
+    """Install everything in `distributions`, beside two traces of older installations.
+
+    Nobody changes it: every process of a run uses the same one.
+    """
+    folder = made_once("strangers", lambda folder: _install(attnkit_wheel, folder))
+    return Environment(folder / "venv")
+
+
+def _install(attnkit_wheel: Path, folder: Path) -> None:
     wheels = folder / "wheels"
     for project in sorted(each for each in FOLDER.iterdir() if each.is_dir()):
         command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
@@ -86,7 +93,6 @@ def strangers(tmp_path_factory: pytest.TempPathFactory, attnkit_wheel: Path) -> 
     ours = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
     lines = [str(folder / "elsewhere"), *ours]
     (environment.packages / "others.pth").write_text("\n".join(lines))
-    return environment
 
 
 @pytest.fixture(scope="session")

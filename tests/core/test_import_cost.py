@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 class Environment(Protocol):
     """The fixture ``strangers``, see `conftest.py`."""

@@ -16,6 +16,8 @@ from attnkit_contracts.inputs.calls import Call
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 # in float32, all implementations, auto and the layer; measured when each of them took 2.0 to 2.4 s
 # of one core, and up to a sixth more. 3 s are the most that a variant may take in a dtype
 OPERATIONS = {"gated_linear": 460_000, "flash": 222_000, "moe": 320_000}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from attnkit.interface import Variant
     from attnkit_contracts.catalogue import Tier
 
+pytestmark = pytest.mark.slow
+
 GPU = "cuda" if torch.cuda.is_available() else "cpu"
 
 

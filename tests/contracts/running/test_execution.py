@@ -14,6 +14,8 @@ from attnkit_contracts.running.instance import Instance
 if TYPE_CHECKING:
     from attnkit_contracts import Record, Report
 
+pytestmark = pytest.mark.slow
+
 WRONG = next(each[0] for each in mutants_softmax.MUTANTS if each[1] == "M1.suffix_perturbation")
 
 

