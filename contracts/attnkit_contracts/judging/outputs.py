@@ -117,7 +117,7 @@ def probed(
         grads: The gradients of its outputs, by name; None for no gradients.
         gate: How many units of an output pass; None for what is usual in this dtype.
         probes: How many disturbed evaluations a unit is of; None for what is usual.
-        together: Whether the definition treats samples alike; see `units.noise`.
+        together: Whether the definition treats samples alike; see `precision.noise`.
     """
 
     @torch.no_grad()
@@ -127,8 +127,8 @@ def probed(
         )
         return {**found, **{gradient_of(name): each for name, each in gradients.items()}}
 
-    probes = probes or (units.GRADIENT_PROBES if grads else units.PROBES)
-    limits = estimated(estimate, gate or units.forward_gate(dtype), probes)
+    probes = probes or (units.GRADIENT_PROBES if grads else precision.PROBES)
+    limits = estimated(estimate, gate or precision.forward_gate(dtype), probes)
     backward = units.backward_gate(dtype)
     of_gradients = {
         name: limits[name]._replace(gate=backward)

@@ -3,9 +3,8 @@
 `analytic` is for exact softmax attention, in the unit of `attnkit.precision`. Its gate is 2;
 measured, correct code stays under 0.82 in every dtype.
 
-`probe` is for any function that can be evaluated in float64: it asks how far the output moves when
-all inputs move by rounding. Measured, correct code stays under 1.8 in half precision and under 60
-in float32, whose sums are longer than the noise of the inputs shows.
+`attnkit.precision.noise` is for any function that can be evaluated in float64; of gradients,
+`whole_noise`.
 
 float64 is judged by the same formulas with u = 2**-53 throughout: a float64 result has errors of
 the oracle's own size.
@@ -17,7 +16,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.precision import floor, of_attention, relative, roundoff, smallest
+from attnkit.precision import (
+    LOW,
+    floor,
+    forward_gate,
+    noise,
+    of_attention,
+    relative,
+    roundoff,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,15 +34,7 @@ if TYPE_CHECKING:
     from attnkit_contracts.definitions.oracle import Softmax
 
 ANALYTIC_GATE = 2.0
-PROBES = 8
 GRADIENT_PROBES = 6
-
-_LOW = (torch.bfloat16, torch.float16)
-
-
-def forward_gate(dtype: torch.dtype) -> float:
-    """Return the largest probe-unit error of a correct forward."""
-    return 3.0 if dtype in _LOW else 256.0
 
 
 def mixture_gate(dtype: torch.dtype) -> float:
@@ -44,12 +43,12 @@ def mixture_gate(dtype: torch.dtype) -> float:
     It rounds twice between its products, which noise of the inputs does not show: measured over
     24 seeds, correct code reaches 3.6 in bfloat16 and 2.9 in float16.
     """
-    return 6.0 if dtype in _LOW else forward_gate(dtype)
+    return 6.0 if dtype in LOW else forward_gate(dtype)
 
 
 def backward_gate(dtype: torch.dtype) -> float:
     """Return the largest probe-unit error of a correct backward."""
-    return 16.0 if dtype in _LOW else 2048.0
+    return 16.0 if dtype in LOW else 2048.0
 
 
 def analytic(exact: Softmax, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,57 +109,6 @@ def error(got: Tensor, exact: Tensor, unit: Tensor) -> tuple[float, tuple[int, .
         at, index = divmod(at, size)
         place.append(index)
     return value, tuple(reversed(place))
-
-
-def noise(
-    function: Callable[[dict[str, Tensor]], Mapping[str, Tensor]],
-    inputs: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    *,
-    probes: int = PROBES,
-    together: bool = False,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return every result of f in float64 with its probe unit u|f| + s.
-
-        s**2 = mean over probes and the last axis of (f(x (1 + u xi)) - f(x))**2, xi ~ U(-1, 1)
-
-    Args:
-        function: The definition, in float64: named tensors in, named tensors out.
-        inputs: Its tensors; every one is disturbed.
-        dtype: Whose roundoff u is.
-        probes: How many disturbed evaluations.
-        together: Evaluate all probes as one call, one behind the other along the first axis;
-            for functions that treat samples alike.
-    """
-    points = _disturbed(inputs, roundoff(dtype), probes)  # (1 + probes, *shape) each
-    if together:
-        joined = function({name: each.flatten(0, 1) for name, each in points.items()})
-        results = {n: torch.unflatten(each, 0, (1 + probes, -1)) for n, each in joined.items()}
-    else:
-        each_by_itself = [
-            function({name: each[i] for name, each in points.items()}) for i in range(1 + probes)
-        ]
-        results = {n: torch.stack([each[n] for each in each_by_itself]) for n in each_by_itself[0]}
-    found = {}
-    for name, result in results.items():
-        exact, moved = result[0], result[1:]
-        spread = (moved - exact).square().mean(0).mean(-1, keepdim=True).sqrt()
-        found[name] = exact, roundoff(dtype) * exact.abs() + spread + smallest(dtype)
-    return found
-
-
-def _disturbed(inputs: Mapping[str, Tensor], u: float, probes: int) -> dict[str, Tensor]:
-    """Return x in float64 and, behind it, x (1 + u xi) of every probe, along a new first axis."""
-    count = sum(tensor.numel() for tensor in inputs.values())
-    draw = torch.Generator().manual_seed(0)
-    noise = 2 * torch.rand(probes, count, generator=draw, dtype=torch.float64) - 1
-    parts = noise.split_with_sizes([tensor.numel() for tensor in inputs.values()], 1)
-    disturbed = {}
-    for (name, tensor), xi in zip(inputs.items(), parts, strict=True):
-        point = tensor.detach().double()
-        moved = point * (1 + u * xi.reshape(probes, *tensor.shape).to(point.device))
-        disturbed[name] = torch.cat((point[None], moved))
-    return disturbed
 
 
 def whole_noise(

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from attnkit import precision
 from attnkit.interface import load
 from attnkit_contracts.catalogue import BrokenError, Measured
 from attnkit_contracts.definitions.answers import question
 from attnkit_contracts.inputs import cuts
 from attnkit_contracts.inputs.calls import disturbed, drawn, generator
-from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import (
     agree,
     exactly,
@@ -241,7 +241,7 @@ class Subject:
             together=self.treats_alike,
         )
 
-    def bound(self, call: Call, probes: int = units.PROBES) -> Bound:
+    def bound(self, call: Call, probes: int = precision.PROBES) -> Bound:
         """Return the definition's output of a call, and its unit."""
         what, how = f"output, with {probes} probes", Reading(probes=probes)
         return self._kept(what, call, ask=lambda: self.bounds(call, how=how)["out"])

@@ -1,14 +1,15 @@
 """A softmax variant in place of a layer's attention function, and the unit of its errors.
 
 An exact swap is measured against the model's own function, run on the same tensors in float64, in
-the unit of `attnkit.precision`; P|V| is that function's answer for |V|. A swap to other mathematics
-is measured against the variant's own reference.
+the unit of attention; P|V| is that function's answer for |V|. A swap to other mathematics is
+measured against the variant's own reference, in probe units, as nothing is known of its weights;
+see `attnkit.precision` for both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +21,7 @@ from attnkit.operations.attention import answer, attention, problem_of
 from attnkit.problem import SoftmaxProblem
 from attnkit.swaps.families import Attempt, Measure, Standing, SwapFamily
 from attnkit.swaps.obstacles import LENGTH, beyond_attention
+from attnkit.swaps.trial import SITE_BOUND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,20 +107,29 @@ class Tried(Attempt):
 
     def measures(self) -> Iterator[Measure]:
         for part in _parts(self.sizes):
-            wide = _cut(self.call, part)
-            truth, spread = self._truth(wide, part)
-            size = _largest_logit(wide, self.seen[part])
-            unit = precision.of_attention(spread, size, wide.value, self.out.dtype)
-            truth = self._settled(wide, truth, unit, part)
-            yield Measure(part, truth, unit, self.rows[part])
+            judged = self._as_own if self.exact else self._as_defined
+            yield Measure(part, *judged(_cut(self.call, part), part), self.rows[part])
 
-    def _truth(self, wide: Call, part: slice) -> tuple[Tensor, Tensor]:
-        """Return o* and P|V| of some samples, in float64."""
-        if not self.exact:
-            return self._defined(wide), self._defined(replace(wide, value=wide.value.abs()))
-        request = self.request
+    def _as_own(self, wide: Call, part: slice) -> tuple[Tensor, Tensor]:
+        """Return what the model's own function gives for some samples, and the unit."""
+        request, dtype = self.request, self.out.dtype
         query, key, value = (t[part].double() for t in (request.query, request.key, request.value))
-        return request.own(query, key, value, part), request.own(query, key, value.abs(), part)
+        spread = request.own(query, key, value.abs(), part)
+        size = _largest_logit(wide, self.seen[part])
+        unit = precision.of_attention(spread, size, wide.value, dtype)
+        return self._settled(wide, request.own(query, key, value, part), unit, part), unit
+
+    def _as_defined(self, wide: Call, part: slice) -> tuple[Tensor, Tensor]:
+        """Return what the variant's reference gives for some samples, and the unit."""
+        named = ("query", "key", "value", "bias", "sinks")
+        given = {name: t for name in named if (t := getattr(wide, name)) is not None}
+
+        def defined(tensors: dict[str, Any]) -> dict[str, Tensor]:
+            return {"out": self._defined(replace(wide, **tensors))}
+
+        dtype = self.out.dtype
+        truth, unit = precision.noise(defined, given, dtype)["out"]
+        return truth, unit * (precision.forward_gate(dtype) / SITE_BOUND)
 
     def _settled(self, wide: Call, truth: Tensor, unit: Tensor, part: slice) -> Tensor:
         """Return what a model of float64 means where its own function rounds to float32 inside."""

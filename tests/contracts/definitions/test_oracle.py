@@ -161,7 +161,7 @@ def test_the_probe_unit_grows_with_the_conditioning() -> None:
     inputs = {"x": torch.full((1, 1, 4), 1.0, dtype=torch.float64)}
 
     def unit(slope: float) -> float:
-        found = units.noise(lambda given: {"y": slope * given["x"]}, inputs, torch.float32)
+        found = precision.noise(lambda given: {"y": slope * given["x"]}, inputs, torch.float32)
         return float(found["y"][1].mean())
 
     # y = slope * x moves by slope * u * xi, whose root mean square is u / sqrt(3)
@@ -176,7 +176,7 @@ def test_probes_in_one_call_give_the_units_of_probes_one_by_one() -> None:
     def square(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"y": given["x"] ** 2}
 
-    apart = units.noise(square, inputs, torch.float32)["y"]
-    joined = units.noise(square, inputs, torch.float32, together=True)["y"]
+    apart = precision.noise(square, inputs, torch.float32)["y"]
+    joined = precision.noise(square, inputs, torch.float32, together=True)["y"]
 
     assert all(torch.equal(one, other) for one, other in zip(apart, joined, strict=True))

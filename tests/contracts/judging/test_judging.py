@@ -10,6 +10,7 @@ import torch
 
 import attnkit
 import attnkit_contracts
+from attnkit import precision
 from attnkit_contracts.definitions import oracle
 from attnkit_contracts.judging import outputs as judging
 from attnkit_contracts.judging import units
@@ -122,7 +123,7 @@ def _unlucky(noise: Callable[..., Any]) -> Callable[..., Any]:
     """Return an estimate that is far too low where it is of few probes."""
 
     def wrong(*given: Any, probes: int, **named: Any) -> Any:
-        low = 2.0**24 if probes <= units.PROBES else 1
+        low = 2.0**24 if probes <= precision.PROBES else 1
         return tuple(
             {name: (exact, unit / low) for name, (exact, unit) in each.items()}
             for each in noise(*given, probes=probes, **named)

@@ -133,7 +133,7 @@ def test_an_unknown_name_suggests_the_nearest(strangers: Environment) -> None:
     assert error["text"].startswith(
         "no attention variant 'acme_windwo'. Did you mean 'acme_window'?"
     )
-    assert "Installed: acme_arguments, acme_contract_later, " in error["text"]
+    assert "Installed: acme_arguments, acme_by_sum, acme_contract_later, " in error["text"]
 
 
 def test_a_name_of_two_distributions_is_an_error_that_names_both(strangers: Environment) -> None:

@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 from attnkit import precision
 from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
 from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import (
     exactly,
     gradients,
@@ -47,7 +46,7 @@ def central_differences(subject: Subject) -> Measured:
     grad_out = normal(subject.random("N3 grad"), *out.shape).to(out)
     wanted = gradients(subject, call, grad_out)
     # an output of float64 is off by the gate, in roundoffs of the terms it is a sum of
-    gate = units.forward_gate(subject.dtype) * precision.roundoff(subject.dtype)
+    gate = precision.forward_gate(subject.dtype) * precision.roundoff(subject.dtype)
     blurred = gate * float((grad_out * out).abs().sum())
     # so small that hardly a number passes a kink of its function on the way
     found, step = [], 2.0**-20
