@@ -52,3 +52,26 @@ def attnkit_wheel(made_once: Callable[..., Path]) -> Path:
 
     (wheel,) = made_once("wheel", build).glob("*.whl")
     return wheel
+
+
+@pytest.fixture(scope="session")
+def counted() -> Callable[..., str]:
+    """Make a program whose ``calls`` is how many Python functions code calls.
+
+    Seconds would depend on what else the machine does.
+    """
+
+    def program(code: str, before: str = "") -> str:
+        return f"""
+import sys
+{before}
+calls = 0
+def count(frame, event, argument):
+    global calls
+    calls += event == "call"
+sys.setprofile(count)
+{code}
+sys.setprofile(None)
+"""
+
+    return program

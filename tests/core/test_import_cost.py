@@ -5,9 +5,12 @@ Each test looks at a fresh process in an environment where the wheel is installe
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.slow
 
@@ -51,32 +54,22 @@ def test_every_declaration_of_ours_is_imported_without_torch(strangers: Environm
     assert loaded[1] == []
 
 
-COUNTED = """
-calls = 0
-def count(frame, event, argument):
-    global calls
-    calls += event == "call"
-sys.setprofile(count)
-{code}
-sys.setprofile(None)
-show(calls)
-"""
+@pytest.fixture
+def calls(strangers: Environment, counted: Callable[..., str]) -> Callable[[str], int]:
+    """Count the Python functions that code calls in a fresh process."""
+    return lambda code: strangers.run(f"{counted(code)}show(calls)")
 
 
-def calls(environment: Environment, code: str) -> int:
-    """Return how many Python functions code calls in a fresh process: seconds depend on others."""
-    counted: int = environment.run(COUNTED.format(code=code))
-    return counted
+def test_importing_attnkit_takes_a_fraction_of_importing_pydantic(
+    calls: Callable[[str], int],
+) -> None:
+    ours = calls("import attnkit")
+    assert 0 < ours < 0.5 * calls("from pydantic import BaseModel")
 
 
-def test_importing_attnkit_takes_a_fraction_of_importing_pydantic(strangers: Environment) -> None:
-    ours = calls(strangers, "import attnkit")
-    assert 0 < ours < 0.5 * calls(strangers, "from pydantic import BaseModel")
-
-
-def test_listing_takes_a_fraction_of_importing_torch(strangers: Environment) -> None:
-    ours = calls(strangers, "import attnkit; [row.name for row in attnkit.list_variants()]")
-    assert 0 < ours < 0.5 * calls(strangers, "import torch")
+def test_listing_takes_a_fraction_of_importing_torch(calls: Callable[[str], int]) -> None:
+    ours = calls("import attnkit; [row.name for row in attnkit.list_variants()]")
+    assert 0 < ours < 0.5 * calls("import torch")
 
 
 def test_a_call_loads_nothing_of_the_compiler(strangers: Environment) -> None:

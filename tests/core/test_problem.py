@@ -17,27 +17,9 @@ from attnkit.problem import (
 )
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
 
-CALL = SoftmaxProblem(
-    device="cpu",
-    dtype="float32",
-    batch=2,
-    heads=4,
-    kv_heads=4,
-    query_length=8,
-    key_length=8,
-    head_dim=16,
-    value_head_dim=16,
-)
-STEP = RecurrenceProblem(
-    device="cpu",
-    dtype="float32",
-    batch=2,
-    heads=4,
-    groups=4,
-    query_length=8,
-    head_dim=16,
-    value_head_dim=16,
-)
+SIZES: dict[str, Any] = dict(batch=2, heads=4, query_length=8, head_dim=16, value_head_dim=16)
+CALL = SoftmaxProblem(device="cpu", dtype="float32", kv_heads=4, key_length=8, **SIZES)
+STEP = RecurrenceProblem(device="cpu", dtype="float32", groups=4, **SIZES)
 TOKENS = FeedforwardProblem(device="cpu", dtype="float32", query_length=8, experts=4, width=16)
 LEAST = Promises(dtypes=("float32",), devices=("cpu",), bidirectional=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -25,49 +25,16 @@ if FOLDER not in sys.path:
     # by name, so that tests import what stands beside them
     sys.path.insert(0, FOLDER)
 
+from tiny_models import EXACT, Exact, Spy  # noqa: E402
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class DrawInputs(Protocol):
+class DrawInputs:
+    """Draws query, key and value from a standard normal distribution."""
+
     def __call__(
         self,
-        *,
-        queries: int = 150,
-        keys: int = 150,
-        batch: int = 2,
-        heads: int = 4,
-        kv_heads: int = 2,
-        width: int = 8,
-        value_width: int = 8,
-        dtype: torch.dtype = torch.float32,
-        seed: int = 0,
-    ) -> dict[str, Tensor]: ...
-
-
-class SoftmaxError(Protocol):
-    def __call__(
-        self,
-        variant: Variant,
-        implementation: str,
-        tensors: dict[str, Tensor],
-        *,
-        mask: Mask,
-        scale: float | None = None,
-        softcap: float | None = None,
-    ) -> float: ...
-
-
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    found: torch.dtype = request.param
-    return found
-
-
-@pytest.fixture
-def draw_inputs() -> DrawInputs:
-    """Draw query, key and value from a standard normal distribution."""
-
-    def draw(
         *,
         queries: int = 150,
         keys: int = 150,
@@ -80,23 +47,25 @@ def draw_inputs() -> DrawInputs:
         seed: int = 0,
     ) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
+        shapes = {
+            "query": (batch, heads, queries, width),
+            "key": (batch, kv_heads, keys, width),
+            "value": (batch, kv_heads, keys, value_width),
+        }
         return {
-            "query": torch.randn(batch, heads, queries, width, generator=generator).to(dtype),
-            "key": torch.randn(batch, kv_heads, keys, width, generator=generator).to(dtype),
-            "value": torch.randn(batch, kv_heads, keys, value_width, generator=generator).to(dtype),
+            name: torch.randn(*shape, generator=generator).to(dtype)
+            for name, shape in shapes.items()
         }
 
-    return draw
 
-
-@pytest.fixture
-def softmax_error() -> SoftmaxError:
-    """Measure an implementation's largest error, of output and gradients, in analytic units.
+class SoftmaxError:
+    """Measures an implementation's largest error, of output and gradients, in analytic units.
 
     CONTRACTS.md, section 2: correct code stays under 0.82 forward; the gate is 2 for both.
     """
 
-    def measure(
+    def __call__(
+        self,
         variant: Variant,
         implementation: str,
         tensors: dict[str, Tensor],
@@ -135,7 +104,21 @@ def softmax_error() -> SoftmaxError:
             errors.append(units.error(grad, exact_grad, gradient_units[name])[0])
         return max(errors)
 
-    return measure
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    found: torch.dtype = request.param
+    return found
+
+
+@pytest.fixture
+def draw_inputs() -> DrawInputs:
+    return DrawInputs()
+
+
+@pytest.fixture
+def softmax_error() -> SoftmaxError:
+    return SoftmaxError()
 
 
 @pytest.fixture
@@ -149,11 +132,15 @@ def mesh() -> Iterator[Any]:
     distributed.destroy_process_group()
 
 
+@pytest.fixture(params=EXACT, ids=lambda each: f"{each.variant}-{each.dtype}")
+def exact(request: pytest.FixtureRequest) -> Exact:
+    found: Exact = request.param
+    return found
+
+
 @pytest.fixture
 def spy() -> Iterator[Any]:
     """Offer a correct variant ``spy`` that notes its calls; see `tiny_models.Spy`."""
-    from tiny_models import Spy
-
     spy = Spy()
     with attnkit.register(spy.variant):
         yield spy

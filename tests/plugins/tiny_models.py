@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -33,6 +33,20 @@ SMALL: dict[str, Any] = {
 GQA: dict[str, Any] = {**SMALL, "num_key_value_heads": 2}
 CLOSE = 1e-9
 COPIES = ("deepcopy", "pickle")
+
+
+class Exact(NamedTuple):
+    """A swap that every model must take."""
+
+    variant: str
+    dtype: torch.dtype
+
+
+EXACT = tuple(
+    Exact(variant, dtype)
+    for variant in ("multi_head", "flash")
+    for dtype in (torch.float32, torch.bfloat16)
+)
 
 
 def spread(model: Any, *, axes: tuple[int, ...] = (2,)) -> Any:

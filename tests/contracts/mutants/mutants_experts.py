@@ -103,25 +103,28 @@ def gates_not_normalised(x: Tensor, experts: Tensor, gates: Tensor, *, weights: 
     return mix(x, experts, gates.square(), weights=weights)
 
 
-def _wrong(function: Callable[..., Tensor], kills: str) -> tuple[Variant, str, str]:
-    right, wrong = RIGHT.implementations
+def wrong(
+    function: Callable[..., Tensor], kills: str, kind: str = "mixture"
+) -> tuple[Variant, str, str]:
+    """Return a mutant whose implementation is this function, and the check that catches it."""
+    right, one = RIGHT.implementations
     made = replace(
         RIGHT,
-        name=f"mutant_mixture_{function.__name__}",
-        implementations=(right, replace(wrong, function=function)),
+        name=f"mutant_{kind}_{function.__name__}",
+        implementations=(right, replace(one, function=function)),
     )
     return made, kills, "wrong"
 
 
 MUTANTS = (
-    _wrong(gate_and_up_swapped, "N1.mixture"),
-    _wrong(another_activation, "N1.mixture"),
-    _wrong(first_choice_alone, "N1.mixture"),
-    _wrong(crowded_out, "N1.mixture"),
-    _wrong(gates_before_experts, "N1.mixture"),
-    _wrong(last_expert_unread, "F1.expert_permutation"),
-    _wrong(tokens_permuted_back_wrongly, "F5.tokens_apart"),
-    _wrong(gates_for_other_experts, "N1.mixture"),
-    _wrong(gates_not_normalised, "N1.mixture"),
-    _wrong(input_jittered, "S2.inputs_unchanged"),
+    wrong(gate_and_up_swapped, "N1.mixture"),
+    wrong(another_activation, "N1.mixture"),
+    wrong(first_choice_alone, "N1.mixture"),
+    wrong(crowded_out, "N1.mixture"),
+    wrong(gates_before_experts, "N1.mixture"),
+    wrong(last_expert_unread, "F1.expert_permutation"),
+    wrong(tokens_permuted_back_wrongly, "F5.tokens_apart"),
+    wrong(gates_for_other_experts, "N1.mixture"),
+    wrong(gates_not_normalised, "N1.mixture"),
+    wrong(input_jittered, "S2.inputs_unchanged"),
 )

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mutants_experts import first_of
-from mutants_mixture import RIGHT, mix
+from mutants_experts import first_of, wrong
+from mutants_mixture import mix
 from torch import Tensor
 
 import attnkit_plugins.feedforward.moe.router as right
@@ -223,13 +223,7 @@ def _layer(layer: type[MoELayer], kills: str, dtype: str = "float32") -> tuple[A
 
 
 def _function(function: Callable[..., Tensor], kills: str) -> tuple[Variant, str, str]:
-    plain, wrong = RIGHT.implementations
-    made = replace(
-        RIGHT,
-        name=f"mutant_routing_{function.__name__}",
-        implementations=(plain, replace(wrong, function=function)),
-    )
-    return made, kills, "wrong"
+    return wrong(function, kills, "routing")
 
 
 def _silent() -> tuple[Variant, str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
@@ -26,19 +27,6 @@ def test_nothing():
 
 OURS = {"attnkit", "attnkit.lazy", "attnkit_contracts", "attnkit_contracts.pytest_plugin"}
 
-COUNTED = """
-import sys
-{before}
-calls = 0
-def count(frame, event, argument):
-    global calls
-    calls += event == "call"
-sys.setprofile(count)
-{code}
-sys.setprofile(None)
-print(calls)
-"""
-
 
 def modules(folder: Path, *options: str) -> set[str]:
     """Run an unrelated test and return what was imported."""
@@ -53,11 +41,16 @@ def modules(folder: Path, *options: str) -> set[str]:
     return set(json.loads((folder / "modules.json").read_text()))
 
 
-def calls(code: str, before: str = "") -> int:
-    """Return how many Python functions code calls in a fresh process: seconds depend on others."""
-    counted = COUNTED.format(code=code, before=before)
-    done = subprocess.run([sys.executable, "-c", counted], check=True, capture_output=True)
-    return int(done.stdout)
+@pytest.fixture
+def calls(counted: Callable[..., str]) -> Callable[..., int]:
+    """Count the Python functions that code calls in a fresh process."""
+
+    def count(code: str, before: str = "") -> int:
+        program = f"{counted(code, before)}print(calls)"
+        done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+        return int(done.stdout)
+
+    return count
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +68,6 @@ def test_the_plugin_imports_nothing_but_itself(added: set[str]) -> None:
     assert {name for name in added if name.partition(".")[0] not in sys.stdlib_module_names} == OURS
 
 
-def test_the_plugin_costs_a_small_part_of_importing_pytest() -> None:
+def test_the_plugin_costs_a_small_part_of_importing_pytest(calls: Callable[..., int]) -> None:
     plugin = calls("import attnkit_contracts.pytest_plugin", before="import pytest, pathlib")
     assert 0 < plugin < 0.1 * calls("import pytest")

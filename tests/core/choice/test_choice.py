@@ -22,18 +22,9 @@ MULTI_HEAD = attnkit.get_variant("multi_head")
 
 
 def problem(**changes: Any) -> SoftmaxProblem:
-    given: dict[str, Any] = dict(
-        device="cpu",
-        dtype="float32",
-        batch=1,
-        heads=2,
-        kv_heads=2,
-        query_length=4,
-        key_length=4,
-        head_dim=8,
-        value_head_dim=8,
-    )
-    return SoftmaxProblem(**{**given, **changes})
+    sizes: dict[str, Any] = {"batch": 1, "heads": 2, "kv_heads": 2, "query_length": 4}
+    sizes |= {"key_length": 4, "head_dim": 8, "value_head_dim": 8}
+    return SoftmaxProblem(**{"device": "cpu", "dtype": "float32", **sizes, **changes})
 
 
 def implementation(name: str, cost: float, **changes: Any) -> attnkit.Implementation:

@@ -11,11 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PACKAGES = {
-    "attnkit": ROOT / "core" / "attnkit",
-    "attnkit_contracts": ROOT / "contracts" / "attnkit_contracts",
-    "attnkit_plugins": ROOT / "plugins" / "attnkit_plugins",
-}
+PACKAGES = {wheel.name: wheel for wheel in sorted(ROOT.glob("*/attnkit*/"))}
 FACES = {
     ".".join((package, *path.parent.relative_to(folder).parts)): path
     for package, folder in PACKAGES.items()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from tiny_models import SMALL
 
 import attnkit
 from attnkit.errors import SwapRefusedError
@@ -15,13 +16,8 @@ from attnkit.errors import SwapRefusedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-}
+SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+ONE_LAYER: dict[str, Any] = {**SMALL, **SIZES}
 TWO_STACKS: dict[str, Any] = {
     "vocab_size": 97,
     "d_model": 32,
@@ -36,16 +32,16 @@ TWO_STACKS: dict[str, Any] = {
 
 
 def bert() -> Any:
-    config = transformers.BertConfig(**SMALL, is_decoder=True, add_cross_attention=True)
+    config = transformers.BertConfig(**ONE_LAYER, is_decoder=True, add_cross_attention=True)
     return transformers.BertModel(config)
 
 
 def albert() -> Any:
-    return transformers.AlbertModel(transformers.AlbertConfig(**SMALL, embedding_size=16))
+    return transformers.AlbertModel(transformers.AlbertConfig(**ONE_LAYER, embedding_size=16))
 
 
 def opt() -> Any:
-    config = transformers.OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32)
+    config = transformers.OPTConfig(**ONE_LAYER, ffn_dim=48, word_embed_proj_dim=32)
     return transformers.OPTModel(config)
 
 

@@ -20,6 +20,8 @@ from attnkit.errors import UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tiny_models import Exact
+
 
 def bert() -> Any:
     return transformers.BertModel(transformers.BertConfig(**SMALL))
@@ -90,14 +92,10 @@ def prompt(model: Any, *, side: str = "left") -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("variant", ["multi_head", "flash"])
 @pytest.mark.parametrize("name", MODELS)
-def test_exact_variant_passes_verification_in_every_layer(
-    name: str, variant: str, dtype: torch.dtype
-) -> None:
+def test_exact_variant_passes_verification_in_every_layer(name: str, exact: Exact) -> None:
     build, sites = MODELS[name]
-    receipt = attnkit.swap(lively(build, dtype), variant).receipt
+    receipt = attnkit.swap(lively(build, exact.dtype), exact.variant).receipt
     assert [site.calls > 0 for site in receipt.sites] == [True] * sites
 
 
