@@ -295,6 +295,13 @@ class Registration:
         self.entry = Entry(name=offered.name, owner=SESSION, version="", module="")
         self._registry = registry
 
+    @property
+    def variant(self) -> Variant:
+        """What is offered, of the registration of a variant."""
+        if isinstance(self.offered, Family):
+            raise AttributeError(f"{self.offered.name!r} is a family; see `offered`")
+        return self.offered
+
     def undo(self) -> None:
         """Take it out again; nothing happens the second time."""
         self._registry._undo(self)

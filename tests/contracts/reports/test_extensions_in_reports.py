@@ -163,7 +163,7 @@ def test_checks_that_went_away_with_their_extension_are_told(report: Report) -> 
 def test_the_last_line_says_that_a_wrong_variant_was_not_caught(
     report: Report, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from attnkit_contracts.cli.app import _print
+    from attnkit_contracts.cli.outcome import _print
 
     caught = [proof for proof in report.proofs if proof.caught_by]
     for proofs, told in ((caught, " executed"), ((_missed(caught[0]),), "; 1 wrong variants of")):
