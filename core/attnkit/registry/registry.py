@@ -299,7 +299,7 @@ class Registration:
     def variant(self) -> Variant:
         """What is offered, of the registration of a variant."""
         if isinstance(self.offered, Family):
-            raise AttributeError(f"{self.offered.name!r} is a family; see `offered`")
+            raise TypeError(f"{self.offered.name!r} is a family, see Registration.offered")
         return self.offered
 
     def undo(self) -> None:
