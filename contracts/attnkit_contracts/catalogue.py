@@ -19,7 +19,6 @@ import importlib
 import re
 import sys
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from attnkit.families import BUILT_IN
@@ -190,10 +189,9 @@ check = Check
 
 def version() -> str:
     """Return the version of attnkit, and so of this suite."""
-    try:
-        return metadata.version("attnkit")
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    from attnkit.versions import version_of
+
+    return version_of("attnkit", "not installed")
 
 
 def release(version: str) -> tuple[int, int]:

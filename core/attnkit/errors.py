@@ -16,6 +16,7 @@
     │   └── BrokenPluginError (ImportError)      the plugin behind the name does not load
     └── SwapError (RuntimeError)           a model was left as it was
         ├── SwapRefusedError (UnsupportedError)   sites cannot take what the plan gives them
+        ├── HostError                      an adapter does not keep the contract of hosts
         └── VerificationError              a swap ran but did not compute the same
 
 Each message says what was wrong, what came and what is allowed.
@@ -84,6 +85,10 @@ class SwapError(AttnkitError, RuntimeError):
 
 class SwapRefusedError(SwapError, UnsupportedError):
     """Some sites cannot take their variant; all of them are in the message, with all reasons."""
+
+
+class HostError(SwapError):
+    """A library's adapter answered what its contract does not allow; the message names it."""
 
 
 class VerificationError(SwapError):

@@ -23,7 +23,7 @@ def untested(name: str, tested: Sequence[str]) -> str | None:
     """Say that the installed version of a library is not one that its adapter was tested with."""
     if not tested:
         return None
-    installed = version_of(name)
+    installed = version_of(name).partition("+")[0]
     if any(f"{installed}.".startswith(f"{each}.") for each in tested):
         return None
     return (
@@ -32,9 +32,9 @@ def untested(name: str, tested: Sequence[str]) -> str | None:
     )
 
 
-def version_of(name: str) -> str:
-    """Return the installed version of a distribution, without what follows a ``+``."""
+def version_of(name: str, absent: str = "not installed as a distribution") -> str:
+    """Return the installed version of a distribution, its build after ``+`` included."""
     try:
-        return metadata.version(name).partition("+")[0]
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed as a distribution"
+        return absent

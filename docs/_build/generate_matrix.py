@@ -129,7 +129,7 @@ def _versions() -> str:
     from attnkit.versions import version_of
 
     names = ("attnkit", "torch", "transformers", "timm")
-    return ", ".join(f"{name} {version_of(name)}" for name in names)
+    return ", ".join(f"{name} {version_of(name).partition('+')[0]}" for name in names)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +12,7 @@ from attnkit.choice.first_call import first_call
 from attnkit.errors import RegistryError
 from attnkit.problem import unmet
 from attnkit.registry.registry import default
+from attnkit.versions import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,23 +83,16 @@ def diagnose() -> Diagnosis:
     """Look at every plugin, and call every implementation once per device and dtype."""
     devices = _devices()
     return Diagnosis(
-        versions={"python": platform.python_version(), **_versions()},
+        versions={
+            "python": platform.python_version(),
+            **{package: version_of(package, "not installed") for package in PACKAGES},
+        },
         devices=devices,
         trials=tuple(_trials(devices)),
         broken=tuple(
             BrokenReport(plugin=str(each), traceback=each.traceback) for each in default().broken()
         ),
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _devices() -> tuple[str, ...]:

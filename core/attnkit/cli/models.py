@@ -80,11 +80,12 @@ def open_model(folder: Path) -> nn.Module:
     Raises:
         ConfigError: No host does.
     """
+    from attnkit.hosts.answers import opened
     from attnkit.hosts.protocol import Opener
 
     openers = [host for host in default().hosts() if isinstance(host, Opener)]
     for host in openers:
-        model = host.open(folder)
+        model = opened(host, folder)
         if model is not None:
             return model
     names = ", ".join(host.name for host in openers) or "none"

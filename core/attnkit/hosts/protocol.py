@@ -1,14 +1,34 @@
 """What a host must implement, and what it may: the contract of an adapter, whole.
 
 A *host* is a library whose modules can receive a variant (transformers, timm, torch.nn ...). A
-plugin offers its adapter, a `Host`, through the hook `attnkit_hosts`; `docs/how-to/write-a-host.md`
-builds one. At run time each call of a site reaches the variant's `Mixer` as one `Request`, `Span`
-or `Passage`.
+plugin offers its adapter, a `Host`, by the hook `attnkit_hosts`; `docs/how-to/write-a-host.md`
+builds one.
 
-    must                Host: sites, attach, sample, run
-    may                 Opener: open what the library saved
-                        Prober: vary a sample where a model may not look
-                        FeedforwardHost: hand out a feed-forward layer's weights
+    must    Host              sites, attach, sample, run
+    may     Opener            open: a model that the library saved
+            Prober            probes: a sample, varied where a model may not look
+            FeedforwardHost   weights: of a feed-forward layer
+
+Each of the three is told by its type. A host is never asked for what it does not implement; what
+needs that is refused by name.
+
+A swap finds the places, `Host.sites`, makes inputs, `Host.sample`, and puts a `Mixer` at each site
+for as long as the model runs: `Host.attach`, `Host.run`, `Attachment.undo`. There, each call of a
+site reaches its mixer: as a `Request` at an attention layer, or as a `Span` if the mixer is a
+`StateMixer`; as a `Passage` at a feed-forward layer. ``call`` says in attnkit's words what is to be
+computed, ``own`` computes what the model would have; a swap compares the two before anything stays.
+
+What always holds:
+
+- Only ``attach`` writes to a model. It does all that it does, or raises and has changed nothing.
+- ``undo`` puts back, by identity, what was there: attributes, classes, hooks, submodules in their
+  order. A swap rehearses both before it runs the model.
+- Attachments stack and come out in reverse order. One that another stands on is ``blocked``, and
+  says by what.
+- What stands in a model is copied and pickled with it: functions of modules, no closures.
+- A model runs in eval mode, without gradients. What a host draws at random has a seed.
+- An answer of the wrong kind is a `HostError`, which names the host, what came and what is allowed
+  (`attnkit.hosts.answers`). Other errors of a host pass through. Either way the model is as it was.
 """
 
 from __future__ import annotations
@@ -33,12 +53,174 @@ if TYPE_CHECKING:
     Rows = Callable[[str, Tensor], Tensor | None]
 
 
+# what a host must implement
+
+
+class Host(Protocol):
+    """An adapter to one library; offered by the hook `attnkit_hosts`.
+
+    Attributes:
+        name: Name of the library, which is also the distribution whose version receipts show. No
+            other host has it.
+        tested: Its versions that the adapter was tested with, by their first numbers
+            (``("5.23", "6")``); empty where there is no library.
+    """
+
+    name: str
+    tested: tuple[str, ...]
+
+    def sites(self, model: nn.Module) -> Sequence[Site]:
+        """Return the sites of this library's modules in a model; none in a foreign one.
+
+        Every host is asked about every model, so a library that was never imported is not imported
+        for this. `attnkit.hosts.mounts.site_at` makes the record; each `Site` bears this host's
+        name. What is known to stand in a variant's way is its ``obstacle``.
+        """
+        ...
+
+    def attach(self, model: nn.Module, site: Site, mixer: Mixer, label: str) -> Attachment:
+        """Put a mixer at a site, on top of one that may be there.
+
+        Args:
+            model: The model that was surveyed.
+            site: One of its sites, without obstacle.
+            mixer: Answers the site's calls from now on. A `StateMixer` only where the site has an
+                ``input_dim``; a `LayerMixer` only at a feed-forward site.
+            label: Name of the variant, for messages.
+
+        Raises:
+            AttnkitError: It cannot stand here; nothing was changed.
+        """
+        ...
+
+    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
+        """Make keyword arguments that exercise a model: padding, more tokens than a window has.
+
+        Raises:
+            SwapError: It cannot be told what this model takes.
+        """
+        ...
+
+    def run(self, model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
+        """Run a model, with a cached step after it where the model has a cache.
+
+        Returns:
+            Its float outputs by name, (..., D) each, without the rows of padding; the same names
+            each time. None at all if it has no such outputs, and then only sites are compared.
+        """
+        ...
+
+
+@runtime_checkable
+class Attachment(Protocol):
+    """A mixer at a site, until undone."""
+
+    def blocked(self) -> str | None:
+        """Return why it cannot be undone now (what stands on top of it), or None; change nothing.
+
+        None right after ``attach``.
+        """
+        ...
+
+    def undo(self) -> None:
+        """Put back, by identity, what was there."""
+        ...
+
+
+# what a host may implement
+
+
+@runtime_checkable
+class Opener(Protocol):
+    """A host that can also open what its library saved, for the command line."""
+
+    name: str
+
+    def open(self, folder: Path) -> nn.Module | None:
+        """Return the model in a folder, in eval mode; None if it is not of this library.
+
+        Raises:
+            ConfigError: It is, but cannot be opened.
+            UnsupportedError: It is, but the library is not installed.
+        """
+        ...
+
+
+@runtime_checkable
+class Prober(Protocol):
+    """A host that can make probes of a model.
+
+    Of another one's models only `attnkit.hosts.leak_probes.neighbours` is asked.
+    """
+
+    def probes(self, model: nn.Module, sites: Sequence[Site], sample: Inputs) -> Sequence[Probe]:
+        """Vary a sample where a causal, padded or packed model may not look."""
+        ...
+
+
+@runtime_checkable
+class FeedforwardHost(Protocol):
+    """A host that has feed-forward sites which are no mixtures."""
+
+    def weights(self, model: nn.Module, path: str) -> Weights:
+        """Return the weights of a feed-forward site."""
+        ...
+
+
+# what a host is given: mixers, told apart by their type
+
+
+class Mixer(Protocol):
+    """What stands at a site: answers a `Request` with (B, H, L, Ev), in the query's dtype.
+
+    At a feed-forward site it answers a `Passage`, shaped as its x.
+    """
+
+    def __call__(self, request: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class StateMixer(Mixer, Protocol):
+    """A mixer with a state: a recurrence, in place of a layer's attention; answers a `Span`.
+
+    Attributes:
+        module: Its parameters, which the host registers under the layer; None for none.
+        replaces: Whether the host's cache keeps the state instead of keys and values; False while
+            it is tried beside the model's own function.
+    """
+
+    module: nn.Module | None
+    replaces: bool
+
+
+@runtime_checkable
+class LayerMixer(Mixer, Protocol):
+    """A mixer that is a layer: ``layer`` itself takes the place of a feed-forward one.
+
+    One of a feed-forward site that is no `LayerMixer` is called by what the host puts there.
+    """
+
+    layer: nn.Module
+
+
+# what a host hands to a mixer: one call of a site
+
+
 # not frozen: that alone would cost a microsecond in every layer, at every token
 @dataclass(slots=True)
 class Call:
     """The arguments of `attnkit.attention` that one call of a site amounts to; never changed.
 
     Attributes:
+        query: (B, H, L, E).
+        key: (B, Hkv, S, E).
+        value: (B, Hkv, S, Ev).
+        mask: Who may look at what; `attnkit.masks.reader.read_mask` reads tensors.
+        bias: Broadcastable to (B, H, L, S), added to the logits.
+        scale: Multiplies the logits; None for ``E ** -0.5``.
+        softcap: Caps the logits at plus and minus this; None for no cap.
+        sinks: (H,), one extra logit per head in the denominator.
+        dropout_p: Share of probabilities to drop in this call; 0.0 in eval mode.
         aligned: Whether query i is known to stand at key i + S - L, as masks by position presume;
             not where the keys end in unwritten places of a cache.
     """
@@ -47,11 +229,11 @@ class Call:
     key: Tensor
     value: Tensor
     mask: Mask
-    bias: Tensor | None
-    scale: float | None
-    softcap: float | None
-    sinks: Tensor | None
-    dropout_p: float
+    bias: Tensor | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    dropout_p: float = 0.0
     aligned: bool = True
 
     def arguments(self) -> dict[str, Any]:
@@ -60,18 +242,27 @@ class Call:
         return {name: getattr(self, name) for name in names}
 
 
+@runtime_checkable
 class Request(Protocol):
-    """One call of a site, as its host received it."""
+    """One call of an attention site, as its host received it."""
 
     @property
-    def query(self) -> Tensor: ...
+    def query(self) -> Tensor:
+        """(B, H, L, E)."""
+        ...
+
     @property
-    def key(self) -> Tensor: ...
+    def key(self) -> Tensor:
+        """(B, Hkv, S, E)."""
+        ...
+
     @property
-    def value(self) -> Tensor: ...
+    def value(self) -> Tensor:
+        """(B, Hkv, S, Ev)."""
+        ...
 
     def call(self) -> Call:
-        """Translate the host's arguments.
+        """Translate the host's arguments, all of them: one that is dropped changes the result.
 
         Raises:
             UnsupportedError: An argument has no translation; it is named.
@@ -79,13 +270,17 @@ class Request(Protocol):
         ...
 
     def own(self, query: Tensor, key: Tensor, value: Tensor, samples: slice) -> Tensor:
-        """Run the model's own function, in the dtype of ``query``.
+        """Run the model's own function, never a mixer, on these tensors and the call's arguments.
+
+        In float64 it is what a variant is measured by: whatever else is a tensor, a mask or a
+        bias that is added, takes the dtype of ``query``.
 
         Args:
             query: (b, H, L, E), the given samples of the request's query, or like it.
             key: (b, Hkv, S, E).
             value: (b, Hkv, S, Ev).
-            samples: Which samples of the batch these are; masks are cut accordingly.
+            samples: Which samples of the batch these are; masks are cut accordingly, see
+                `attnkit.hosts.sdpa_calls.fit`.
 
         Returns:
             (b, H, L, Ev).
@@ -103,6 +298,7 @@ class Memory(Protocol):
     state: RecurrentState | None
 
 
+@runtime_checkable
 class Span(Request, Protocol):
     """A call of a layer whose attention is a recurrence: the next L tokens."""
 
@@ -130,6 +326,7 @@ class Span(Request, Protocol):
         ...
 
 
+@runtime_checkable
 class Passage(Protocol):
     """One call of a feed-forward site, as its host received it."""
 
@@ -148,121 +345,11 @@ class Passage(Protocol):
         ...
 
     def own(self, dtype: torch.dtype) -> Tensor:
-        """Run the model's own module in a dtype, shaped as ``x``."""
+        """Run the model's own module in a dtype, its weights cast to that; shaped as ``x``."""
         ...
 
 
-class Mixer(Protocol):
-    """What stands at a site: answers a `Request` with (B, H, L, Ev).
-
-    At a feed-forward site it is given a `Passage`. One that is also a `StateMixer` is given a
-    `Span`; one that is also a `LayerMixer` may be put into the model as it is.
-    """
-
-    def __call__(self, request: Any) -> Tensor: ...
-
-
-@runtime_checkable
-class StateMixer(Mixer, Protocol):
-    """A mixer with a state: a recurrence, in place of a layer's attention.
-
-    Attributes:
-        module: Its parameters, which the host registers under the layer; None for none.
-        replaces: Whether the host's cache keeps the state instead of keys and values; False while
-            it is tried beside the model's own function.
-    """
-
-    module: nn.Module | None
-    replaces: bool
-
-
-@runtime_checkable
-class LayerMixer(Mixer, Protocol):
-    """A mixer that is a layer, in the place of a feed-forward one."""
-
-    layer: nn.Module
-
-
-class Attachment(Protocol):
-    """A mixer at a site, until undone."""
-
-    def blocked(self) -> str | None:
-        """Return why it cannot be undone now (what stands on top of it), or None."""
-        ...
-
-    def undo(self) -> None:
-        """Put back, by identity, what was there."""
-        ...
-
-
-class Host(Protocol):
-    """An adapter to one library; offered by the hook `attnkit_hosts`.
-
-    Attributes:
-        name: Name of the library, which is also the distribution whose version receipts show.
-        tested: Its versions that the adapter was tested with, by their first numbers
-            (``("5.23", "6")``); empty where there is no library.
-    """
-
-    name: str
-    tested: tuple[str, ...]
-
-    def sites(self, model: nn.Module) -> Sequence[Site]:
-        """Return the sites of this library's modules in a model; none for a foreign model."""
-        ...
-
-    def attach(self, model: nn.Module, site: Site, mixer: Mixer, label: str) -> Attachment:
-        """Put a mixer at a site, on top of one that may be there.
-
-        Args:
-            model: The model that was surveyed.
-            site: One of its sites.
-            mixer: Answers the site's calls from now on.
-            label: What to call it in messages.
-        """
-        ...
-
-    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
-        """Make inputs that exercise a model: padding, more tokens than a window has.
-
-        Raises:
-            SwapError: It cannot be told what this model takes.
-        """
-        ...
-
-    def run(self, model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
-        """Run a model, with a cached step after it where the model has a cache.
-
-        Returns:
-            Its float outputs by name, (..., D) each, without the rows of padding.
-        """
-        ...
-
-
-@runtime_checkable
-class Opener(Protocol):
-    """A host that can also open what its library saved."""
-
-    name: str
-
-    def open(self, folder: Path) -> nn.Module | None:
-        """Return the model in a folder, in eval mode; None if it is not of this library.
-
-        Raises:
-            ConfigError: It is, but cannot be opened.
-            UnsupportedError: It is, but the library is not installed.
-        """
-        ...
-
-
-@runtime_checkable
-class FeedforwardHost(Protocol):
-    """A host that has feed-forward sites which are no mixtures."""
-
-    def weights(self, model: nn.Module, path: str) -> Weights:
-        """Return the weights of a feed-forward site."""
-        ...
-
+# what a `Prober` makes
 
 LeakName = Literal["causality", "padding", "packing", "batch"]
 
@@ -311,12 +398,3 @@ class Probe:
     changed: str
     stays: Pair
     moves: Pair
-
-
-@runtime_checkable
-class Prober(Protocol):
-    """A host that can make probes of a model."""
-
-    def probes(self, model: nn.Module, sites: Sequence[Site], sample: Inputs) -> Sequence[Probe]:
-        """Vary a sample where a causal, padded or packed model may not look."""
-        ...

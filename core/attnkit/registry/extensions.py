@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pluggy
 
     from attnkit.families import Family
+    from attnkit.hosts.protocol import Host
     from attnkit.interface import Implementation
     from attnkit.registry.discovery import Entry
 
@@ -43,9 +44,21 @@ class Extensions:
         """Return, by owner, further families."""
         return self._ask_once("attnkit_families", plugin.read_families)
 
-    def items(self, hook: str) -> tuple[Any, ...]:
-        """Return all that `attnkit_hosts` or `attnkit_contracts` offer."""
-        answers = self._ask_once(hook, plugin.read_items)
+    def hosts(self) -> tuple[Host, ...]:
+        """Return the adapters; a name that has an owner, attnkit before others, stays with it."""
+        found: dict[str, tuple[Entry, Host]] = {}
+        answers = self._ask_once("attnkit_hosts", plugin.read_hosts)
+        for entry, hosts in sorted(answers, key=lambda answer: answer[0].owner != "attnkit"):
+            for host in hosts:
+                owner, first = found.setdefault(host.name, (entry, host))
+                if first is not host:
+                    taken = f"returned a host named {host.name!r}, which {owner} has, from "
+                    self._note(entry, Fault(f"{taken}attnkit_hosts"))
+        return tuple(host for _, hosts in answers for host in hosts if found[host.name][1] is host)
+
+    def contracts(self) -> tuple[Any, ...]:
+        """Return the further checks."""
+        answers = self._ask_once("attnkit_contracts", plugin.read_items)
         return tuple(item for _, items in answers for item in items)
 
     def report_sections(self, report: object) -> tuple[str, ...]:
@@ -57,8 +70,8 @@ class Extensions:
         """Ask every extension everything but a report, and return those that fail."""
         self.implementations()
         self.families()
-        self.items("attnkit_hosts")
-        self.items("attnkit_contracts")
+        self.hosts()
+        self.contracts()
         return self.failed()
 
     def failed(self) -> tuple[BrokenPlugin, ...]:

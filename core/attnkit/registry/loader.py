@@ -18,6 +18,7 @@ import pluggy
 from attnkit import hookspecs
 from attnkit.families import Family
 from attnkit.hookspecs import VARIANT_GROUP, api_version
+from attnkit.hosts.answers import complaint as host_complaint
 from attnkit.interface import Implementation, Variant
 from attnkit.registry.declarations import complaint, family_complaint, implementation_complaint
 from attnkit.text import kind_of
@@ -26,6 +27,7 @@ from attnkit.versions import version_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from attnkit.hosts.protocol import Host
     from attnkit.registry.discovery import Entry
 
 T = TypeVar("T")
@@ -131,8 +133,18 @@ def read_families(answer: object) -> tuple[Family, ...]:
     return families
 
 
+def read_hosts(answer: object) -> tuple[Host, ...]:
+    """Read the answer to `attnkit_hosts`."""
+    hosts: tuple[Any, ...] = _each(answer, object)
+    for host in hosts:
+        wrong = host_complaint(host)
+        if wrong:
+            raise Fault(f"a wrong host, {kind_of(host)} ({wrong})")
+    return hosts
+
+
 def read_items(answer: object) -> tuple[Any, ...]:
-    """Read the answer to `attnkit_hosts` or `attnkit_contracts`."""
+    """Read the answer to `attnkit_contracts`."""
     return _each(answer, object)
 
 

@@ -173,11 +173,11 @@ class Registry:
 
     def hosts(self) -> tuple[Host, ...]:
         """Return the adapters of all extensions."""
-        return self._extensions.items("attnkit_hosts")
+        return self._extensions.hosts()
 
     def contracts(self) -> tuple[Any, ...]:
         """Return the further checks of all extensions."""
-        return self._extensions.items("attnkit_contracts")
+        return self._extensions.contracts()
 
     def report_sections(self, report: object) -> tuple[str, ...]:
         """Return what extensions add to a conformance report, as Markdown."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnkit.errors import ArgumentError, SwapRefusedError
 from attnkit.hookspecs import EXTENSION_GROUP
+from attnkit.hosts.answers import sites_of
 from attnkit.hosts.protocol import Attachment, Call, Host, Mixer, Request
 from attnkit.registry.registry import default
 from attnkit.sites import ROOT, Kind, Needs, Site, Survey
@@ -63,11 +64,11 @@ def survey(model: nn.Module) -> Survey:
     found: dict[str, Site] = {}
     for host in default().hosts():
         remark = untested(host.name, host.tested)
-        for site in host.sites(model):
+        for site in sites_of(host, model):
             if site.path not in found or (found[site.path].obstacle and not site.obstacle):
                 found[site.path] = site.model_copy(update={"remark": remark})
     order = {name or ROOT: number for number, (name, _) in enumerate(model.named_modules())}
-    # a host may name what is no module; it comes last
+    # of a module with two names, the other one; it comes last
     return Survey(sorted(found.values(), key=lambda site: order.get(site.path, len(order))))
 
 

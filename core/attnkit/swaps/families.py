@@ -7,8 +7,9 @@ The sites of attnkit's families, `softmax_site`, `recurrence_site` and `feedforw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from attnkit.hosts.protocol import Request
 from attnkit.interface import load
 from attnkit.placements import SiteOptions, WindowOptions
 from attnkit.registry.registry import default
@@ -106,7 +107,13 @@ class Attempt:
 
 
 class Standing:
-    """A mixer that runs a variant: what stays at a site after a swap."""
+    """A mixer that runs a variant: what stays at a site after a swap.
+
+    Attributes:
+        takes: What a host must call it with.
+    """
+
+    takes: ClassVar[type] = Request
 
     def __call__(self, request: Any) -> Tensor:
         """Answer a site's call."""

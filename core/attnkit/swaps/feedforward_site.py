@@ -22,15 +22,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn.functional import silu
 
 from attnkit.choice.front import choose
 from attnkit.errors import UnsupportedError
+from attnkit.hosts.answers import weights_of
 from attnkit.hosts.parts import Mixture, Routing, Weights
-from attnkit.hosts.protocol import FeedforwardHost
+from attnkit.hosts.protocol import FeedforwardHost, Passage
 from attnkit.interface import load
 from attnkit.operations.arguments import dtype_name
 from attnkit.precision import accumulation, roundoff, smallest
@@ -44,13 +45,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from attnkit.hosts.parts import FeedforwardBuilder
-    from attnkit.hosts.protocol import Host, Passage
+    from attnkit.hosts.protocol import Host
     from attnkit.interface import Variant
     from attnkit.swaps.families import Assignment
 
 
 class _Network(Standing):
     """What both kinds of mixers have in common."""
+
+    takes: ClassVar[type] = Passage
 
     def own(self, request: Passage) -> Tensor:
         return request.own(request.x.dtype)
@@ -195,7 +198,7 @@ def _mixer(model: nn.Module, host: Host, assignment: Assignment) -> Layered | Ex
             f"weights: host {host.name!r} hands out none of {assignment.site.path}, so that no "
             "layer can be made from them; see attnkit.hosts.protocol.FeedforwardHost"
         )
-    return Layered.of(assignment, host.weights(model, assignment.site.path))
+    return Layered.of(assignment, weights_of(host, model, assignment.site.path))
 
 
 def unit(x: Tensor, weights: Weights, routing: Routing | None, dtype: torch.dtype) -> Tensor:

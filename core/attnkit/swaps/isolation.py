@@ -61,3 +61,51 @@ def cuda_devices(model: nn.Module) -> list[int]:
 
 def _plain(module: nn.Module) -> dict[str, object]:
     return {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
+
+
+class Note:
+    """The modules of a model as they are: their classes, attributes, submodules and hooks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [
+            (name, module, type(module), dict(vars(module)), _tables(module))
+            for name, module in model.named_modules()
+        ]
+
+    def put_back(self) -> list[str]:
+        """Put back, by identity, what has changed since; return where that was."""
+        return [where for kept in self._kept for where in _put_back(*kept)]
+
+
+_GONE = object()
+
+
+def _put_back(
+    path: str,
+    module: nn.Module,
+    layer: type,
+    members: dict[str, object],
+    tables: dict[str, dict[object, object]],
+) -> Iterator[str]:
+    where, now = path or type(module).__name__, vars(module)
+    if type(module) is not layer:
+        module.__class__ = layer
+        yield f"the class of {where}"
+    names = {**members, **now}
+    differing = [n for n in names if now.get(n, _GONE) is not members.get(n, _GONE)]
+    if differing:
+        now.clear()
+        now.update(members)
+        yield from (f"{where}.{name}" for name in differing)
+    for name, entries in tables.items():
+        table: dict[object, object] = now[name]
+        kept = list(table) == list(entries)
+        if not kept or any(table[key] is not each for key, each in entries.items()):
+            table.clear()
+            table.update(entries)
+            yield f"{where}.{name}"
+
+
+def _tables(module: nn.Module) -> dict[str, dict[object, object]]:
+    """Return the dicts of a module, its submodules and hooks among them."""
+    return {name: dict(each) for name, each in vars(module).items() if isinstance(each, dict)}

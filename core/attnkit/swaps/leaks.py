@@ -23,22 +23,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.errors import UnsupportedError, VerificationError
+from attnkit.errors import HostError, UnsupportedError, VerificationError
 from attnkit.swaps.outputs import apart, compare_outputs
 from attnkit.swaps.receipts import LeakReceipt, OutputReceipt
 from attnkit.swaps.trial import NOISE_RUNS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from attnkit.hosts.protocol import Mixer, Pair, Probe
+    from attnkit.hosts.protocol import Inputs, Mixer, Outputs, Pair, Probe
     from attnkit.swaps.receipts import SiteReceipt
-
-    Inputs = Mapping[str, object]
-    Outputs = Mapping[str, Tensor]
-    Rows = Callable[[str, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,7 @@ def _ran(
     """Run a pair of inputs; None if the model as it was does not run on them either."""
     try:
         return pair.run(run)
-    except UnsupportedError:
+    except (HostError, UnsupportedError):
         raise
     except Exception as error:
         if _fails(pair, subject):

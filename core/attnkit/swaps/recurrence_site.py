@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
 from attnkit.choice.front import choose
 from attnkit.errors import ShapeError
+from attnkit.hosts.mounts import submodule
+from attnkit.hosts.protocol import Span
 from attnkit.interface import load
 from attnkit.operations.recurrence import recurrence
 from attnkit.operations.recurrence_run import layout_of, problem_of_recurrence
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from attnkit.hosts.parts import Inputs, RecurrenceBuilder
-    from attnkit.hosts.protocol import Host, Memory, Mixer, Span
+    from attnkit.hosts.protocol import Host, Memory, Mixer
     from attnkit.interface import Variant
     from attnkit.masks.constructors import Mask
     from attnkit.swaps.families import Assignment
@@ -55,6 +57,8 @@ class Carrying(Standing):
         module: What the variant built; the host registers it under the layer.
     """
 
+    takes: ClassVar[type] = Span
+
     variant: Variant
     module: nn.Module
     implementation: str = "auto"
@@ -67,7 +71,7 @@ class Carrying(Standing):
         variant, options = assignment.variant, assignment.options
         assert variant.placement is not None
         build: RecurrenceBuilder = load(variant.placement.build)
-        layer = model.get_submodule(assignment.site.path)
+        layer = submodule(model, assignment.site.path)
         parameters = (each for each in layer.parameters() if each.is_floating_point())
         like = next(parameters, torch.empty(0))
         module = build(assignment.site, options, device=like.device, dtype=like.dtype)

@@ -16,12 +16,18 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import metadata
 from typing import TYPE_CHECKING, Self
 
 import torch
 
-from attnkit.errors import ArgumentError, SwapError, SwapRefusedError, VerificationError
+from attnkit.errors import (
+    ArgumentError,
+    HostError,
+    SwapError,
+    SwapRefusedError,
+    VerificationError,
+)
+from attnkit.hosts.answers import attached, named, outputs_of, probes_of, sample_of, sites_of
 from attnkit.hosts.leak_probes import neighbours
 from attnkit.hosts.mounts import undo_all
 from attnkit.hosts.protocol import Prober
@@ -29,12 +35,13 @@ from attnkit.registry.registry import default
 from attnkit.swaps import weights as added
 from attnkit.swaps.decisions import refusal
 from attnkit.swaps.families import swap_family
-from attnkit.swaps.isolation import cuda_devices, fresh, undisturbed
+from attnkit.swaps.isolation import Note, cuda_devices, fresh, undisturbed
 from attnkit.swaps.leaks import Subject, check_leaks
 from attnkit.swaps.outputs import apart, compare_outputs
 from attnkit.swaps.plan import spelled
 from attnkit.swaps.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
 from attnkit.swaps.trial import NOISE_RUNS, Counting, Trial
+from attnkit.versions import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -137,6 +144,7 @@ def carry_out(
         paths = {each.path for each in brought}
         assignments = [replace(a, trained=a.site.path in paths) for a in assignments]
         transaction.assignments = assignments
+    transaction.rehearse(mixers)
     trials, quiet = transaction.trial(sample, mixers)
     exact = all(assignment.relation == "exact" for assignment in assignments)
     noise = transaction.noise(sample, trials, quiet) if exact else []
@@ -188,13 +196,15 @@ class _Transaction:
                 "sample must be keyword arguments of the model's forward, as in "
                 f"{{'input_ids': ...}}, got {type(sample).__name__}"
             )
-        able = [*self.used.values(), *(host for host in rest if host.sites(self.model))]
+        able = [*self.used.values(), *(host for host in rest if sites_of(host, self.model))]
         if sample is not None and len(able) == 1:
             return sample
         refusals = []
         for host in able:
             try:
-                made = host.sample(self.model, sites)
+                made = sample_of(host, self.model, sites)
+            except HostError:
+                raise
             except SwapError as error:
                 refusals.append(str(error))
             else:
@@ -212,6 +222,8 @@ class _Transaction:
         """
         try:
             return self.run(sample, [])
+        except HostError:
+            raise
         except Exception as error:
             shapes = ", ".join(f"{name} {_sampled(value)}" for name, value in sample.items())
             model = type(self.model).__name__
@@ -228,31 +240,62 @@ class _Transaction:
 
     def run(self, sample: Mapping[str, object], mixers: Sequence[Mixer]) -> Mapping[str, Tensor]:
         """Run the model with mixers at the sites, and take them away again."""
-        attached = self.attach(mixers)
+        attachments = self.attach(mixers)
         try:
             with undisturbed(self.model):
-                return self.host.run(self.model, fresh(sample))
+                return outputs_of(self.host, self.model, fresh(sample))
         finally:
-            undo_all(attached)
+            undo_all(attachments)
 
     def attach(self, mixers: Sequence[Mixer]) -> list[Attachment]:
         """Put a mixer at each site, or at none."""
-        attached: list[Attachment] = []
+        attachments: list[Attachment] = []
         try:
             # no mixers, no changes
             for assignment, mixer in zip(self.assignments, mixers, strict=False):
                 site, label = assignment.site, assignment.variant.name
-                attached.append(self.used[site.host].attach(self.model, site, mixer, label))
+                host = self.used[site.host]
+                attachments.append(attached(host, self.model, site, mixer, label))
         except BaseException:
-            undo_all(attached)
+            undo_all(attachments)
             raise
-        return attached
+        return attachments
 
     def mixers(self) -> list[Standing]:
         """Build what will stand at each site; torch's random state is put back."""
         pairs = [(self.used[a.site.host], a) for a in self.assignments]
         with torch.random.fork_rng(cuda_devices(self.model)):
             return [_standing(self.model, host, assignment) for host, assignment in pairs]
+
+    def rehearse(self, mixers: Sequence[Standing]) -> None:
+        """Put every mixer in its place and take it out, as it will stand and as it is tried.
+
+        Raises:
+            HostError: The model is not what it was after that; it is put back.
+        """
+        noted = Note(self.model)
+        hosts = ", ".join(map(named, self.used.values()))
+        tried = [mixer.instead(mixer) for mixer in mixers]
+        rounds: list[Sequence[Mixer]] = [mixers]
+        if any(one is not other for one, other in zip(tried, mixers, strict=True)):
+            rounds.append(tried)
+        try:
+            for each in rounds:
+                attachments = self.attach(each)
+                blocked = [why for one in attachments if (why := one.blocked()) is not None]
+                undo_all(attachments)
+                if blocked:
+                    raise HostError(
+                        f"{hosts}: blocked returned {blocked[0]!r} right after attach; it must "
+                        "return None while nothing stands on top"
+                    )
+        finally:
+            changed = noted.put_back()
+        if changed:
+            raise HostError(
+                f"{hosts}: undo left {', '.join(changed)} changed; it must put back, by identity, "
+                "what was there before attach. The model was put back without it"
+            )
 
     def trial(
         self, sample: Mapping[str, object], mixers: Sequence[Standing]
@@ -331,7 +374,7 @@ class _Transaction:
         host = self.host
         if not isinstance(host, Prober):
             return check_leaks(neighbours(sample), subject)
-        return check_leaks(host.probes(self.model, sites, sample), subject)
+        return check_leaks(probes_of(host, self.model, sites, sample), subject)
 
     def noise(
         self,
@@ -409,15 +452,8 @@ def _sampled(value: object) -> str:
 
 def _versions(hosts: Mapping[str, Host]) -> dict[str, str]:
     names = ("attnkit", "torch", *(host.name for host in hosts.values() if host.tested))
-    installed = {name: _version(name) for name in names}
+    installed = {name: version_of(name) for name in names}
     return {"python": platform.python_version(), **installed}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed as a distribution"
 
 
 def _owners(assignments: Sequence[Assignment]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.errors import AttnkitError
+from attnkit.errors import AttnkitError, HostError
 from attnkit.precision import worst
 from attnkit.swaps.receipts import SiteReceipt
 
@@ -81,6 +81,8 @@ class Trial:
 
     def __call__(self, request: Any) -> Tensor:
         """Answer as the model would, and measure."""
+        if not isinstance(request, self.standing.takes):
+            raise HostError(self._unfit(request))
         own = self.standing.own(request)
         unit = own.new_zeros(1)
         try:
@@ -127,6 +129,15 @@ class Trial:
     def noisy(self, generator: torch.Generator) -> Mixer:
         """Return a mixer that answers as the model would, with noise of up to one unit."""
         return self.standing.instead(Noisy(self.standing, self.units, generator))
+
+    def _unfit(self, request: object) -> str:
+        """Say that a host calls a mixer with something else than its kind takes."""
+        site, came = self.assignment.site, type(request)
+        return (
+            f"host {site.host!r}: called the mixer at {site.path} with {came.__module__}."
+            f"{came.__qualname__}; {self.assignment.variant.name!r} takes an "
+            f"attnkit.hosts.protocol.{self.standing.takes.__name__}"
+        )
 
     def _fits(self, own: Tensor, after: Tensor) -> bool:
         """Note a refusal unless two outputs have one shape and dtype."""

@@ -241,9 +241,9 @@ def test_failure_at_any_step_leaves_the_model_as_it_was(model: Any, error: BaseE
         else:
             break
         step += 1
-    # one sample, 7 runs, one list of probes with 8 more runs; 3 sites attached for all but the
-    # first run, and for good
-    assert step == 1 + 7 + 1 + 8 + 3 * 15
+    # one sample, 7 runs, one list of probes with 8 more runs; 3 sites attached in the
+    # rehearsal, for all but the first run, and for good
+    assert step == 1 + 7 + 1 + 8 + 3 * 16
     swapped.restore()
     assert state(model) == before
 
