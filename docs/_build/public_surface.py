@@ -98,7 +98,7 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.sites": Module("the same", "ROOT Kind Needs Site Survey"),
         "attnkit.hosts.mounts": Module(
             "putting something into a model, and taking it out",
-            "Mount Mounted mount original site_path submodule",
+            "Mount Mounted mount original site_at site_path submodule",
         ),
         "attnkit.hosts.sdpa_calls": Module(
             "calls of torch's attention function",

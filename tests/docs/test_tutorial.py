@@ -8,8 +8,8 @@ A page is a sequence of steps:
   follows it, ``...`` standing for anything. The command must end with 0, or where the page shows
   ``FAILED``, with 1.
 
-The environment is a fresh one that sees the packages of this one, so nothing is downloaded: pip
-gets ``--no-deps --no-build-isolation``.
+The environment is a fresh one with attnkit's wheel that sees the packages of this one, so nothing
+is downloaded: pip gets ``--no-deps --no-build-isolation``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import doctest
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -33,6 +34,7 @@ PAGES = (
     "how-to/add-a-check.md",
     "how-to/certify-a-plugin.md",
     "how-to/judge-a-layer.md",
+    "how-to/write-a-host.md",
 )
 
 STEP = re.compile(
@@ -71,11 +73,15 @@ class Environment(NamedTuple):
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> Environment:
-    """Make an empty folder, and an environment that sees the packages of this one."""
+def environment(tmp_path: Path, attnkit_wheel: Path) -> Environment:
+    """Make an empty folder, and an environment with attnkit's wheel that sees packages of ours."""
     root = tmp_path / "venv"
     venv.create(root, with_pip=False, symlinks=True)
     scripts = root / "bin"
+    # before it sees our packages, which have attnkit among them
+    install = ["install", "--quiet", "--no-deps", "--no-index", str(attnkit_wheel)]
+    pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), *install]
+    subprocess.run(pip, check=True)
     paths = sysconfig.get_paths(vars={"base": str(root), "platbase": str(root)})
     here = sysconfig.get_path("purelib")
     # addsitedir, not the bare path: it reads the .pth files of editable installs too

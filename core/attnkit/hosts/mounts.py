@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from attnkit.errors import SwapError
-from attnkit.sites import ROOT, Needs
+from attnkit.sites import ROOT, Needs, Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from attnkit.hosts.protocol import Attachment, Mixer
-    from attnkit.sites import Site
+    from attnkit.sites import Kind
 
 
 @dataclass(eq=False)
@@ -155,6 +155,44 @@ def undo_all(attachments: Sequence[Attachment]) -> None:
 def submodule(model: nn.Module, path: str) -> nn.Module:
     """Return the module at a site."""
     return model if path == ROOT else model.get_submodule(path)
+
+
+def site_at(
+    host: str,
+    name: str,
+    module: nn.Module,
+    kind: Kind,
+    needs: Needs,
+    obstacle: str | None = None,
+    *,
+    input_dim: int | None = None,
+    intercepts: bool = False,
+) -> Site:
+    """Return the record of a module as a site, see `attnkit.sites.Site`.
+
+    Args:
+        host: Name of the host.
+        name: The module's name in ``model.named_modules()``.
+        module: The module.
+        kind: Of the site.
+        needs: What the layer uses.
+        obstacle: Why nothing can go there.
+        input_dim: See `attnkit.sites.Site`.
+        intercepts: See `attnkit.sites.Site`.
+    """
+    first = next((each for each in module.parameters() if each.is_floating_point()), None)
+    return Site(
+        path=site_path(name),
+        kind=kind,
+        layer=original(type(module)).__name__,
+        host=host,
+        needs=needs,
+        dtype="float32" if first is None else str(first.dtype).removeprefix("torch."),
+        device="cpu" if first is None else first.device.type,
+        obstacle=obstacle,
+        input_dim=input_dim,
+        intercepts=intercepts,
+    )
 
 
 def original(layer: type) -> type:

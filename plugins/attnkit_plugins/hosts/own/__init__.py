@@ -5,8 +5,8 @@ Two kinds of module are sites: one whose ``forward`` calls
 declared by `attnkit.declare`. Modules of libraries that have an adapter of their own are left to
 that, unless they were declared.
 
-Here is the declaration. `finding` has the survey, `answering` what runs in the place of a declared
-method, `attnkit.hosts.sdpa_calls` what runs around a call of torch's function.
+Here is the declaration. `sites` has the survey, `answers` what runs in the place of a declared
+method, `probes` what shows a leak, `attnkit.hosts.sdpa_calls` what runs around a call of torch's function.
 """
 
 from __future__ import annotations

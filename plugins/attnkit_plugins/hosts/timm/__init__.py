@@ -6,8 +6,7 @@ would not by themselves), and its call is answered by the variant, as `attnkit.h
 does. Relative positions and the masks of shifted windows arrive there as additive terms, so they
 become the ``bias``. Layers without such a call are surveyed with that obstacle.
 
-Here is the declaration, which imports neither torch nor timm. `finding` has the survey and the
-probe.
+Here is the declaration, which imports neither torch nor timm. `sites` has all the rest.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ go past a module's ``forward``, and are dealt with:
 Attention weights (``need_weights=True``, torch's default) are the variant's own: what it makes of
 values that are the identity. That costs L S S per head; ask for them only where they are used.
 
-Here is the declaration. `finding` has the survey, `multihead` what runs in a swapped module,
-`sampling` the probe.
+Here is the declaration. `sites` has the survey, `multihead` what runs in a swapped module,
+`samples` its inputs, `probes` what shows a leak.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class _Asked:
             yield self._causality()
 
     def kept(self) -> Tensor | None:
-        """Return (B, L), the rows that the host keeps of outputs, see `sampling.run`."""
+        """Return (B, L), the rows that the host keeps of outputs, see `samples.run`."""
         hidden = self._hidden()
         return None if hidden is None or "tgt" in self.sample else ~hidden
 

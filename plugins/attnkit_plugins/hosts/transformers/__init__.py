@@ -6,14 +6,15 @@ finds the layer's mixer on the layer itself. So nothing is written to a config t
 or model can see, each layer has its own variant, and masks are still built by the model, from its
 own config, in the form of its own implementation: `dispatch` translates them. Some layers that do
 the arithmetic themselves are given, while they are swapped, a class that calls the interface:
-`rewriting` has which.
+`rewriter` has which.
 
 The name is registered with transformers at the first swap and stays; it does nothing for a model
 that was not swapped.
 
-Here is the declaration, which imports neither torch nor transformers. `finding` has the survey,
-`dispatch` what runs in a swapped layer, `masking` how masks are read, `recurrent` and `experts`
-what stands in for attention and for feed-forward layers, `sampling` the probe.
+Here is the declaration, which imports neither torch nor transformers. `sites` has the survey,
+`dispatch` what runs in a swapped layer, `masks` how masks are read, `recurrent` and `experts` what
+stands in for attention and for feed-forward layers, `samples` the inputs, `probes` what shows a
+leak, `opener` saved models.
 """
 
 from __future__ import annotations

@@ -43,15 +43,15 @@ def _decoded(
     real = _mask(sample, "attention_mask", (batch, length))
     if real is not None and not bool(real.all()):
         hidden = ~real
-        # the first token is also the one of the cached step, see `sampling.run`
+        # the first token is also the one of the cached step, see `samples.run`
         hidden[:, 0] = False
         lifted = {**sample, "attention_mask": torch.ones_like(real, dtype=torch.long)}
-        # outputs come as one row, see `sampling.run`
+        # outputs come as one row, see `samples.run`
         yield vary.padding(name, hidden, lifted, everything, by_shape(real.flatten()))
     if any(site.needs.causal for site in sites):
         cut, later = second_half(length)
         places = later.to(tokens.device).expand(batch, length)
-        # outputs come without their padding, see `sampling.run`
+        # outputs come without their padding, see `samples.run`
         stay, move = _by_tokens(~places, real), _by_tokens(places, real)
         yield vary.causality(name, cut, places, stay, move)
         if name == "input_ids":

@@ -1,7 +1,7 @@
 """Attention layers that do not call transformers' interface, and how a variant gets there.
 
 For as long as it is swapped, such a layer is given another class: a subclass of its own, in
-`rewritten`, whose ``forward`` hands query, key and value to the interface. From there on it is a
+`rewrites`, whose ``forward`` hands query, key and value to the interface. From there on it is a
 layer like any other, see `dispatch`. It stays the object that it was, with its parameters, its
 hooks and its place in the model; ``undo`` gives it its class back.
 
@@ -31,7 +31,7 @@ _REWRITTEN = {
     "mpnet.modeling_mpnet.MPNetSelfAttention": "mpnet",
     "mpt.modeling_mpt.MptAttention": "mpt",
 }
-"""Classes, below ``transformers.models``, and the modules of `rewritten` that have them anew."""
+"""Classes, below ``transformers.models``, and the modules of `rewrites` that have them anew."""
 
 
 @dataclass

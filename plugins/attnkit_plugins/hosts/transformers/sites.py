@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 READABLE = (None, "eager", "sdpa")
-"""Implementations whose masks `masking` reads."""
+"""Implementations whose masks `masks` reads."""
 
 _FEEDFORWARD = re.compile(r"(MLP|Mlp|FeedForward|FFN|ActDense)(Block|Network)?$")
 
