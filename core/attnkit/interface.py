@@ -18,9 +18,10 @@ import importlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from attnkit.errors import ArgumentError
+from attnkit.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,23 +34,19 @@ if TYPE_CHECKING:
     from attnkit.state import State
 
 
-class LayerConfig(BaseModel):
+class LayerConfig(Frozen):
     """Base of every layer's configuration; a variant adds its own fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     embed_dim: int = Field(gt=0, description="D, width of the layer's input and output")
     implementation: str = Field(default="auto", description="implementation to run, or 'auto'")
 
 
-class Options(BaseModel):
+class Options(Frozen):
     """Base of a recurrence's options, those that change its mathematics or its chunking.
 
     A variant may prepare the inputs of the recurrence and finish its outputs; its
     implementations then compute the plain recurrence in between.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def features(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what goes into the recurrence: (B, G, L, E'), (B, G, L, E'), (B, H, L, Ew)."""

@@ -13,7 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from attnkit.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,10 +24,8 @@ if TYPE_CHECKING:
     from attnkit.sites import Site
 
 
-class SiteOptions(BaseModel):
+class SiteOptions(Frozen):
     """What a plan may say beside any variant; a variant adds its own fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     implementation: str = Field(default="auto", description="implementation to run, or 'auto'")
     fallback: tuple[str, ...] = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Self
 
-from pydantic import BaseModel, ConfigDict
+from attnkit.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,10 +26,8 @@ LENGTH_CLASSES = (1, 16, 128, 1024, 1 << 62)
 NOTHING = "nothing"
 
 
-class Reason(BaseModel):
+class Reason(Frozen):
     """One reason why something cannot take a problem."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     argument: str
     required: str

@@ -6,7 +6,9 @@ must be refused by name. `attnkit.problem` matches promises against a call.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from attnkit.frozen import Frozen
 
 Relation = Literal["exact", "approximate", "different"]
 MaskPart = Literal["window", "padding", "documents", "prefix", "dense", "blocks", "union"]
@@ -26,10 +28,8 @@ ALL_MASK_PARTS: tuple[MaskPart, ...] = (
 )
 
 
-class SpeedClaim(BaseModel):
+class SpeedClaim(Frozen):
     """That a call takes at most so many times as long as another way to compute the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     vs: str = Field(
         pattern=r"^(sdpa|\w+\.\w+)$",
@@ -62,13 +62,11 @@ class SpeedClaim(BaseModel):
         return "-".join(filter(None, parts))
 
 
-class CommonPromises(BaseModel):
+class CommonPromises(Frozen):
     """What variants of every family may claim.
 
     Every field defaults to the smallest claim, so that a promise is always written out.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # who may look at what
     causal: bool = Field(default=False, description="can hide later keys, lower-right aligned")

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from attnkit.frozen import Frozen
 from attnkit.text import table
 
 if TYPE_CHECKING:
@@ -24,10 +25,8 @@ ROOT = "(model)"
 """Path of a site that is the model itself."""
 
 
-class Needs(BaseModel):
+class Needs(Frozen):
     """What the layer at a site uses; None where the model does not tell before it runs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     heads: int | None = Field(default=None, description="H, query heads")
     kv_heads: int | None = Field(default=None, description="Hkv, key/value heads")
@@ -64,10 +63,8 @@ class Needs(BaseModel):
         return ", ".join(_words(self)) or "-"
 
 
-class Site(BaseModel):
+class Site(Frozen):
     """One place in a model where a variant can go."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(description="the module's name in ``model.named_modules()``, or `ROOT`")
     kind: Kind

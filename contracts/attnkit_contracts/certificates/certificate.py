@@ -12,9 +12,10 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from attnkit.errors import AttnkitError
+from attnkit.frozen import Frozen
 from attnkit.promises import Promises
 from attnkit.registry import registry
 from attnkit.registry.discovery import SESSION
@@ -36,10 +37,8 @@ class CertificateRefusedError(AttnkitError, ValueError):
     """A report does not show what a certificate says; the message lists what is missing."""
 
 
-class Measurement(BaseModel):
+class Measurement(Frozen):
     """The largest error that one check saw on one subject."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(description="of the instance that saw it")
     value: float
@@ -47,10 +46,8 @@ class Measurement(BaseModel):
     unit: str
 
 
-class Certificate(BaseModel):
+class Certificate(Frozen):
     """What was promised, executed and measured, with which versions of which files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     variant: str
     owner: str = Field(description="distribution that offers the variant")

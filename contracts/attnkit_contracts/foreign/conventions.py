@@ -10,16 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from attnkit.errors import ArgumentError
+from attnkit.frozen import Frozen
 from attnkit.promises import Promises
 from attnkit_contracts.foreign.claims import parse
 
@@ -49,10 +43,8 @@ def _said(promises: Promises | str | Iterable[str]) -> Promises | str:
 Claims = Annotated[Promises | str | Iterable[str], PlainValidator(_said)]
 
 
-class Declaration(BaseModel):
+class Declaration(Frozen):
     """What is declared of any code that is no plugin."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     promises: Claims = Field(
         description="what it claims: Promises, or their names, with mask parts, forms of decay, "
@@ -75,7 +67,7 @@ class Declaration(BaseModel):
         return self
 
 
-class SoftmaxPart(BaseModel):
+class SoftmaxPart(Frozen):
     """What is declared of softmax attention alone."""
 
     mask: MaskAs = Field(
@@ -110,7 +102,7 @@ class SoftmaxPart(BaseModel):
     dropout_argument: str | None = Field(default=None, description="its name for dropout")
 
 
-class RecurrencePart(BaseModel):
+class RecurrencePart(Frozen):
     """What is declared of a recurrence alone."""
 
     decay_argument: str | None = Field(default="g", description="its name for log_decay")

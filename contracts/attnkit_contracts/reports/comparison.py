@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from attnkit.frozen import Frozen
 from attnkit_contracts.reports.records import RED
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ DRIFT = 2.0
 """How many times larger or smaller an error must be to be told: rounding differs by machine."""
 
 
-class Change(BaseModel):
+class Change(Frozen):
     """One instance that is not what it was."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     id: str
     kind: Kind = Field(
@@ -51,10 +52,8 @@ class Change(BaseModel):
         return f"{self.id}: {states}" + (f": {self.reason}" if self.reason else "")
 
 
-class Difference(BaseModel):
+class Difference(Frozen):
     """All changes between two reports, worst kind first, each kind in the order of the reports."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     changes: tuple[Change, ...]
     environment: dict[str, tuple[str, str]] = Field(

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from attnkit.frozen import Frozen
 
 
-class Explaining(BaseModel):
+class Explaining(Frozen):
     """A named mistake that explains a failure; see `definitions.mistakes`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     statement: str = Field(description='completes "equals the definition with ..."')
 
 
-class Diagnosis(BaseModel):
+class Diagnosis(Frozen):
     """Why a failure is one; its text says it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mistakes: tuple[Explaining, ...] = Field(
         default=(), description="none, one, or several that no call tells apart"

@@ -20,9 +20,10 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from attnkit.errors import ArgumentError
+from attnkit.frozen import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,10 +34,8 @@ LIST = "expected_failure"
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-class ExpectedFailure(BaseModel):
+class ExpectedFailure(Frozen):
     """One instance that is known to fail."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Text = Field(description="of the check instance")
     reason: Text = Field(description="why it fails")

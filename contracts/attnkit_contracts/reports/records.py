@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from attnkit.errors import AttnkitError
+from attnkit.frozen import Frozen
 from attnkit.interface import load
 from attnkit_contracts.reports.diagnosis import NOTHING, Diagnosis
 from attnkit_contracts.reports.expectations import ExpectedFailure
@@ -34,11 +35,11 @@ class RuleBrokenError(CheckFailedError):
     """A rule does not hold, as against a check that raised or could not tell."""
 
 
-class Record(BaseModel):
+class Record(Frozen):
     """The outcome of one check on one subject with one set of parameters."""
 
     # JSON has no infinity; null would read as "nothing was measured"
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     id: str = Field(description="unique: variant/implementation/dtype/device/check[params]")
     check: str = Field(description="id of the check")
@@ -94,20 +95,16 @@ class Record(BaseModel):
             raise kind(f"{self.id}: {self.status}: {self.told}\n\n{self.reproduction}")
 
 
-class Proof(BaseModel):
+class Proof(Frozen):
     """Whether a check that an extension brings catches a wrong variant that it brings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     check: str = Field(description="id of the check")
     wrong: str = Field(description="name of the wrong variant")
     caught_by: str = Field(description="id of the first instance that failed; empty for none")
 
 
-class Header(BaseModel):
+class Header(Frozen):
     """Where, with what and how completely a report was made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     attnkit: str = Field(description="version")
     torch: str = Field(description="version")
@@ -128,10 +125,8 @@ class Header(BaseModel):
     )
 
 
-class Report(BaseModel):
+class Report(Frozen):
     """All records of one run, in the order of the plan."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     header: Header
     records: tuple[Record, ...]

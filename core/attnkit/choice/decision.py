@@ -12,11 +12,12 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from attnkit.choice.first_call import first_call
 from attnkit.errors import ArgumentError, RegistryError, UnsupportedError
 from attnkit.families import SOFTMAX
+from attnkit.frozen import Frozen
 from attnkit.interface import Implementation, Variant, load
 from attnkit.problem import unmet
 from attnkit.registry.registry import default
@@ -53,10 +54,8 @@ class Chosen:
         return f"{self.variant.name}.{self.name}"
 
 
-class Candidate(BaseModel):
+class Candidate(Frozen):
     """What was found out about one implementation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     variant: str
     implementation: str
@@ -69,10 +68,8 @@ class Candidate(BaseModel):
         return f"{self.variant}.{self.implementation}: {told}"
 
 
-class Choice(BaseModel):
+class Choice(Frozen):
     """What runs, and why not the others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     chosen: str | None = Field(description="variant.implementation, or None if nothing can")
     candidates: tuple[Candidate, ...] = Field(description="cheapest first, then those that cannot")

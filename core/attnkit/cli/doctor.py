@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from attnkit.choice.decision import implementations_of
 from attnkit.choice.first_call import first_call
 from attnkit.errors import RegistryError
+from attnkit.frozen import Frozen
 from attnkit.problem import unmet
 from attnkit.registry.registry import default
 from attnkit.versions import version_of
@@ -36,10 +37,8 @@ _SIZES = {
 """Of the small calls, whatever the family."""
 
 
-class Trial(BaseModel):
+class Trial(Frozen):
     """A small call of one implementation on one device in one dtype."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     variant: str
     implementation: str
@@ -54,19 +53,15 @@ class Trial(BaseModel):
         return self.trouble or ("runs" if self.called else "loads")
 
 
-class BrokenReport(BaseModel):
+class BrokenReport(Frozen):
     """A plugin that does not load."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     plugin: str
     traceback: str
 
 
-class Diagnosis(BaseModel):
+class Diagnosis(Frozen):
     """All that ``attnkit doctor`` says."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     versions: dict[str, str]
     devices: tuple[str, ...]

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from attnkit.frozen import Frozen
 from attnkit.promises import Relation
 from attnkit.sites import ROOT, Site, with_remarks
 from attnkit.swaps.families import swap_family
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
     from attnkit.swaps.families import Assignment
 
 
-class Decision(BaseModel):
+class Decision(Frozen):
     """What a plan means for one site."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     site: Site
     variant: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from attnkit.errors import ConfigError
+from attnkit.frozen import Frozen
 from attnkit.hosts.protocol import LeakName
 from attnkit.promises import Relation
 from attnkit.text import table
@@ -20,15 +21,13 @@ FILE = "attnkit.json"
 """Name of the receipt in the folder of a checkpoint."""
 
 
-class SiteReceipt(BaseModel):
+class SiteReceipt(Frozen):
     """What was measured at one site, on the tensors that reach it in the run on the sample.
 
     Errors are the largest over all elements, against a float64 run, in rounding units of
     attention (`attnkit.swaps.outputs.unit`). The float64 run is that of the model's own function
     for an exact swap, of the variant's reference otherwise.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     layer: str = Field(description="class of the module")
@@ -46,10 +45,8 @@ class SiteReceipt(BaseModel):
     )
 
 
-class OutputReceipt(BaseModel):
+class OutputReceipt(Frozen):
     """How far one output of the model moved; padding left out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     shape: tuple[int, ...]
@@ -59,10 +56,8 @@ class OutputReceipt(BaseModel):
     allowed: float | None = Field(description="bound on moved; exact swaps only")
 
 
-class LeakReceipt(BaseModel):
+class LeakReceipt(Frozen):
     """Whether outputs that may not see a change of the input stayed; see `attnkit.swaps.leaks`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: LeakName
     changed: str = Field(description="what was changed in the input")
@@ -77,10 +72,8 @@ class LeakReceipt(BaseModel):
     why: str | None = Field(default=None, description="the refusal")
 
 
-class Receipt(BaseModel):
+class Receipt(Frozen):
     """The record of a verified swap; prints as tables, saves as JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(description="class of the model")
     plan: dict[str, dict[str, object]] = Field(description="by path pattern")
