@@ -6,13 +6,13 @@ given), the implementation is chosen once per signature, and both are remembered
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from attnkit.choice.decision import AUTO
 from attnkit.choice.front import choose
+from attnkit.hosts.protocol import Call
 from attnkit.masks.constructors import Mask, Sizes, full
 from attnkit.masks.padded_tokens import hide_padding
 from attnkit.operations import arguments as validation
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.choice.decision import Chosen
-    from attnkit.hosts.protocol import Call
     from attnkit.interface import SoftmaxFunction, Variant
 
 
@@ -84,7 +83,7 @@ def attention(
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1.
     """
-    call = _Call(query, key, value, mask, bias, scale, softcap, sinks, dropout_p)
+    call = Call(query, key, value, mask, bias, scale, softcap, sinks, dropout_p)
     if torch.compiler.is_compiling():
         _check(call)
         chosen = choose(variant, _problem(call), implementation, fallback)
@@ -92,7 +91,7 @@ def attention(
     else:
         function = _remembered(call, variant, implementation, fallback)
     if mask.parts:
-        mask.check(_sizes(call))
+        mask.check(sizes_of(call))
         key, value = hide_padding(mask, key, value)
     if torch.is_autocast_enabled(query.device.type):
         with torch.autocast(query.device.type, enabled=False):
@@ -134,25 +133,12 @@ def problem_of(
     dropout_p: float = 0.0,
 ) -> SoftmaxProblem:
     """Return the problem that `attention` would solve with these arguments, checked."""
-    call = _Call(query, key, value, mask, bias, scale, softcap, sinks, dropout_p)
+    call = Call(query, key, value, mask, bias, scale, softcap, sinks, dropout_p)
     _check(call)
     return _problem(call)
 
 
-@dataclass(slots=True)
-class _Call:
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Mask
-    bias: Tensor | None
-    scale: float | None
-    softcap: float | None
-    sinks: Tensor | None
-    dropout_p: float
-
-
-def _run(function: Any, call: _Call | Call, key: Tensor, value: Tensor) -> Tensor:
+def _run(function: Any, call: Call, key: Tensor, value: Tensor) -> Tensor:
     query, scale, bias = call.query, call.scale, call.bias
     if scale == 0.0:
         # kernels multiply by it inside of a product, where torch's then read what was never
@@ -175,7 +161,7 @@ def _run(function: Any, call: _Call | Call, key: Tensor, value: Tensor) -> Tenso
 
 
 def _remembered(
-    call: _Call | Call, variant: Variant | str, implementation: str, fallback: Sequence[str]
+    call: Call, variant: Variant | str, implementation: str, fallback: Sequence[str]
 ) -> SoftmaxFunction:
     """Check the call and choose for it, once per signature."""
     try:
@@ -198,19 +184,16 @@ def _remembered(
     return function
 
 
-def _function(call: _Call | Call, chosen: Chosen) -> SoftmaxFunction:
+def _function(call: Call, chosen: Chosen) -> SoftmaxFunction:
     """Return what runs; what has no numbers is chosen for too, since it may be refused."""
     is_empty = 0 in call.query.shape or 0 in call.value.shape
     return _nothing if is_empty else chosen.function
 
 
 def _signature(
-    call: _Call | Call, variant: Variant | str, implementation: str, fallback: Sequence[str]
+    call: Call, variant: Variant | str, implementation: str, fallback: Sequence[str]
 ) -> object:
     query, key, value, bias, sinks = call.query, call.key, call.value, call.bias, call.sinks
-    tracked = torch.is_grad_enabled() and (
-        query.requires_grad or key.requires_grad or value.requires_grad or _tracks(bias, sinks)
-    )
     return (
         # by identity: the entry keeps its variant alive, so the number stays its own
         variant if isinstance(variant, str) else id(variant),
@@ -231,15 +214,22 @@ def _signature(
         call.dropout_p,
         None if bias is None else (bias.shape, bias.dtype, bias.device),
         None if sinks is None else (sinks.shape, sinks.dtype, sinks.device),
-        tracked,
+        torch.is_grad_enabled() and _is_tracked(call),
     )
 
 
-def _tracks(bias: Tensor | None, sinks: Tensor | None) -> bool:
-    return (bias is not None and bias.requires_grad) or (sinks is not None and sinks.requires_grad)
+def _is_tracked(call: Call) -> bool:
+    bias, sinks = call.bias, call.sinks
+    return (
+        call.query.requires_grad
+        or call.key.requires_grad
+        or call.value.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (sinks is not None and sinks.requires_grad)
+    )
 
 
-def _check(call: _Call | Call) -> None:
+def _check(call: Call) -> None:
     query, key, value = call.query, call.key, call.value
     tensors = {"query": query, "key": key, "value": value}
     validation.check_tensors(tensors, rank=4, letters="(B, heads, length, width)")
@@ -249,7 +239,7 @@ def _check(call: _Call | Call) -> None:
     validation.check_same({"query": query, "key": key}, "head_dim", 3)
     validation.check_heads(query, key)
     validation.check_mask(call.mask)
-    call.mask.check(_sizes(call))
+    call.mask.check(sizes_of(call))
     validation.check_number("scale", call.scale)
     validation.check_number("softcap", call.softcap, above=0.0)
     validation.check_share("dropout_p", call.dropout_p)
@@ -259,7 +249,8 @@ def _check(call: _Call | Call) -> None:
         validation.check_sinks(call.sinks, query)
 
 
-def _sizes(call: _Call | Call) -> Sizes:
+def sizes_of(call: Call) -> Sizes:
+    """Return B, H, L, S of a call."""
     batch, heads, length, _ = call.query.shape
     return Sizes(batch, heads, length, call.key.shape[2])
 
@@ -281,14 +272,8 @@ def _nothing(
     return query.new_zeros(*query.shape[:3], value.shape[3]) + zero
 
 
-def _problem(call: _Call | Call) -> SoftmaxProblem:
+def _problem(call: Call) -> SoftmaxProblem:
     query, key, value, mask, scale = call.query, call.key, call.value, call.mask, call.scale
-    tracked = torch.is_grad_enabled() and (
-        query.requires_grad
-        or key.requires_grad
-        or value.requires_grad
-        or _tracks(call.bias, call.sinks)
-    )
     return SoftmaxProblem(
         device=query.device.type,
         dtype=validation.dtype_name(query.dtype),
@@ -307,6 +292,6 @@ def _problem(call: _Call | Call) -> SoftmaxProblem:
         softcap=call.softcap is not None,
         sinks=call.sinks is not None,
         dropout=call.dropout_p > 0.0,
-        gradients=tracked,
+        gradients=torch.is_grad_enabled() and _is_tracked(call),
         compiling=torch.compiler.is_compiling(),
     )

@@ -97,7 +97,7 @@ def recurrence(
     _check_state(initial_state, shape, wide, value)
     given = Given(query, key, value, log_decay, beta, initial_state)
     if torch.compiler.is_compiling():
-        problem = problem_of_recurrence(*given[:5], scale, mask, initial_state)
+        problem = problem_of_recurrence(given, scale, mask)
         chosen = choose(found, problem, implementation, fallback)
         return _in_a_graph(chosen, options, given, (scale, seen), mask)
     return run(

@@ -52,8 +52,7 @@ def run(
     value = given.value
     # first of all: a mask that no recurrence takes is refused for what it is
     layout = layout_of(mask, value.shape[0], seen, value.shape[2])
-    query, key, value, log_decay, beta, state = given
-    problem = problem_of_recurrence(query, key, value, log_decay, beta, scale, mask, state)
+    problem = problem_of_recurrence(given, scale, mask)
     chosen = choose(variant, problem, implementation, fallback)
     call = Run(chosen.function, 1.0 if scale is None else float(scale), options, layout)
     if torch.is_autocast_enabled(value.device.type):
@@ -160,18 +159,10 @@ def _segments(starts: Tensor | None, length: int) -> list[tuple[int, int, Tensor
     return [(start, stop, starts[:, start]) for start, stop in itertools.pairwise(edges)]
 
 
-def problem_of_recurrence(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor | None,
-    beta: Tensor | None,
-    scale: float | None,
-    mask: Mask,
-    state: Tensor,
-) -> RecurrenceProblem:
+def problem_of_recurrence(given: Given, scale: float | None, mask: Mask) -> RecurrenceProblem:
     """Return the problem that `recurrence` solves with these arguments."""
-    given = [query, key, value, state, *(each for each in (log_decay, beta) if each is not None)]
+    query, key, value, log_decay, beta, _ = given
+    tracked = any(each is not None and each.requires_grad for each in given)
     return RecurrenceProblem(
         device=value.device.type,
         dtype=validation.dtype_name(value.dtype),
@@ -185,6 +176,6 @@ def problem_of_recurrence(
         scale=scale is not None and scale != 1.0,
         decay="none" if log_decay is None else "head" if log_decay.dim() == 3 else "channel",
         beta=beta is not None,
-        gradients=torch.is_grad_enabled() and any(each.requires_grad for each in given),
+        gradients=torch.is_grad_enabled() and tracked,
         compiling=torch.compiler.is_compiling(),
     )

@@ -82,6 +82,7 @@ class Measure(NamedTuple):
     rows: Tensor
 
 
+@dataclass(eq=False)
 class Attempt:
     """One answer of a variant, tried beside the model's own.
 
@@ -90,9 +91,8 @@ class Attempt:
         out: It.
     """
 
-    def __init__(self, chosen: str, out: Tensor) -> None:
-        self.chosen = chosen
-        self.out = out
+    chosen: str
+    out: Tensor
 
     def measures(self) -> Iterator[Measure]:
         """Yield what the answer should have been, some samples at a time."""

@@ -84,15 +84,6 @@ class Layered(_Network):
     implementation: str = "auto"
     fallback: tuple[str, ...] = ()
 
-    @classmethod
-    def of(cls, assignment: Assignment, weights: Weights) -> Layered:
-        """Build what an assignment asks for."""
-        variant, options = assignment.variant, assignment.options
-        assert variant.placement is not None
-        build: FeedforwardBuilder = load(variant.placement.build)
-        layer = build(weights, options, variant=variant)
-        return cls(layer, variant, options.implementation, options.fallback)
-
     def __call__(self, request: Passage) -> Tensor:
         """Answer a call, shaped as its x."""
         out: Tensor = self.layer(request.x)
@@ -130,12 +121,6 @@ class Expert(_Network):
         assert self.variant.placement is not None
         object.__setattr__(self, "record", load(self.variant.placement.weights or Weights))
 
-    @classmethod
-    def of(cls, assignment: Assignment) -> Expert:
-        """Make the mixer that an assignment asks for."""
-        options = assignment.options
-        return cls(assignment.variant, options.implementation, options.fallback)
-
     def __call__(self, request: Passage) -> Tensor:
         """Answer a call, (T, D)."""
         x, routing, weights = request.x, request.routing, request.weights()
@@ -157,6 +142,7 @@ class Expert(_Network):
         return choose(self.variant, problem, self.implementation, self.fallback).key
 
 
+@dataclass(eq=False)
 class Tried(Attempt):
     """A network's answer to one call.
 
@@ -166,20 +152,10 @@ class Tried(Attempt):
         weights: Of all experts.
     """
 
-    def __init__(
-        self,
-        chosen: str,
-        out: Tensor,
-        request: Passage,
-        truth: Tensor | None,
-        routing: Routing | None,
-        weights: Weights,
-    ) -> None:
-        super().__init__(chosen, out)
-        self.request = request
-        self.truth = truth
-        self.routing = routing
-        self.weights = weights
+    request: Passage
+    truth: Tensor | None
+    routing: Routing | None
+    weights: Weights
 
     def measures(self) -> Iterator[Measure]:
         out, x = self.out, self.request.x.flatten(0, -2)
@@ -191,14 +167,19 @@ class Tried(Attempt):
 
 
 def _mixer(model: nn.Module, host: Host, assignment: Assignment) -> Layered | Expert:
+    variant, options = assignment.variant, assignment.options
     if assignment.site.needs.num_experts is not None:
-        return Expert.of(assignment)
+        return Expert(variant, options.implementation, options.fallback)
     if not isinstance(host, FeedforwardHost):
         raise UnsupportedError(
             f"weights: host {host.name!r} hands out none of {assignment.site.path}, so that no "
             "layer can be made from them; see attnkit.hosts.protocol.FeedforwardHost"
         )
-    return Layered.of(assignment, weights_of(host, model, assignment.site.path))
+    assert variant.placement is not None
+    build: FeedforwardBuilder = load(variant.placement.build)
+    weights = weights_of(host, model, assignment.site.path)
+    layer = build(weights, options, variant=variant)
+    return Layered(layer, variant, options.implementation, options.fallback)
 
 
 def unit(x: Tensor, weights: Weights, routing: Routing | None, dtype: torch.dtype) -> Tensor:

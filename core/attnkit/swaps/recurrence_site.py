@@ -29,7 +29,7 @@ from attnkit.hosts.mounts import submodule
 from attnkit.hosts.protocol import Span
 from attnkit.interface import load
 from attnkit.operations.recurrence import recurrence
-from attnkit.operations.recurrence_run import layout_of, problem_of_recurrence
+from attnkit.operations.recurrence_run import Given, layout_of, problem_of_recurrence
 from attnkit.precision import accumulation, roundoff, smallest
 from attnkit.problem import RecurrenceProblem
 from attnkit.reference import recurrence as reference
@@ -64,18 +64,6 @@ class Carrying(Standing):
     implementation: str = "auto"
     fallback: tuple[str, ...] = ()
     replaces: bool = True
-
-    @classmethod
-    def of(cls, model: nn.Module, assignment: Assignment) -> Carrying:
-        """Build what an assignment asks for, on the device and in the dtype of its layer."""
-        variant, options = assignment.variant, assignment.options
-        assert variant.placement is not None
-        build: RecurrenceBuilder = load(variant.placement.build)
-        layer = submodule(model, assignment.site.path)
-        parameters = (each for each in layer.parameters() if each.is_floating_point())
-        like = next(parameters, torch.empty(0))
-        module = build(assignment.site, options, device=like.device, dtype=like.dtype)
-        return cls(variant, module, options.implementation, options.fallback)
 
     def __call__(self, request: Span) -> Tensor:
         """Answer a layer's call, (B, H, L, Ev), and keep the state."""
@@ -125,23 +113,14 @@ class InPlace:
         return self.mixer(request)
 
 
+@dataclass(eq=False)
 class Tried(Attempt):
     """A recurrence's answer to one call."""
 
-    def __init__(
-        self,
-        chosen: str,
-        out: Tensor,
-        carrying: Carrying,
-        request: Span,
-        step: Step,
-        memory: Tensor,
-    ) -> None:
-        super().__init__(chosen, out)
-        self.carrying = carrying
-        self.request = request
-        self.step = step
-        self.memory = memory
+    carrying: Carrying
+    request: Span
+    step: Step
+    memory: Tensor
 
     def measures(self) -> Iterator[Measure]:
         out, step = self.out, self.step
@@ -172,18 +151,10 @@ class Step(NamedTuple):
 
     def problem(self) -> RecurrenceProblem:
         """Return the problem that it is."""
-        given = self.inputs
-        state = given.value if self.before is None else self.before.memory
-        return problem_of_recurrence(
-            given.query,
-            given.key,
-            given.value,
-            given.log_decay,
-            None,
-            given.scale,
-            self.mask,
-            state,
-        )
+        asked = self.inputs
+        state = asked.value if self.before is None else self.before.memory
+        given = Given(asked.query, asked.key, asked.value, asked.log_decay, None, state)
+        return problem_of_recurrence(given, asked.scale, self.mask)
 
     def run(
         self, variant: Variant, implementation: str, fallback: tuple[str, ...] = ()
@@ -279,11 +250,15 @@ def _supposed(assignment: Assignment, training: bool) -> RecurrenceProblem:
 
 
 def _mixer(model: nn.Module, host: Host, assignment: Assignment) -> Carrying:
-    return Carrying.of(model, assignment)
+    """Build the variant's module on the device and in the dtype of the layer."""
+    variant, options = assignment.variant, assignment.options
+    assert variant.placement is not None
+    build: RecurrenceBuilder = load(variant.placement.build)
+    layer = submodule(model, assignment.site.path)
+    parameters = (each for each in layer.parameters() if each.is_floating_point())
+    like = next(parameters, torch.empty(0))
+    module = build(assignment.site, options, device=like.device, dtype=like.dtype)
+    return Carrying(variant, module, options.implementation, options.fallback)
 
 
-FAMILY = SwapFamily(
-    obstacles=beyond_a_recurrence,
-    supposed=_supposed,
-    mixer=_mixer,
-)
+FAMILY = SwapFamily(obstacles=beyond_a_recurrence, supposed=_supposed, mixer=_mixer)

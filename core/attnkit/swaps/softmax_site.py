@@ -16,8 +16,8 @@ import torch
 from attnkit import precision
 from attnkit.choice.front import choose
 from attnkit.errors import UnsupportedError
-from attnkit.masks.constructors import Sizes, dense, full, sliding_window
-from attnkit.operations.attention import answer, attention, problem_of
+from attnkit.masks.constructors import dense, full, sliding_window
+from attnkit.operations.attention import answer, attention, problem_of, sizes_of
 from attnkit.problem import SoftmaxProblem
 from attnkit.swaps.families import Attempt, Measure, Standing, SwapFamily
 from attnkit.swaps.obstacles import LENGTH, beyond_attention
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from attnkit.hosts.protocol import Call, Host, Request
     from attnkit.interface import Variant
-    from attnkit.masks.constructors import Mask
+    from attnkit.masks.constructors import Mask, Sizes
     from attnkit.swaps.families import Assignment
 
 _ELEMENTS = 1 << 24
@@ -45,14 +45,6 @@ class Running(Standing):
     implementation: str = "auto"
     fallback: tuple[str, ...] = ()
     window_size: int | None = None
-
-    @classmethod
-    def of(cls, assignment: Assignment) -> Running:
-        """Make the mixer that an assignment asks for."""
-        options = assignment.options
-        return cls(
-            assignment.variant, options.implementation, options.fallback, assignment.window_size
-        )
 
     def __call__(self, request: Request) -> Tensor:
         """Answer a site's call."""
@@ -75,29 +67,22 @@ class Running(Standing):
         call = self.narrowed(request.call())
         problem = problem_of(**call.arguments())
         chosen = choose(self.variant, problem, self.implementation, self.fallback).key
-        return Tried(chosen, self(request), self.variant, request, call, exact=exact)
+        return Tried(chosen, self(request), self.variant, request, call, exact)
 
 
+@dataclass(eq=False)
 class Tried(Attempt):
     """A softmax variant's answer to one call."""
 
-    def __init__(
-        self,
-        chosen: str,
-        out: Tensor,
-        variant: Variant,
-        request: Request,
-        call: Call,
-        *,
-        exact: bool,
-    ) -> None:
-        super().__init__(chosen, out)
-        self.variant = variant
-        self.exact = exact
-        self.request = request
-        self.call = call
-        self.sizes = _sizes(call)
-        seen = call.mask.to_bool(self.sizes, call.query.device)
+    variant: Variant
+    request: Request
+    call: Call
+    exact: bool
+
+    def __post_init__(self) -> None:
+        """Note who sees what."""
+        self.sizes = sizes_of(self.call)
+        seen = self.call.mask.to_bool(self.sizes, self.call.query.device)
         self.seen = seen.expand(self.sizes.batch, -1, -1, -1)  # (B, 1 or H, L, S)
         # rows that see a key
         self.rows = self.seen.any(dim=-1, keepdim=True)  # (B, 1 or H, L, 1)
@@ -156,11 +141,6 @@ def _windowed(mask: Mask, size: int) -> Mask:
     return found
 
 
-def _sizes(call: Call) -> Sizes:
-    batch, heads, queries, _ = call.query.shape
-    return Sizes(batch, heads, queries, call.key.shape[2])
-
-
 def _parts(sizes: Sizes) -> Iterator[slice]:
     """Cut the batch so that a float64 run of a part stays small."""
     step = max(1, _ELEMENTS // max(1, sizes.heads * sizes.queries * sizes.keys))
@@ -170,7 +150,7 @@ def _parts(sizes: Sizes) -> Iterator[slice]:
 
 def _cut(call: Call, part: slice) -> Call:
     """Return some samples of a call, in float64; what differs by sample becomes a dense mask."""
-    sizes = _sizes(call)
+    sizes = sizes_of(call)
     mask = call.mask
     if part != slice(0, sizes.batch):
         mask = full()
@@ -237,11 +217,8 @@ def _supposed(assignment: Assignment, training: bool) -> SoftmaxProblem:
 
 
 def _mixer(model: nn.Module, host: Host, assignment: Assignment) -> Running:
-    return Running.of(assignment)
+    options, window_size = assignment.options, assignment.window_size
+    return Running(assignment.variant, options.implementation, options.fallback, window_size)
 
 
-FAMILY = SwapFamily(
-    obstacles=beyond_attention,
-    supposed=_supposed,
-    mixer=_mixer,
-)
+FAMILY = SwapFamily(obstacles=beyond_attention, supposed=_supposed, mixer=_mixer)
