@@ -15,21 +15,26 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
-    from attnkit_contracts.catalogue import Check, all_checks
-    from attnkit_contracts.certificates.certificate import Certificate, certify
-    from attnkit_contracts.foreign.conventions import Convention, LayerConvention
-    from attnkit_contracts.foreign.functions import adapt
-    from attnkit_contracts.foreign.layers import adapt_layer
-    from attnkit_contracts.pytest_plugin import parametrize
-    from attnkit_contracts.reports.comparison import compare
-    from attnkit_contracts.reports.expectations import ExpectedFailure
-    from attnkit_contracts.reports.records import Record, Report
-    from attnkit_contracts.running.plan import plan
-    from attnkit_contracts.running.proofs import prove
-    from attnkit_contracts.running.runner import check, rerun
-    from attnkit_contracts.subjects.families import SuiteFamily
+    from attnkit_contracts.catalogue import Check as Check
+    from attnkit_contracts.catalogue import all_checks as all_checks
+    from attnkit_contracts.certificates.certificate import Certificate as Certificate
+    from attnkit_contracts.certificates.certificate import certify as certify
+    from attnkit_contracts.foreign.conventions import Convention as Convention
+    from attnkit_contracts.foreign.conventions import LayerConvention as LayerConvention
+    from attnkit_contracts.foreign.functions import adapt as adapt
+    from attnkit_contracts.foreign.layers import adapt_layer as adapt_layer
+    from attnkit_contracts.pytest_plugin import parametrize as parametrize
+    from attnkit_contracts.reports.comparison import compare as compare
+    from attnkit_contracts.reports.expectations import ExpectedFailure as ExpectedFailure
+    from attnkit_contracts.reports.records import Record as Record
+    from attnkit_contracts.reports.records import Report as Report
+    from attnkit_contracts.running.plan import plan as plan
+    from attnkit_contracts.running.proofs import prove as prove
+    from attnkit_contracts.running.runner import check as check
+    from attnkit_contracts.running.runner import rerun as rerun
+    from attnkit_contracts.subjects.families import SuiteFamily as SuiteFamily
 else:
-    __getattr__, __dir__ = face(
+    __getattr__, __dir__, __all__ = face(
         __name__,
         {
             "attnkit_contracts.catalogue": "Check all_checks",
@@ -47,24 +52,3 @@ else:
             "attnkit_contracts.subjects.families": "SuiteFamily",
         },
     )
-
-__all__ = [
-    "Certificate",
-    "Check",
-    "Convention",
-    "ExpectedFailure",
-    "LayerConvention",
-    "Record",
-    "Report",
-    "SuiteFamily",
-    "adapt",
-    "adapt_layer",
-    "all_checks",
-    "certify",
-    "check",
-    "compare",
-    "parametrize",
-    "plan",
-    "prove",
-    "rerun",
-]

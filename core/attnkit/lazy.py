@@ -1,13 +1,12 @@
 """Faces of packages that import a public name when somebody first asks for it.
 
     if TYPE_CHECKING:
-        from attnkit.layers.softmax import SoftmaxLayer
+        from attnkit.layers.softmax import SoftmaxLayer as SoftmaxLayer
     else:
-        __getattr__, __dir__ = face(__name__, {"attnkit.layers.softmax": "SoftmaxLayer"})
+        __getattr__, __dir__, __all__ = face(__name__, {"attnkit.layers.softmax": "SoftmaxLayer"})
 
-    __all__ = ["SoftmaxLayer"]
-
-Type checkers read the import and the list alone, so a name that is not there is an error to them.
+Type checkers read the imports alone, so a name that is not there is an error to them; ``as`` tells
+them that it is given on.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
 def face(
     package: str, names: Mapping[str, str]
-) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` of a package.
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package.
 
     Args:
         package: Its name.
@@ -39,7 +38,4 @@ def face(
         found = namespace[name] = getattr(importlib.import_module(homes[name]), name)
         return found
 
-    def dir_() -> list[str]:
-        return sorted(homes)
-
-    return getattr_, dir_
+    return getattr_, lambda: sorted(homes), sorted(homes)

@@ -24,7 +24,7 @@ class Module(NamedTuple):
     Attributes:
         what: What it is for.
         names: Which of its names are public, separated by spaces; empty for all: its ``__all__``,
-            or what it defines without an underscore in front.
+            or what it defines, or gives on, without an underscore in front.
     """
 
     what: str
@@ -150,7 +150,7 @@ def names(module: str) -> list[str]:
 
 
 def defined(module: str) -> dict[str, ast.expr | None]:
-    """Return what a module's text defines at its top, and the values that are assigned there."""
+    """Return what a module's text defines or gives on at its top, with the values it assigns."""
     found: dict[str, ast.expr | None] = {}
     tree = ast.parse(_file(module).read_text(encoding="utf-8"))
     # types that only a type checker sees stand in a block of their own
@@ -158,6 +158,8 @@ def defined(module: str) -> dict[str, ast.expr | None]:
     for node in (*tree.body, *(each for block in blocks for each in block)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = None
+        elif isinstance(node, ast.ImportFrom):
+            found |= {each.name: None for each in node.names if each.asname == each.name}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in (each for target in targets for each in ast.walk(target)):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
-    from attnkit_contracts.judging.outputs import agree, exactly, same_bits
+    from attnkit_contracts.judging.outputs import agree as agree
+    from attnkit_contracts.judging.outputs import exactly as exactly
+    from attnkit_contracts.judging.outputs import same_bits as same_bits
 else:
-    __getattr__, __dir__ = face(
+    __getattr__, __dir__, __all__ = face(
         __name__, {"attnkit_contracts.judging.outputs": "agree exactly same_bits"}
     )
-
-__all__ = ["agree", "exactly", "same_bits"]

@@ -11,20 +11,15 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
-    from attnkit.choice.decision import Candidate, Choice, explain_choice
-    from attnkit.choice.front import choose
+    from attnkit.choice.decision import Candidate as Candidate
+    from attnkit.choice.decision import Choice as Choice
+    from attnkit.choice.decision import explain_choice as explain_choice
+    from attnkit.choice.front import choose as choose
 else:
-    __getattr__, __dir__ = face(
+    __getattr__, __dir__, __all__ = face(
         __name__,
         {
             "attnkit.choice.decision": "Candidate Choice explain_choice",
             "attnkit.choice.front": "choose",
         },
     )
-
-__all__ = [
-    "Candidate",
-    "Choice",
-    "choose",
-    "explain_choice",
-]

@@ -12,28 +12,32 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
-    from attnkit.hosts.protocol import (
-        Attachment,
-        Call,
-        FeedforwardHost,
-        Host,
-        LayerMixer,
-        Memory,
-        Mixer,
-        Opener,
-        Pair,
-        Passage,
-        Probe,
-        Prober,
-        Request,
-        Span,
-        StateMixer,
-    )
-    from attnkit.sites import Kind, Needs, Site, Survey
-    from attnkit.swaps.api import explain, survey, swap
-    from attnkit.swaps.decisions import Decision, Explanation
+    from attnkit.hosts.protocol import Attachment as Attachment
+    from attnkit.hosts.protocol import Call as Call
+    from attnkit.hosts.protocol import FeedforwardHost as FeedforwardHost
+    from attnkit.hosts.protocol import Host as Host
+    from attnkit.hosts.protocol import LayerMixer as LayerMixer
+    from attnkit.hosts.protocol import Memory as Memory
+    from attnkit.hosts.protocol import Mixer as Mixer
+    from attnkit.hosts.protocol import Opener as Opener
+    from attnkit.hosts.protocol import Pair as Pair
+    from attnkit.hosts.protocol import Passage as Passage
+    from attnkit.hosts.protocol import Probe as Probe
+    from attnkit.hosts.protocol import Prober as Prober
+    from attnkit.hosts.protocol import Request as Request
+    from attnkit.hosts.protocol import Span as Span
+    from attnkit.hosts.protocol import StateMixer as StateMixer
+    from attnkit.sites import Kind as Kind
+    from attnkit.sites import Needs as Needs
+    from attnkit.sites import Site as Site
+    from attnkit.sites import Survey as Survey
+    from attnkit.swaps.api import explain as explain
+    from attnkit.swaps.api import survey as survey
+    from attnkit.swaps.api import swap as swap
+    from attnkit.swaps.decisions import Decision as Decision
+    from attnkit.swaps.decisions import Explanation as Explanation
 else:
-    __getattr__, __dir__ = face(
+    __getattr__, __dir__, __all__ = face(
         __name__,
         {
             "attnkit.hosts.protocol": "Attachment Call FeedforwardHost Host LayerMixer Memory "
@@ -43,30 +47,3 @@ else:
             "attnkit.swaps.decisions": "Decision Explanation",
         },
     )
-
-__all__ = [
-    "Attachment",
-    "Call",
-    "Decision",
-    "Explanation",
-    "FeedforwardHost",
-    "Host",
-    "Kind",
-    "LayerMixer",
-    "Memory",
-    "Mixer",
-    "Needs",
-    "Opener",
-    "Pair",
-    "Passage",
-    "Probe",
-    "Prober",
-    "Request",
-    "Site",
-    "Span",
-    "StateMixer",
-    "Survey",
-    "explain",
-    "survey",
-    "swap",
-]

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
-    from attnkit.layers.heads import GroupedHeadsConfig, HeadsConfig, check_multiple
-    from attnkit.layers.recurrent import Past, RecurrentLayer, split_heads
-    from attnkit.layers.softmax import SoftmaxLayer, drop_first
-    from attnkit.layers.softmax_config import SoftmaxConfig
+    from attnkit.layers.heads import GroupedHeadsConfig as GroupedHeadsConfig
+    from attnkit.layers.heads import HeadsConfig as HeadsConfig
+    from attnkit.layers.heads import check_multiple as check_multiple
+    from attnkit.layers.recurrent import Past as Past
+    from attnkit.layers.recurrent import RecurrentLayer as RecurrentLayer
+    from attnkit.layers.recurrent import split_heads as split_heads
+    from attnkit.layers.softmax import SoftmaxLayer as SoftmaxLayer
+    from attnkit.layers.softmax import drop_first as drop_first
+    from attnkit.layers.softmax_config import SoftmaxConfig as SoftmaxConfig
 else:
-    __getattr__, __dir__ = face(
+    __getattr__, __dir__, __all__ = face(
         __name__,
         {
             "attnkit.layers.heads": "GroupedHeadsConfig HeadsConfig check_multiple",
@@ -25,15 +30,3 @@ else:
             "attnkit.layers.softmax_config": "SoftmaxConfig",
         },
     )
-
-__all__ = [
-    "GroupedHeadsConfig",
-    "HeadsConfig",
-    "Past",
-    "RecurrentLayer",
-    "SoftmaxConfig",
-    "SoftmaxLayer",
-    "check_multiple",
-    "drop_first",
-    "split_heads",
-]

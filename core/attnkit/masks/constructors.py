@@ -16,18 +16,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attnkit.errors import MaskError
-from attnkit.masks.algebra import (
-    CAUSAL,
-    FULL,
-    And,
-    Causal,
-    Full,
-    Mask,
-    Or,
-    Sizes,
-    SlidingWindow,
-)
-from attnkit.masks.tensors import Blocks, Dense, Documents, Padding, PrefixLM
+from attnkit.masks.algebra import CAUSAL, FULL
+from attnkit.masks.algebra import And as And
+from attnkit.masks.algebra import Causal as Causal
+from attnkit.masks.algebra import Full as Full
+from attnkit.masks.algebra import Mask as Mask
+from attnkit.masks.algebra import Or as Or
+from attnkit.masks.algebra import Sizes as Sizes
+from attnkit.masks.algebra import SlidingWindow as SlidingWindow
+from attnkit.masks.tensors import Blocks as Blocks
+from attnkit.masks.tensors import Dense as Dense
+from attnkit.masks.tensors import Documents as Documents
+from attnkit.masks.tensors import Padding as Padding
+from attnkit.masks.tensors import PrefixLM as PrefixLM
 from attnkit.text import described
 
 if TYPE_CHECKING:
@@ -35,30 +36,6 @@ if TYPE_CHECKING:
 
     import torch
     from torch import Tensor
-
-__all__ = [
-    "And",
-    "Blocks",
-    "Causal",
-    "Dense",
-    "Documents",
-    "Full",
-    "Mask",
-    "Or",
-    "Padding",
-    "PrefixLM",
-    "Sizes",
-    "SlidingWindow",
-    "blocks",
-    "causal",
-    "dense",
-    "documents",
-    "full",
-    "left_padding",
-    "padding",
-    "prefix_lm",
-    "sliding_window",
-]
 
 
 def full() -> Mask:

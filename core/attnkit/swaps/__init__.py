@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
-    from attnkit.swaps.api import explain, survey, swap
-    from attnkit.swaps.decisions import Decision, Explanation
-    from attnkit.swaps.receipts import Receipt
-    from attnkit.swaps.transaction import Swap
+    from attnkit.swaps.api import explain as explain
+    from attnkit.swaps.api import survey as survey
+    from attnkit.swaps.api import swap as swap
+    from attnkit.swaps.decisions import Decision as Decision
+    from attnkit.swaps.decisions import Explanation as Explanation
+    from attnkit.swaps.receipts import Receipt as Receipt
+    from attnkit.swaps.transaction import Swap as Swap
 else:
-    __getattr__, __dir__ = face(
+    __getattr__, __dir__, __all__ = face(
         __name__,
         {
             "attnkit.swaps.api": "explain survey swap",
@@ -25,13 +28,3 @@ else:
             "attnkit.swaps.receipts": "Receipt",
         },
     )
-
-__all__ = [
-    "Decision",
-    "Explanation",
-    "Receipt",
-    "Swap",
-    "explain",
-    "survey",
-    "swap",
-]
