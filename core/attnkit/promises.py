@@ -4,7 +4,7 @@ A promise is two-sided: what is promised is tested by the conformance suite, wha
 must be refused by name. `attnkit.problem` matches promises against a call.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -16,16 +16,8 @@ Decay = Literal["none", "head", "channel"]
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
 
-ALL_DTYPES: tuple[Dtype, ...] = ("float64", "float32", "bfloat16", "float16")
-ALL_MASK_PARTS: tuple[MaskPart, ...] = (
-    "window",
-    "padding",
-    "documents",
-    "prefix",
-    "dense",
-    "blocks",
-    "union",
-)
+ALL_DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+ALL_MASK_PARTS: tuple[MaskPart, ...] = get_args(MaskPart)
 
 
 class SpeedClaim(Frozen):

@@ -6,16 +6,10 @@ from typing import Annotated
 
 import typer
 
-from attnkit.cli.app import app, fail, run
+from attnkit.cli.app import app, run
+from attnkit.cli.terminal import fail
 from attnkit_contracts.cli import report_commands
-from attnkit_contracts.cli.options import (
-    Code,
-    FunctionCode,
-    LayerCode,
-    Reports,
-    Suite,
-    grouped,
-)
+from attnkit_contracts.cli.options import Code, FunctionCode, LayerCode, Reports, Suite, grouped
 from attnkit_contracts.cli.outcome import conclude
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from attnkit.cli.app import FOUND, AsJson, fail, say
+from attnkit.cli.terminal import FOUND, AsJson, fail, say
 
 if TYPE_CHECKING:
     from attnkit_contracts.reports.comparison import Difference

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from attnkit.cli import models as model_commands
-from attnkit.cli.terminal import FOUND, WRONG, fail, say, show_table
+from attnkit.cli.terminal import FOUND, AsJson, fail, say, show_table
 from attnkit.errors import AttnkitError, RegistryError
 from attnkit.families import SOFTMAX
+from attnkit.promises import ALL_MASK_PARTS, Decay
 from attnkit.registry.registry import default
-
-__all__ = ["FOUND", "WRONG", "app", "fail", "run", "say", "show_table"]
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,7 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Name = Annotated[str, typer.Argument(help="A variant's name.")]
 
 
@@ -109,8 +107,8 @@ def explain(
     family = default().family(variant.family) if variant else SOFTMAX
     switches = _switches(needs or (), family)
     parts = {*(mask or ()), *(("window",) if window else ())}
-    _check_words("--mask", parts, _MASK_PARTS)
-    _check_words("--decay", [decay], ("none", "head", "channel"))
+    _check_words("--mask", parts, ALL_MASK_PARTS)
+    _check_words("--decay", [decay], get_args(Decay))
     if heads % (kv_heads or heads):
         raise typer.BadParameter(
             f"must divide --heads {heads}, got {kv_heads}", param_hint="--kv-heads"
@@ -189,7 +187,6 @@ def run(application: typer.Typer) -> None:
         fail(str(error))
 
 
-_MASK_PARTS = ("window", "padding", "documents", "prefix", "dense", "blocks", "union")
 _FLAGS = ("gradients", "compiling", "causal")
 """What a problem says and ``--needs`` does not."""
 

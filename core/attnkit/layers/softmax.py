@@ -9,15 +9,7 @@ from torch import nn
 
 from attnkit.errors import ArgumentError, ShapeError, UnsupportedError
 from attnkit.layers.rotary import rotate
-from attnkit.masks.constructors import (
-    Documents,
-    Mask,
-    Padding,
-    Sizes,
-    causal,
-    full,
-    sliding_window,
-)
+from attnkit.masks.constructors import Documents, Mask, Padding, Sizes, causal, full, sliding_window
 from attnkit.masks.padded_tokens import real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.operations.attention import attention

@@ -80,11 +80,7 @@ class Documents(Mask):
                 f"documents ids must be (B, S) = {wanted}, got {tuple(self.ids.shape)}; "
                 "give one document id for every key"
             )
-        if sizes.queries > sizes.keys:
-            raise MaskError(
-                f"documents need L <= S, got L={sizes.queries} and S={sizes.keys}: "
-                "a query's document is that of its key"
-            )
+        _check_each_query_has_a_key("document", sizes)
 
 
 class PrefixLM(Mask):
@@ -177,11 +173,15 @@ class Blocks(Mask):
                 f"block_map must broadcast over B={sizes.batch} and H={sizes.heads}, "
                 f"got {tuple(self.block_map.shape)}"
             )
-        if sizes.queries > sizes.keys:
-            raise MaskError(
-                f"blocks need L <= S, got L={sizes.queries} and S={sizes.keys}: "
-                "a query's block is that of its key"
-            )
+        _check_each_query_has_a_key("block", sizes)
+
+
+def _check_each_query_has_a_key(what: str, sizes: Sizes) -> None:
+    if sizes.queries > sizes.keys:
+        raise MaskError(
+            f"{what}s need L <= S, got L={sizes.queries} and S={sizes.keys}: "
+            f"a query's {what} is that of its key"
+        )
 
 
 def _check_counts(name: str, counts: Tensor, sizes: Sizes) -> None:

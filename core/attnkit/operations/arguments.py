@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.errors import (
-    ArgumentError,
-    DeviceError,
-    DtypeError,
-    MaskError,
-    ShapeError,
-    StateError,
-)
+from attnkit.errors import ArgumentError, DeviceError, DtypeError, MaskError, ShapeError, StateError
 from attnkit.masks.constructors import Mask
 from attnkit.text import described
 

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from attnkit.errors import ArgumentError, SwapRefusedError
 from attnkit.hookspecs import EXTENSION_GROUP
 from attnkit.hosts.answers import sites_of
-from attnkit.hosts.protocol import Attachment, Call, Host, Mixer, Request
 from attnkit.registry.registry import default
-from attnkit.sites import ROOT, Kind, Needs, Site, Survey
-from attnkit.swaps.decisions import Decision, Explanation, decide, decide_all, refusal
+from attnkit.sites import ROOT, Survey
+from attnkit.sites import Kind as Kind
+from attnkit.sites import Needs as Needs
+from attnkit.sites import Site as Site
+from attnkit.swaps.decisions import Explanation, decide, decide_all, refusal
 from attnkit.swaps.plan import assign
 from attnkit.swaps.plan_files import PlanSource, written_out
 from attnkit.versions import untested
@@ -33,23 +35,6 @@ if TYPE_CHECKING:
     from attnkit.swaps.families import Assignment
     from attnkit.swaps.transaction import Swap
     from attnkit.swaps.weights import Added
-
-__all__ = [
-    "Attachment",
-    "Call",
-    "Decision",
-    "Explanation",
-    "Host",
-    "Kind",
-    "Mixer",
-    "Needs",
-    "Request",
-    "Site",
-    "Survey",
-    "explain",
-    "survey",
-    "swap",
-]
 
 _DEGREES: tuple[Relation, ...] = ("exact", "approximate", "different")
 

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit.errors import HostError, UnsupportedError, VerificationError
-from attnkit.swaps.outputs import apart, compare_outputs
+from attnkit.swaps.outputs import compare_outputs, noise_of
 from attnkit.swaps.receipts import LeakReceipt, OutputReceipt
-from attnkit.swaps.trial import NOISE_RUNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import torch
     from torch import Tensor
 
     from attnkit.hosts.protocol import Inputs, Mixer, Outputs, Pair, Probe
@@ -132,14 +132,14 @@ def _judged(
 ) -> LeakReceipt:
     """Tell rounding from a leak, and a leak of the swap from one of the model."""
     own = probe.stays.run(subject.as_it_was)
-    noise = []
-    for seed in range(NOISE_RUNS):
-        mixers = subject.noisy(torch.Generator().manual_seed(seed))
-        noisy = probe.stays.kept(subject.run(probe.stays.one, mixers))
-        noise.append({name: apart(noisy[name], out) for name, out in own[0].items()})
+
+    def noisy(generator: torch.Generator) -> Outputs:
+        return probe.stays.kept(subject.run(probe.stays.one, subject.noisy(generator)))
+
+    noise = noise_of(noisy, own[0])
     outputs = _moved(pair, noise, subject.sites)
-    leaking = {out.name: out for out in outputs if _leaks(out)}
-    kept = {out.name for out in _moved(own, noise, subject.sites) if not _leaks(out)}
+    leaking = {out.name: out for out in outputs if out.is_beyond}
+    kept = {out.name for out in _moved(own, noise, subject.sites) if not out.is_beyond}
     worst = _worst([leaking[name] for name in leaking if name in kept] or outputs)
     if worst.name in leaking and worst.name in kept:
         raise VerificationError(
@@ -185,7 +185,3 @@ def _moved(
 def _worst(outputs: Sequence[OutputReceipt]) -> OutputReceipt:
     """Return the output that changed most for what it may."""
     return max(outputs, key=lambda out: (out.moved or 0.0) / (out.allowed or 1.0))
-
-
-def _leaks(out: OutputReceipt) -> bool:
-    return out.moved is not None and out.allowed is not None and not out.moved <= out.allowed

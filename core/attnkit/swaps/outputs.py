@@ -25,9 +25,11 @@ from attnkit.precision import roundoff, smallest
 from attnkit.swaps.receipts import OutputReceipt, SiteReceipt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
+
+NOISE_RUNS = 4
 
 
 def compare_outputs(
@@ -41,7 +43,8 @@ def compare_outputs(
     Args:
         before: Outputs by name.
         after: The same, after the swap.
-        noise: What noise at the sites does to them, from `apart`; empty unless the swap is exact.
+        noise: What noise at the sites does to them, see `noise_of`; empty unless the swap is
+            exact.
         sites: What was measured at the sites.
     """
     told = []
@@ -66,6 +69,22 @@ def compare_outputs(
             )
         )
     return tuple(told)
+
+
+def noise_of(
+    noisy: Callable[[torch.Generator], Mapping[str, Tensor]], quiet: Mapping[str, Tensor]
+) -> list[Mapping[str, Tensor]]:
+    """Return how far noise at the sites moves every output, in a few runs.
+
+    Args:
+        noisy: Runs the model with noise drawn from a generator.
+        quiet: Its outputs without.
+    """
+    runs: list[Mapping[str, Tensor]] = []
+    for seed in range(NOISE_RUNS):
+        outputs = noisy(torch.Generator().manual_seed(seed))
+        runs.append({name: apart(outputs[name], out) for name, out in quiet.items()})
+    return runs
 
 
 def output_bound(sites: list[SiteReceipt], elements: int) -> float:

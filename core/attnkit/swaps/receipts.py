@@ -25,7 +25,7 @@ class SiteReceipt(Frozen):
     """What was measured at one site, on the tensors that reach it in the run on the sample.
 
     Errors are the largest over all elements, against a float64 run, in rounding units of
-    attention (`attnkit.swaps.outputs.unit`). The float64 run is that of the model's own function
+    attention (`attnkit.precision`). The float64 run is that of the model's own function
     for an exact swap, of the variant's reference otherwise.
     """
 
@@ -54,6 +54,13 @@ class OutputReceipt(Frozen):
     relative: float = Field(description="root mean square of the difference over that of before")
     moved: float | None = Field(description="largest difference in noise units; exact swaps only")
     allowed: float | None = Field(description="bound on moved; exact swaps only")
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether it moved by more than rounding."""
+        # written so that NaN is beyond
+        moved, allowed = self.moved, self.allowed
+        return moved is not None and allowed is not None and not moved <= allowed
 
 
 class LeakReceipt(Frozen):

@@ -37,10 +37,11 @@ from attnkit.swaps.decisions import refusal
 from attnkit.swaps.families import swap_family
 from attnkit.swaps.isolation import Note, cuda_devices, fresh, undisturbed
 from attnkit.swaps.leaks import Subject, check_leaks
-from attnkit.swaps.outputs import apart, compare_outputs
+from attnkit.swaps.outputs import compare_outputs, noise_of
 from attnkit.swaps.plan import spelled
 from attnkit.swaps.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
-from attnkit.swaps.trial import NOISE_RUNS, Counting, Trial
+from attnkit.swaps.trial import Counting, Trial
+from attnkit.text import described
 from attnkit.versions import version_of
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def carry_out(
         model=type(model).__name__,
         plan=spelled(plan),
         accept=accept,
-        sample={name: _sampled(value) for name, value in sample.items()},
+        sample={name: described(value) for name, value in sample.items()},
         generated=generated,
         sites=tuple(sites),
         outputs=outputs,
@@ -225,7 +226,7 @@ class _Transaction:
         except HostError:
             raise
         except Exception as error:
-            shapes = ", ".join(f"{name} {_sampled(value)}" for name, value in sample.items())
+            shapes = ", ".join(f"{name} {described(value)}" for name, value in sample.items())
             model = type(self.model).__name__
             if generated:
                 raise SwapError(
@@ -383,12 +384,11 @@ class _Transaction:
         quiet: Mapping[str, Tensor],
     ) -> list[Mapping[str, Tensor]]:
         """Say what rounding noise at the sites does to the outputs, in a few runs."""
-        runs: list[Mapping[str, Tensor]] = []
-        for seed in range(NOISE_RUNS):
-            generator = torch.Generator().manual_seed(seed)
-            noisy = self.run(sample, [trial.noisy(generator) for trial in trials])
-            runs.append({name: apart(noisy[name], out) for name, out in quiet.items()})
-        return runs
+
+        def noisy(generator: torch.Generator) -> Mapping[str, Tensor]:
+            return self.run(sample, [trial.noisy(generator) for trial in trials])
+
+        return noise_of(noisy, quiet)
 
 
 def _standing(model: nn.Module, host: Host, assignment: Assignment) -> Standing:
@@ -413,7 +413,7 @@ def _check_outputs(
             raise VerificationError(
                 f"the swap was undone: output {out.name!r} is finite in other places than before"
             )
-        if _is_beyond(out):
+        if out.is_beyond:
             also = (
                 "; it moves with the model's own functions there as well: if another swap stands "
                 "in these layers, restore that one first"
@@ -422,12 +422,8 @@ def _check_outputs(
                 f"the swap was undone: output {out.name!r} {out.shape} moved by {out.moved:.3g} "
                 f"noise units (largest change {out.largest:.3g}), at most {out.allowed:.3g} is "
                 f"rounding; largest error of a site: {worst.path}, {worst.error_after:.3g} units"
-                f"{also if any(map(_is_beyond, own)) else ''}"
+                f"{also if any(each.is_beyond for each in own) else ''}"
             )
-
-
-def _is_beyond(out: OutputReceipt) -> bool:
-    return out.moved is not None and out.allowed is not None and not out.moved <= out.allowed
 
 
 def _wrong(site: SiteReceipt) -> str:
@@ -441,13 +437,6 @@ def _wrong(site: SiteReceipt) -> str:
         f"  {site.path} ({site.layer}): {', '.join(site.implementations)} is off by "
         f"{site.error_after:.3g} rounding units{own}, at most {site.allowed:g} is rounding"
     )
-
-
-def _sampled(value: object) -> str:
-    """Say what a sample holds: a tensor by its shape and dtype."""
-    if isinstance(value, torch.Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    return repr(value)
 
 
 def _versions(hosts: Mapping[str, Host]) -> dict[str, str]:

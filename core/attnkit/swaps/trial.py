@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from attnkit.swaps.families import Assignment, Attempt, Standing
 
 SITE_BOUND = 3.0
-NOISE_RUNS = 4
 
 
 @dataclass

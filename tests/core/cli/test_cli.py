@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import attnkit
-from attnkit.cli.app import FOUND, WRONG
+from attnkit.cli.terminal import FOUND, WRONG
 from attnkit_contracts.cli.app import app, main
 
 BUILT_INS = [

@@ -6,7 +6,8 @@ declared by `attnkit.declare`. Modules of libraries that have an adapter of thei
 that, unless they were declared.
 
 Here is the declaration. `sites` has the survey, `answers` what runs in the place of a declared
-method, `probes` what shows a leak, `attnkit.hosts.sdpa_calls` what runs around a call of torch's function.
+method, `probes` what shows a leak, `attnkit.hosts.sdpa_calls` what runs around a call of torch's
+function.
 """
 
 from __future__ import annotations
