@@ -98,15 +98,9 @@ class RecurrentLayer(nn.Module):
     def forward(
         self, x: Tensor, *, mask: Mask = full(), state: RecurrentState | None = None
     ) -> Tensor | tuple[Tensor, RecurrentState]:
-        """Mix this and earlier tokens.
+        """Mix this and earlier tokens; see `attnkit.interface.Layer`.
 
-        Args:
-            x: (B, L, D).
-            mask: Padding and documents, of all tokens, those of ``state`` included.
-            state: What came before. Without it, ``x`` is the whole sequence.
-
-        Returns:
-            y, (B, L, D); with ``state``, the pair of y and the state after ``x``.
+        The mask may hold padding and documents.
         """
         check_tokens("x", x, self.config.embed_dim, self.out_proj.weight.dtype)
         if state is not None:

@@ -93,9 +93,6 @@ def attention(
     if mask.parts:
         mask.check(sizes_of(call))
         key, value = hide_padding(mask, key, value)
-    if torch.is_autocast_enabled(query.device.type):
-        with torch.autocast(query.device.type, enabled=False):
-            return _run(function, call, key, value)
     return _run(function, call, key, value)
 
 
@@ -112,11 +109,6 @@ def answer(
             **call.arguments(), variant=variant, implementation=implementation, fallback=fallback
         )
     function = _remembered(call, variant, implementation, fallback)
-    # `device.type` would cost more than all the rest of this
-    kind = "cpu" if call.query.is_cpu else call.query.device.type
-    if torch.is_autocast_enabled(kind):
-        with torch.autocast(kind, enabled=False):
-            return _run(function, call, call.key, call.value)
     return _run(function, call, call.key, call.value)
 
 
@@ -140,6 +132,11 @@ def problem_of(
 
 def _run(function: Any, call: Call, key: Tensor, value: Tensor) -> Tensor:
     query, scale, bias = call.query, call.scale, call.bias
+    # `device.type` would cost more than all the rest of this
+    kind = "cpu" if query.is_cpu else query.device.type
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return _run(function, call, key, value)
     if scale == 0.0:
         # kernels multiply by it inside of a product, where torch's then read what was never
         # written, or give NaN

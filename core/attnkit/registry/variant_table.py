@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Self
 
 from attnkit.errors import BrokenPluginError, RegistryError
 from attnkit.registry.registry import default
@@ -80,21 +79,13 @@ class VariantRow:
         return (self.name, variant.family, offer, variant.relation, promise_words(variant.promises))
 
 
-class VariantTable(Sequence[VariantRow]):
+class VariantTable(tuple[VariantRow, ...]):
     """What is installed, sorted by name; prints as a table."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._rows = tuple(VariantRow(entry, registry) for entry in registry.entries())
+    __slots__ = ()
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> VariantRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[VariantRow, ...]: ...
-    def __getitem__(self, index: int | slice) -> VariantRow | tuple[VariantRow, ...]:
-        return self._rows[index]
+    def __new__(cls, registry: Registry) -> Self:
+        return super().__new__(cls, (VariantRow(each, registry) for each in registry.entries()))
 
     def __repr__(self) -> str:
         return table(COLUMNS, (row.cells() for row in self))

@@ -123,12 +123,8 @@ def swap_filled(
 ) -> Swap:
     """Do what `swap` does, with weights for the modules that it brings.
 
-    Args:
-        model: See `swap`.
-        plan: See `swap`.
-        fill: Called with the new modules, before anything is tried, to put weights into them.
-        sample: See `swap`.
-        accept: See `swap`; of the new modules as the variants make them.
+    ``fill`` is called with them before anything is tried, to put weights into them; ``accept`` is
+    about the modules as the variants make them.
     """
     from attnkit.swaps.transaction import carry_out
 

@@ -134,34 +134,32 @@ def carry_out(
     fill: Callable[[Sequence[added.Added]], None] | None = None,
 ) -> Swap:
     """Swap and verify, or raise and leave the model as it was; see `api.swap_filled`."""
-    transaction = _Transaction(model, assignments, hosts)
-    generated = sample is None
-    sample = transaction.settle(sample)
-    before = transaction.before(sample, generated=generated)
-    mixers = transaction.mixers()
-    brought = added.added_by(model, assignments, mixers)
+    transaction = _Transaction(model, assignments, hosts, sample)
+    before = transaction.before()
+    transaction.build()
+    brought = added.added_by(model, assignments, transaction.mixers)
     if fill is not None:
         fill(brought)
         paths = {each.path for each in brought}
         assignments = [replace(a, trained=a.site.path in paths) for a in assignments]
         transaction.assignments = assignments
-    transaction.rehearse(mixers)
-    trials, quiet = transaction.trial(sample, mixers)
+    transaction.rehearse()
+    quiet = transaction.trial()
     exact = all(assignment.relation == "exact" for assignment in assignments)
-    noise = transaction.noise(sample, trials, quiet) if exact else []
-    sites = [trial.receipt() for trial in trials]
-    after = transaction.after(sample, sites, mixers)
+    noise = noise_of(transaction.noisy, quiet) if exact else []
+    sites = [trial.receipt() for trial in transaction.trials]
+    after = transaction.after()
     outputs = compare_outputs(before, after, noise, sites)
     _check_outputs(outputs, sites, own=compare_outputs(before, quiet, noise, sites))
-    leaks = transaction.leaks(sample, before, after, trials, mixers)
+    leaks = transaction.leaks(before, after)
     if not outputs:
         remarks = (*remarks, _NOTHING_COMPARED)
     receipt = Receipt(
         model=type(model).__name__,
         plan=spelled(plan),
         accept=accept,
-        sample={name: described(value) for name, value in sample.items()},
-        generated=generated,
+        sample={name: described(value) for name, value in transaction.sample.items()},
+        generated=transaction.generated,
         sites=tuple(sites),
         outputs=outputs,
         leaks=leaks,
@@ -170,28 +168,45 @@ def carry_out(
         remarks=tuple(remarks),
         added=tuple(each.path for each in brought),
     )
-    return Swap(receipt, transaction.attach(mixers), brought)
+    return Swap(receipt, transaction.attach(transaction.mixers), brought)
 
 
 class _Transaction:
-    """The steps of one swap; each leaves nothing behind if it raises."""
+    """The steps of one swap, in their order; each leaves nothing behind if it raises.
+
+    Attributes:
+        used: The hosts of the sites, by name.
+        host: Runs the model.
+        sample: What it is run on.
+        mixers: What will stand at the sites, once it is built.
+        trials: What was measured of each, once it is tried.
+    """
 
     def __init__(
-        self, model: nn.Module, assignments: Sequence[Assignment], hosts: Mapping[str, Host]
+        self,
+        model: nn.Module,
+        assignments: Sequence[Assignment],
+        hosts: Mapping[str, Host],
+        sample: Mapping[str, object] | None,
     ) -> None:
         self.model = model
         self.assignments = assignments
-        self.hosts = hosts
         self.used = {a.site.host: hosts[a.site.host] for a in assignments}
         self.host = self.used[assignments[0].site.host]
+        self.generated = sample is None
+        self.sample = self._settled(sample, hosts)
+        self.mixers: list[Standing] = []
+        self.trials: list[Trial] = []
 
-    def settle(self, sample: Mapping[str, object] | None) -> Mapping[str, object]:
+    def _settled(
+        self, sample: Mapping[str, object] | None, hosts: Mapping[str, Host]
+    ) -> Mapping[str, object]:
         """Settle which host runs the model, the first that knows its inputs; return the sample.
 
         A model may be one host's and hold another's layers.
         """
         sites = [assignment.site for assignment in self.assignments]
-        rest = (host for name, host in self.hosts.items() if name not in self.used)
+        rest = (host for name, host in hosts.items() if name not in self.used)
         if sample is not None and not isinstance(sample, Mapping):
             raise ArgumentError(
                 "sample must be keyword arguments of the model's forward, as in "
@@ -215,20 +230,20 @@ class _Transaction:
             raise SwapError("\n".join(dict.fromkeys(refusals)))
         return sample
 
-    def before(self, sample: Mapping[str, object], *, generated: bool) -> Mapping[str, Tensor]:
+    def before(self) -> Mapping[str, Tensor]:
         """Run the model as it is.
 
         Raises:
             SwapError: It does not run on the sample.
         """
         try:
-            return self.run(sample, [])
+            return self.run(self.sample, [])
         except HostError:
             raise
         except Exception as error:
-            shapes = ", ".join(f"{name} {described(value)}" for name, value in sample.items())
+            shapes = ", ".join(f"{name} {described(value)}" for name, value in self.sample.items())
             model = type(self.model).__name__
-            if generated:
+            if self.generated:
                 raise SwapError(
                     f"{model} does not run on a generated sample ({shapes}): {error}; give the "
                     "swap sample={...}, keyword arguments of the model's forward"
@@ -262,20 +277,20 @@ class _Transaction:
             raise
         return attachments
 
-    def mixers(self) -> list[Standing]:
+    def build(self) -> None:
         """Build what will stand at each site; torch's random state is put back."""
         pairs = [(self.used[a.site.host], a) for a in self.assignments]
         with torch.random.fork_rng(cuda_devices(self.model)):
-            return [_standing(self.model, host, assignment) for host, assignment in pairs]
+            self.mixers = [_standing(self.model, host, each) for host, each in pairs]
 
-    def rehearse(self, mixers: Sequence[Standing]) -> None:
+    def rehearse(self) -> None:
         """Put every mixer in its place and take it out, as it will stand and as it is tried.
 
         Raises:
             HostError: The model is not what it was after that; it is put back.
         """
         noted = Note(self.model)
-        hosts = ", ".join(map(named, self.used.values()))
+        hosts, mixers = ", ".join(map(named, self.used.values())), self.mixers
         tried = [mixer.instead(mixer) for mixer in mixers]
         rounds: list[Sequence[Mixer]] = [mixers]
         if any(one is not other for one, other in zip(tried, mixers, strict=True)):
@@ -298,18 +313,16 @@ class _Transaction:
                 "what was there before attach. The model was put back without it"
             )
 
-    def trial(
-        self, sample: Mapping[str, object], mixers: Sequence[Standing]
-    ) -> tuple[list[Trial], Mapping[str, Tensor]]:
-        """Try the variants beside the model's own functions; return the outputs of those too.
+    def trial(self) -> Mapping[str, Tensor]:
+        """Try the variants beside the model's own functions; return the outputs of those.
 
         Raises:
             SwapRefusedError: Some cannot take what arrives; all sites are listed.
             VerificationError: Some compute something else; the worst are listed.
         """
-        trials = list(map(Trial, self.assignments, mixers))
-        tried = [mixer.instead(trial) for mixer, trial in zip(mixers, trials, strict=True)]
-        outputs = self.run(sample, tried)
+        self.trials = trials = list(map(Trial, self.assignments, self.mixers))
+        tried = [mixer.instead(trial) for mixer, trial in zip(self.mixers, trials, strict=True)]
+        outputs = self.run(self.sample, tried)
         refused = [(t.assignment.site.path, tuple(dict.fromkeys(t.refusals))) for t in trials]
         if any(reasons for _, reasons in refused):
             raise SwapRefusedError(refusal([each for each in refused if each[1]]))
@@ -322,40 +335,31 @@ class _Transaction:
         wrong = [r for r in (t.receipt() for t in trials) if not r.error_after <= r.allowed]
         if wrong:
             raise VerificationError("\n".join(["the swap was not made:", *map(_wrong, wrong)]))
-        return trials, outputs
+        return outputs
 
-    def after(
-        self,
-        sample: Mapping[str, object],
-        sites: Sequence[SiteReceipt],
-        mixers: Sequence[Standing],
-    ) -> Mapping[str, Tensor]:
+    def noisy(self, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """Run the model with rounding noise at the sites."""
+        return self.run(self.sample, [trial.noisy(generator) for trial in self.trials])
+
+    def after(self) -> Mapping[str, Tensor]:
         """Run the model with the variants.
 
         Raises:
             VerificationError: A site was called more or less often than before.
         """
-        counters = [Counting(mixer) for mixer in mixers]
-        counted = [
-            mixer.instead(counter, replaces=True)
-            for mixer, counter in zip(mixers, counters, strict=True)
-        ]
-        outputs = self.run(sample, counted)
-        for site, counter in zip(sites, counters, strict=True):
-            if site.calls != counter.calls:
+        counters = [Counting(mixer) for mixer in self.mixers]
+        counted = [each.mixer.instead(each, replaces=True) for each in counters]
+        outputs = self.run(self.sample, counted)
+        for trial, counter in zip(self.trials, counters, strict=True):
+            if len(trial.units) != counter.calls:
                 raise VerificationError(
-                    f"the swap was undone: {site.path} was called {site.calls} times before and "
-                    f"{counter.calls} times after"
+                    f"the swap was undone: {trial.assignment.site.path} was called "
+                    f"{len(trial.units)} times before and {counter.calls} times after"
                 )
         return outputs
 
     def leaks(
-        self,
-        sample: Mapping[str, object],
-        before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
-        trials: Sequence[Trial],
-        mixers: Sequence[Mixer],
+        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
     ) -> tuple[LeakReceipt, ...]:
         """Ask the whole model whether later tokens, padding, documents or samples leak.
 
@@ -365,30 +369,17 @@ class _Transaction:
         sites = [assignment.site for assignment in self.assignments]
         subject = Subject(
             run=self.run,
-            sample=sample,
+            sample=self.sample,
             before=before,
             after=after,
-            mixers=mixers,
-            noisy=lambda generator: [trial.noisy(generator) for trial in trials],
-            sites=[trial.receipt() for trial in trials],
+            mixers=self.mixers,
+            noisy=lambda generator: [trial.noisy(generator) for trial in self.trials],
+            sites=[trial.receipt() for trial in self.trials],
         )
         host = self.host
         if not isinstance(host, Prober):
-            return check_leaks(neighbours(sample), subject)
-        return check_leaks(probes_of(host, self.model, sites, sample), subject)
-
-    def noise(
-        self,
-        sample: Mapping[str, object],
-        trials: Sequence[Trial],
-        quiet: Mapping[str, Tensor],
-    ) -> list[Mapping[str, Tensor]]:
-        """Say what rounding noise at the sites does to the outputs, in a few runs."""
-
-        def noisy(generator: torch.Generator) -> Mapping[str, Tensor]:
-            return self.run(sample, [trial.noisy(generator) for trial in trials])
-
-        return noise_of(noisy, quiet)
+            return check_leaks(neighbours(self.sample), subject)
+        return check_leaks(probes_of(host, self.model, sites, self.sample), subject)
 
 
 def _standing(model: nn.Module, host: Host, assignment: Assignment) -> Standing:

@@ -183,7 +183,7 @@ class Noisy:
 class Counting:
     """A mixer that counts the calls of another one."""
 
-    mixer: Mixer
+    mixer: Standing
     calls: int = 0
 
     def __call__(self, request: Any) -> Tensor:
