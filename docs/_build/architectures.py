@@ -31,15 +31,22 @@ class Projected(nn.Module):
         self.qkv = nn.Linear(64, 192)
         self.out = nn.Linear(64, 64)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Mix the tokens, (B, L, D)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 16)).permute(2, 0, 3, 1, 4)
-        mixed: torch.Tensor = self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
-        return mixed
+    def heads(self, x: torch.Tensor) -> torch.Tensor:
+        """Return query, key and value, (B, H, L, E) each."""
+        return self.qkv(x).unflatten(-1, (3, 4, 16)).permute(2, 0, 3, 1, 4)
+
+    def joined(self, mixed: torch.Tensor) -> torch.Tensor:
+        """(B, H, L, E) to (B, L, D)."""
+        out: torch.Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
 
 
 class OwnAttention(Projected):
     """Causal attention of one's own; its arithmetic is in ``attend``."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Mix the tokens, (B, L, D)."""
+        return self.joined(self.attend(*self.heads(x)))
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Attend causally, (B, H, L, E)."""
@@ -51,9 +58,10 @@ class OwnAttention(Projected):
 class CallingAttention(Projected):
     """The same, by torch's own function."""
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Attend causally, (B, H, L, E)."""
-        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Mix the tokens, (B, L, D)."""
+        q, k, v = self.heads(x)
+        return self.joined(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
 def own_method() -> nn.Module:

@@ -1,7 +1,7 @@
 """From installed distributions to variants: lazily, loudly, and with the owner's name.
 
 Start with `registry`. `discovery` reads metadata and imports nothing, `loader` imports one plugin
-alone, `declarations` says what is wrong with one, `extensions` asks the other hooks.
+alone, `validation` says what is wrong with one, `extensions` asks the other hooks.
 """
 
 from attnkit.registry.registry import Registration, Registry, default, get_variant, register

@@ -20,7 +20,7 @@ from attnkit.families import Family
 from attnkit.hookspecs import VARIANT_GROUP, api_version
 from attnkit.hosts.answers import complaint as host_complaint
 from attnkit.interface import Implementation, Variant
-from attnkit.registry.declarations import complaint, family_complaint, implementation_complaint
+from attnkit.registry.validation import complaint, family_complaint, implementation_complaint
 from attnkit.text import kind_of
 from attnkit.versions import version_of
 

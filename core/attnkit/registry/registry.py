@@ -22,10 +22,10 @@ from attnkit.errors import (
 from attnkit.families import BUILT_IN, Family
 from attnkit.hookspecs import EXTENSION_GROUP, VARIANT_GROUP
 from attnkit.registry import loader as plugin
-from attnkit.registry.declarations import complaint, family_complaint
 from attnkit.registry.discovery import SESSION, Entry, discover
 from attnkit.registry.extensions import Extensions
 from attnkit.registry.loader import BrokenPlugin, Fault
+from attnkit.registry.validation import complaint, family_complaint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
