@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import attnkit
-from attnkit.errors import HostError
+from attnkit.errors import HostError, UnsupportedError
 from attnkit.hosts import answers
 from attnkit.hosts.parts import Weights
 from attnkit.registry.discovery import EXTENSION_GROUP, Entry
@@ -209,6 +209,24 @@ def test_a_host_that_has_only_what_it_must_is_enough() -> None:
     model = layer()
     with swap(model, Stranger()) as swapped:
         assert [site.path for site in swapped.receipt.sites] == ["self_attn"]
+
+
+def test_a_recurrence_at_a_host_that_takes_it_for_any_mixer_names_what_it_needs() -> None:
+    model = layer()
+    before = everything_in(model)
+    needs = Needs(heads=4, causal=True)
+    site = SITE.model_copy(update={"input_dim": 32, "needs": needs})
+    with pytest.raises(HostError, match=r"multihead\.Arrived; 'linear' takes an .*protocol\.Span"):
+        carry_out(model, "linear", assign("linear", [site]), {"torch": Stranger()}, None, "exact")
+    assert everything_in(model) == before
+
+
+def test_a_host_that_hands_out_no_weights_is_refused_by_name() -> None:
+    model = layer()
+    site = SITE.model_copy(update={"path": "linear1", "kind": "feedforward"})
+    plan = {"linear1": {"variant": "moe", "num_experts": 2, "top_k": 1}}
+    with pytest.raises(UnsupportedError, match=r"weights: host 'torch' hands out none of linear1"):
+        carry_out(model, plan, assign(plan, [site]), {"torch": Stranger()}, None, "exact")
 
 
 def test_weights_of_another_shape_name_the_host() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attnkit.hosts.mounts import Mounted, mount, site_path, submodule
+from attnkit.hosts.mounts import Mounted, mount, site_at, submodule
 from attnkit.hosts.own_modules import declaration
 from attnkit.hosts.sdpa_calls import calls_attention, intercept
 from attnkit.registry.registry import default
@@ -25,9 +25,11 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
         declared = declaration(type(module))
         if declared is not None:
             needs, intercepts = declared.needs_of(module), not declared.parameters
-            found.append(_record(site_path(name), module, needs, intercepts=intercepts))
         elif calls_attention(type(module)) and _library(module) not in known:
-            found.append(_record(site_path(name), module, Needs(), intercepts=True))
+            needs, intercepts = Needs(), True
+        else:
+            continue
+        found.append(site_at("own", name, module, "attention", needs, intercepts=intercepts))
     return tuple(found)
 
 
@@ -44,17 +46,3 @@ def _library(module: nn.Module) -> str:
     """Return the package that a module's code is from; a class may inherit it."""
     found = getattr(type(module).forward, "__module__", None) or ""
     return found.partition(".")[0]
-
-
-def _record(path: str, module: nn.Module, needs: Needs, *, intercepts: bool) -> Site:
-    first = next((p for p in module.parameters() if p.is_floating_point()), None)
-    return Site(
-        path=path,
-        kind="attention",
-        layer=type(module).__name__,
-        host="own",
-        needs=needs,
-        dtype="float32" if first is None else str(first.dtype).removeprefix("torch."),
-        device="cpu" if first is None else first.device.type,
-        intercepts=intercepts,
-    )

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from attnkit.errors import SwapError
-from attnkit.hosts.mounts import Mounted, mount, site_path, submodule
+from attnkit.hosts.mounts import Mounted, mount, site_at, site_path, submodule
 from attnkit.hosts.outputs import numbers
 from attnkit.hosts.sdpa_calls import calls_attention, intercept
-from attnkit.swaps.api import Kind, Needs, Site
+from attnkit.swaps.api import Needs, Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -70,30 +70,15 @@ def _site(path: str, module: nn.Module) -> Iterator[Site]:
     if not getattr(getattr(layer, "forward", None), "__module__", "").startswith("timm."):
         return
     if calls_attention(layer):
-        yield _record(path, module, "attention", _attention(module), None)
+        yield site_at("timm", path, module, "attention", _attention(module), intercepts=True)
     elif _ATTENTION.search(layer.__name__) and len(_matrices(module)) > 1:
         told = f"{layer.__name__} does not call torch's scaled_dot_product_attention"
-        yield _record(path, module, "attention", Needs(), told)
+        yield site_at("timm", path, module, "attention", Needs(), told)
     elif _FEEDFORWARD.search(layer.__name__) and _matrices(module):
         hidden, width = _matrices(module)[0].shape[:2]
         needs = Needs(embed_dim=width, hidden_dim=hidden)
         told = "attnkit's adapter for timm swaps attention layers only"
-        yield _record(path, module, "feedforward", needs, told)
-
-
-def _record(path: str, module: nn.Module, kind: Kind, needs: Needs, obstacle: str | None) -> Site:
-    first = next(module.parameters())
-    return Site(
-        path=path,
-        kind=kind,
-        layer=type(module).__name__,
-        host="timm",
-        needs=needs,
-        dtype=str(first.dtype).removeprefix("torch."),
-        device=first.device.type,
-        obstacle=obstacle,
-        intercepts=kind == "attention" and obstacle is None,
-    )
+        yield site_at("timm", path, module, "feedforward", needs, told)
 
 
 def _attention(module: nn.Module) -> Needs:

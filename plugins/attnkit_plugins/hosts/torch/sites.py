@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from attnkit.hosts.mounts import Mount, site_path
-from attnkit.swaps.api import Kind, Needs, Site
+from attnkit.hosts.mounts import Mount, site_at
+from attnkit.swaps.api import Needs, Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def _site(name: str, module: nn.Module, *, cross: bool) -> Iterator[Site]:
             cross=cross or not module.embed_dim == module.kdim == module.vdim,
             dropout=module.dropout,
         )
-        yield _record(site_path(name), module, "attention", needs, _obstacle(module))
+        yield site_at("torch", name, module, "attention", needs, _obstacle(module))
     elif isinstance(module, _LAYERS):
         width, hidden = module.linear1.in_features, module.linear1.out_features
         told = (
@@ -48,21 +48,7 @@ def _site(name: str, module: nn.Module, *, cross: bool) -> Iterator[Site]:
         needs = Needs(embed_dim=width, hidden_dim=hidden)
         # the layer's own name would stand for all that is in it
         path = f"{name}.linear1".lstrip(".")
-        yield _record(path, module, "feedforward", needs, told)
-
-
-def _record(path: str, module: nn.Module, kind: Kind, needs: Needs, obstacle: str | None) -> Site:
-    first = next(module.parameters())
-    return Site(
-        path=path,
-        kind=kind,
-        layer=type(module).__name__,
-        host="torch",
-        needs=needs,
-        dtype=str(first.dtype).removeprefix("torch."),
-        device=first.device.type,
-        obstacle=obstacle,
-    )
+        yield site_at("torch", path, module, "feedforward", needs, told)
 
 
 def _obstacle(module: nn.MultiheadAttention) -> str | None:

@@ -50,7 +50,7 @@ class TransformersHost:
         return find_sites(model)
 
     def attach(self, model: nn.Module, site: Site, mixer: Mixer, label: str) -> Attachment:
-        from attnkit.hosts.mounts import mount, original
+        from attnkit.hosts.mounts import mount, original, submodule
         from attnkit.hosts.protocol import StateMixer
         from attnkit.hosts.sdpa_calls import intercept
         from attnkit_plugins.hosts.transformers import dispatch, experts, interface, recurrent
@@ -64,7 +64,7 @@ class TransformersHost:
                 return recurrent.attach(model, site.path, mixer, label)
             return dispatch.attach(model, site.path, mixer, label)
 
-        module = model.get_submodule(site.path)
+        module = submodule(model, site.path)
         layer = original(type(module))
         stand_in = rewritten(layer)
         if stand_in is not None:

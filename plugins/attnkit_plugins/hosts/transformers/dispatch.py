@@ -16,9 +16,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from attnkit.errors import ShapeError, SwapError, UnsupportedError
+from attnkit.hosts.mounts import submodule
 from attnkit.hosts.protocol import Call
 from attnkit.masks.constructors import causal, full, sliding_window
-from attnkit_plugins.hosts.transformers.interface import MARK, own_config, own_function
+from attnkit_plugins.hosts.transformers.bond import MARK, Bound, bind, own_config
+from attnkit_plugins.hosts.transformers.interface import own_function
 from attnkit_plugins.hosts.transformers.masks import Reading, read
 
 if TYPE_CHECKING:
@@ -59,67 +61,17 @@ INERT = frozenset(
 _KNOWN = TRANSLATED | INERT
 
 
-@dataclass
-class Binding:
-    """What a swapped module holds.
-
-    Attributes:
-        mixer: Answers its calls.
-        label: Name of what was swapped in.
-        config: The module's config before any swap.
-        below: The binding that this one stands on.
-    """
-
-    mixer: Mixer
-    label: str
-    config: Any
-    below: Binding | None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Come out of a pickle, perhaps in a process where nothing was swapped yet."""
-        self.__dict__.update(state)
-        _register()
-
-
-@dataclass
-class Attached:
-    """See `attnkit.hosts.protocol.Attachment`."""
-
-    path: str
-    module: nn.Module
-    binding: Binding
-
-    def blocked(self) -> str | None:
-        top = self.module.__dict__.get(MARK)
-        if top is self.binding:
-            return None
-        if top is None:
-            return f"{self.path}: the swap was taken out by other means"
-        mine = self.binding.label
-        return f"{self.path}: {top.label!r} was swapped in after {mine!r}; restore that swap first"
-
-    def undo(self) -> None:
-        below = self.binding.below
-        if below is not None:
-            self.module.__dict__[MARK] = below
-            return
-        self.module.config = self.binding.config
-        del self.module.__dict__[MARK]
-
-
-def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attached:
+def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Bound:
     """Put a mixer at a module, on top of one that may be there."""
-    module = model.get_submodule(path)
-    below = module.__dict__.get(MARK)
-    binding = Binding(mixer, label, own_config(module), below)
-    if below is None:
-        own = copy.copy(binding.config)
-        # the property would set the configs of sub-models too, which are shared
-        own._attn_implementation_internal = KEY
-        _register()
-        module.config = own
-    module.__dict__[MARK] = binding
-    return Attached(path, module, binding)
+    return bind(submodule(model, path), path, mixer, label, told, register)
+
+
+def told(config: Any) -> Any:
+    """Return a shallow copy of a config that names attnkit's function."""
+    own = copy.copy(config)
+    # the property would set the configs of sub-models too, which are shared
+    own._attn_implementation_internal = KEY
+    return own
 
 
 def attend(
@@ -251,7 +203,8 @@ class Arrived:
         return bool(getattr(self.module, "is_causal", True) if told is None else told)
 
 
-def _register() -> None:
+def register() -> None:
+    """Let transformers know attnkit's name."""
     AttentionInterface.register(KEY, attend)
     AttentionMaskInterface.register(KEY, _visible_mask)
 

@@ -21,7 +21,7 @@ from attnkit.hosts.mounts import original, submodule
 from attnkit.hosts.parts import Routing, Weights
 from attnkit.hosts.protocol import LayerMixer
 from attnkit.sites import ROOT
-from attnkit_plugins.hosts.transformers.interface import MARK
+from attnkit_plugins.hosts.transformers.bond import MARK, bind, own_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +110,7 @@ class Passed:
         config = own_config(module)
         if parameters:
             # the model's own loop: grouped products know no float64
-            config = _told(config, "eager")
+            config = told(config, "eager")
         swapped, module.config = module.config, config
         try:
             out: Tensor = functional_call(module, parameters, given)
@@ -141,7 +141,7 @@ class Replaced:
     """See `attnkit.hosts.protocol.Attachment`; a dense layer's.
 
     Attributes:
-        cast: Dtype and device of what took its place, when it did.
+        cast: Dtype and device of what took its place, when it did; None if it has no parameters.
     """
 
     path: str
@@ -149,7 +149,7 @@ class Replaced:
     name: str
     own: nn.Module
     new: nn.Module
-    cast: tuple[torch.dtype, torch.device]
+    cast: tuple[torch.dtype, torch.device] | None
 
     def blocked(self) -> str | None:
         if self.parent._modules.get(self.name) is self.new:
@@ -160,58 +160,18 @@ class Replaced:
         if not isinstance(self.new, Standing):
             self.own.train(self.new.training)
             # the model may have been converted or moved, and the layer was not in it
-            dtype, device = _cast(self.new)
-            if (dtype, device) != self.cast:
+            cast = _cast(self.new)
+            if cast is not None and cast != self.cast:
+                dtype, device = cast
                 self.own.to(device, dtype)
         self.parent._modules[self.name] = self.own
-
-
-@dataclass
-class Binding:
-    """What swapped experts hold; see `dispatch.Binding`."""
-
-    mixer: Mixer
-    label: str
-    config: Any
-    below: Binding | None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Come out of a pickle, perhaps in a process where nothing was swapped yet."""
-        self.__dict__.update(state)
-        ALL_EXPERTS_FUNCTIONS.register(KEY, run_experts)
-
-
-@dataclass
-class Rerouted:
-    """See `attnkit.hosts.protocol.Attachment`; experts'."""
-
-    path: str
-    module: nn.Module
-    binding: Binding
-
-    def blocked(self) -> str | None:
-        top = self.module.__dict__.get(MARK)
-        if top is self.binding:
-            return None
-        if top is None:
-            return f"{self.path}: the swap was taken out by other means"
-        mine = self.binding.label
-        return f"{self.path}: {top.label!r} was swapped in after {mine!r}; restore that swap first"
-
-    def undo(self) -> None:
-        below = self.binding.below
-        if below is not None:
-            self.module.__dict__[MARK] = below
-            return
-        self.module.config = self.binding.config
-        del self.module.__dict__[MARK]
 
 
 def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attachment:
     """Put a mixer at a dense layer or at experts."""
     module = submodule(model, path)
     if is_experts(module):
-        return _reroute(module, path, mixer, label)
+        return bind(module, path, mixer, label, told, register)
     parent_path, _, name = path.rpartition(".")
     parent = model.get_submodule(parent_path)
     layer = mixer.layer if isinstance(mixer, LayerMixer) else None
@@ -223,9 +183,10 @@ def attach(model: nn.Module, path: str, mixer: Mixer, label: str) -> Attachment:
     return Replaced(path, parent, name, module, new, _cast(new))
 
 
-def _cast(module: nn.Module) -> tuple[torch.dtype, torch.device]:
-    first = next(p for p in module.parameters() if p.is_floating_point())
-    return first.dtype, first.device
+def _cast(module: nn.Module) -> tuple[torch.dtype, torch.device] | None:
+    """Return dtype and device of a module; None for one without parameters."""
+    first = next((p for p in module.parameters() if p.is_floating_point()), None)
+    return None if first is None else (first.dtype, first.device)
 
 
 def dense_obstacle(path: str, module: nn.Module) -> str | None:
@@ -243,12 +204,6 @@ def dense_obstacle(path: str, module: nn.Module) -> str | None:
     return None
 
 
-def own_config(module: nn.Module) -> Any:
-    """Return the config that experts had before any swap."""
-    binding = module.__dict__.get(MARK)
-    return module.config if binding is None else binding.config
-
-
 def run_experts(module: nn.Module, x: Tensor, experts: Tensor, gates: Tensor) -> Tensor:
     """Answer a call of transformers' interface of experts: x (T, D), the others (T, k)."""
     binding = module.__dict__.get(MARK)
@@ -261,17 +216,12 @@ def run_experts(module: nn.Module, x: Tensor, experts: Tensor, gates: Tensor) ->
     return out
 
 
-def _reroute(module: nn.Module, path: str, mixer: Mixer, label: str) -> Rerouted:
-    below = module.__dict__.get(MARK)
-    binding = Binding(mixer, label, own_config(module), below)
-    if below is None:
-        ALL_EXPERTS_FUNCTIONS.register(KEY, run_experts)
-        module.config = _told(binding.config, KEY)
-    module.__dict__[MARK] = binding
-    return Rerouted(path, module, binding)
+def register() -> None:
+    """Let transformers know attnkit's name."""
+    ALL_EXPERTS_FUNCTIONS.register(KEY, run_experts)
 
 
-def _told(config: Any, implementation: str) -> Any:
+def told(config: Any, implementation: str = KEY) -> Any:
     """Return a shallow copy of a config that names an implementation of experts."""
     own = copy.copy(config)
     # the property would set the configs of sub-models too, which are shared

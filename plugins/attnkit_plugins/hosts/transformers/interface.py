@@ -8,14 +8,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from attnkit_plugins.hosts.transformers.bond import own_config
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType, FunctionType
 
     from torch import nn
-
-MARK = "_attnkit"
-"""Attribute of a swapped module that holds its `dispatch.Binding`."""
 
 _CROSSING = re.compile(
     r"(^|\.)(\w*cross_?att\w*|encoder_attn\w*|EncDecAttention|encoder_decoder_attention)(\.|$)"
@@ -56,12 +55,6 @@ def crosses(path: str, module: nn.Module) -> bool:
     """Say whether keys come from elsewhere than queries: from an encoder, or another stream."""
     told = getattr(module, "is_cross_attention", None) is True
     return told or "CrossAttention" in type(module).__name__ or bool(_CROSSING.search(path))
-
-
-def own_config(module: nn.Module) -> Any:
-    """Return the config that a module had before any swap."""
-    binding = module.__dict__.get(MARK)
-    return module.config if binding is None else binding.config
 
 
 def own_function(module: nn.Module) -> Callable[..., Any]:

@@ -16,11 +16,12 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from attnkit.errors import StateError, UnsupportedError
+from attnkit.hosts.mounts import submodule
 from attnkit.masks.constructors import Mask, Sizes, causal
 from attnkit.masks.recognition import lift_causal
 from attnkit.masks.tensors import Unread
 from attnkit_plugins.hosts.transformers import dispatch
-from attnkit_plugins.hosts.transformers.interface import MARK
+from attnkit_plugins.hosts.transformers.bond import MARK, Bound
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -315,7 +316,7 @@ class Attached:
         steps: How to undo what was done, all of it even if one of them raises.
     """
 
-    attachment: dispatch.Attached
+    attachment: Bound
     layer: nn.Module
     added: nn.Module | None
     steps: ExitStack
@@ -334,7 +335,7 @@ class Attached:
 
 def attach(model: nn.Module, path: str, mixer: StateMixer, label: str) -> Attached:
     """Put a recurrence at a layer, with its parameters and its hook, or leave it as it was."""
-    layer, added = model.get_submodule(path), mixer.module
+    layer, added = submodule(model, path), mixer.module
     watch = Watch(label, replaces=mixer.replaces)
     with ExitStack() as steps:
         attachment = dispatch.attach(model, path, Entering(mixer, watch), label)

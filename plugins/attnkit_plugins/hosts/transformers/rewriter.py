@@ -84,7 +84,7 @@ def attach(layer: nn.Module, stand_in: type, put: Callable[[], Attachment]) -> R
 
     Args:
         layer: The layer.
-        stand_in: What `rewritten` has for its class.
+        stand_in: What `rewritten` returns for its class.
         put: Puts the mixer at the layer, once it calls the interface.
     """
     own, held = type(layer), "config" in vars(layer)

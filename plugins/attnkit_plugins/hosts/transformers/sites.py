@@ -9,22 +9,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from attnkit.hosts.mounts import original, site_path
+from attnkit.hosts.mounts import original, site_at, site_path
 from attnkit.hosts.sdpa_calls import calls_attention
 from attnkit.swaps.api import Needs, Site
+from attnkit_plugins.hosts.transformers.bond import own_config
 from attnkit_plugins.hosts.transformers.experts import (
     dense_obstacle,
     experts_obstacle,
     feedforward_needs,
     is_experts,
 )
-from attnkit_plugins.hosts.transformers.interface import Caller, caller, crosses, own_config
+from attnkit_plugins.hosts.transformers.interface import Caller, caller, crosses
 from attnkit_plugins.hosts.transformers.rewriter import rewritten, seen_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
+
+HOST = "transformers"
 
 READABLE = (None, "eager", "sdpa")
 """Implementations whose masks `masks` reads."""
@@ -56,28 +59,27 @@ def _site(path: str, module: nn.Module) -> Iterator[Site]:
     found = caller(layer)
     if found is not None and hasattr(module, "config"):
         needs = _attention(path, module, found)
-        yield _record(path, module, "attention", needs, _obstacle(module))
+        told, width = _obstacle(module), _input_dim(module)
+        yield site_at(HOST, path, module, "attention", needs, told, input_dim=width)
     elif not layer.__module__.startswith("transformers."):
         return
     elif calls_attention(layer):
         needs, told = _calling(path, module), _obstacle_of_caller(module)
-        found_here = _record(path, module, "attention", needs, told)
-        yield found_here.model_copy(update={"intercepts": True})
+        yield site_at(HOST, path, module, "attention", needs, told, intercepts=True)
     elif is_experts(module):
         told = experts_obstacle(module)
         needs = Needs(**feedforward_needs(module))
-        yield _record(site_path(path), module, "feedforward", needs, told)
+        yield site_at(HOST, path, module, "feedforward", needs, told)
     elif "Attention" in layer.__name__ and len(_matrices(module)) + len(_own(module)) > 1:
         told = (
             f"{layer.__name__} does not call transformers' attention interface; declare it as a "
             f"module of your own: attnkit.declare({layer.__name__}, method=..., query=..., "
             "key=..., value=...)"
         )
-        yield _record(path, module, "attention", Needs(), told)
+        yield site_at(HOST, path, module, "attention", Needs(), told)
     elif _FEEDFORWARD.search(layer.__name__) and len(_matrices(module)) > 1:
-        path = site_path(path)
-        told = dense_obstacle(path, module)
-        yield _record(path, module, "feedforward", _feedforward(module), told)
+        told = dense_obstacle(site_path(path), module)
+        yield site_at(HOST, path, module, "feedforward", _feedforward(module), told)
     elif layer.__name__.endswith("Layer"):
         yield from _apart(path, module)
 
@@ -91,23 +93,7 @@ def _apart(path: str, module: nn.Module) -> Iterator[Site]:
                 f"{first!r} and {second!r}, there is no one module to replace"
             )
             # the layer's own name would stand for all that is in it
-            yield _record(f"{path}.{first}".lstrip("."), module, "feedforward", Needs(), told)
-
-
-def _record(path: str, module: nn.Module, kind: Any, needs: Needs, obstacle: str | None) -> Site:
-    parameters = (p for p in module.parameters() if p.is_floating_point())
-    first = next(parameters, torch.empty(0))
-    return Site(
-        path=path,
-        kind=kind,
-        layer=original(type(module)).__name__,
-        host="transformers",
-        needs=needs,
-        dtype=str(first.dtype).removeprefix("torch."),
-        device=first.device.type,
-        obstacle=obstacle,
-        input_dim=_input_dim(module) if kind == "attention" else None,
-    )
+            yield site_at(HOST, f"{path}.{first}".lstrip("."), module, "feedforward", Needs(), told)
 
 
 def _input_dim(module: nn.Module) -> int | None:

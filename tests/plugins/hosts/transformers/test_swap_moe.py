@@ -33,6 +33,7 @@ from tiny_models import CLOSE, furthest
 
 import attnkit
 from attnkit.errors import ConfigError, SwapError, UnsupportedError, VerificationError
+from attnkit_plugins.hosts.transformers import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -232,3 +233,19 @@ def test_layer_that_is_not_equal_at_the_start_is_caught_with_its_name() -> None:
     with attnkit.register(wrong), pytest.raises(VerificationError, match=told):
         attnkit.swap(model, plan)
     assert list(model.named_modules()) == modules
+
+
+def test_a_layer_without_parameters_goes_in_and_comes_out() -> None:
+    class Nothing:
+        layer = torch.nn.Identity()
+
+        def __call__(self, request: Any) -> Any:
+            return request.x
+
+    model = make(llama)
+    site = next(each for each in attnkit.survey(model) if each.path == PATHS[0])
+    own = model.get_submodule(site.path)
+    attached = HOST.attach(model, site, Nothing(), "nothing")
+    assert model.get_submodule(site.path) is Nothing.layer
+    attached.undo()
+    assert model.get_submodule(site.path) is own
