@@ -93,7 +93,7 @@ def attention(
     if mask.parts:
         mask.check(sizes_of(call))
         key, value = hide_padding(mask, key, value)
-    return _run(function, call, key, value)
+    return _run(function, call, key, value, query.device.type)
 
 
 def answer(
@@ -109,7 +109,9 @@ def answer(
             **call.arguments(), variant=variant, implementation=implementation, fallback=fallback
         )
     function = _remembered(call, variant, implementation, fallback)
-    return _run(function, call, call.key, call.value)
+    # `device.type` would cost more than all the rest of this
+    kind = "cpu" if call.query.is_cpu else call.query.device.type
+    return _run(function, call, call.key, call.value, kind)
 
 
 def problem_of(
@@ -130,13 +132,11 @@ def problem_of(
     return _problem(call)
 
 
-def _run(function: Any, call: Call, key: Tensor, value: Tensor) -> Tensor:
+def _run(function: Any, call: Call, key: Tensor, value: Tensor, device: str) -> Tensor:
     query, scale, bias = call.query, call.scale, call.bias
-    # `device.type` would cost more than all the rest of this
-    kind = "cpu" if query.is_cpu else query.device.type
-    if torch.is_autocast_enabled(kind):
-        with torch.autocast(kind, enabled=False):
-            return _run(function, call, key, value)
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _run(function, call, key, value, device)
     if scale == 0.0:
         # kernels multiply by it inside of a product, where torch's then read what was never
         # written, or give NaN
