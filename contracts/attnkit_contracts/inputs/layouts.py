@@ -1,7 +1,7 @@
 """Where the tensors of a call lie in memory: the same values, other strides and offsets.
 
-Checks give calls layouts, and the script of a failure writes them down, so each is there twice:
-as a function, and as Python.
+Checks give calls layouts, and the script of a failure writes them down: a layout is Python's text,
+and what the script has is what ran.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -23,13 +23,11 @@ class Each:
 
     Attributes:
         name: What it is, in words.
-        view: Lays out one tensor.
-        source: The same as Python, of a tensor called ``{x}``.
+        source: Python that lays out one tensor, called ``{x}``.
         only: The one that lies so, while the others are contiguous; empty for all.
     """
 
     name: str
-    view: Callable[[Tensor], Tensor]
     source: str
     only: str = ""
 
@@ -41,6 +39,11 @@ class Each:
         """Return Python that lays out variables of these names."""
         moved = [name for name, tensor in tensors.items() if self._moves(name, tensor)]
         return [f"{name} = {self.source.format(x=name)}" for name in moved]
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Lay out one tensor."""
+        laid: Tensor = eval(self.source.format(x="x"), {"torch": torch, "x": tensor})
+        return laid
 
     def _moves(self, name: str, tensor: Tensor) -> bool:
         return self.only in ("", name) and tensor.dim() >= 3
@@ -69,37 +72,19 @@ class Packed:
 Layout = Each | Packed
 
 
-def _swapped(tensor: Tensor) -> Tensor:
-    return tensor.transpose(1, -1).contiguous().transpose(1, -1)
-
-
-def _tokens_first(tensor: Tensor) -> Tensor:
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _every_second(tensor: Tensor) -> Tensor:
-    return tensor.repeat_interleave(2, -1)[..., ::2]
-
-
-def _offset(tensor: Tensor) -> Tensor:
-    return torch.cat((tensor.new_zeros(3), tensor.flatten()))[3:].view(tensor.shape)
-
-
-TRANSPOSED = Each("transposed", _swapped, "{x}.transpose(1, -1).contiguous().transpose(1, -1)")
-EVERY_SECOND = Each("every second element", _every_second, "{x}.repeat_interleave(2, -1)[..., ::2]")
+TRANSPOSED = Each("transposed", "{x}.transpose(1, -1).contiguous().transpose(1, -1)")
+EVERY_SECOND = Each("every second element", "{x}.repeat_interleave(2, -1)[..., ::2]")
 OFFSET = Each(
-    "behind an offset", _offset, "torch.cat(({x}.new_zeros(3), {x}.flatten()))[3:].view({x}.shape)"
+    "behind an offset", "torch.cat(({x}.new_zeros(3), {x}.flatten()))[3:].view({x}.shape)"
 )
-TOKENS_FIRST = Each(
-    "heads inside tokens", _tokens_first, "{x}.transpose(1, 2).contiguous().transpose(1, 2)"
-)
+TOKENS_FIRST = Each("heads inside tokens", "{x}.transpose(1, 2).contiguous().transpose(1, 2)")
 PACKED = Packed()
-ONE_SAMPLE = Each("one sample, expanded", lambda x: x[:1].expand_as(x), "{x}[:1].expand_as({x})")
+ONE_SAMPLE = Each("one sample, expanded", "{x}[:1].expand_as({x})")
 """For calls whose samples are alike."""
-ONE_HEAD = Each("one head, expanded", lambda x: x[:, :1].expand_as(x), "{x}[:, :1].expand_as({x})")
+ONE_HEAD = Each("one head, expanded", "{x}[:, :1].expand_as({x})")
 """For calls whose heads are alike."""
 
 
 def alone(name: str) -> Each:
     """Return the layout of one tensor that is transposed while the others are contiguous."""
-    return Each(f"{name} alone transposed", _swapped, TRANSPOSED.source, name)
+    return Each(f"{name} alone transposed", TRANSPOSED.source, name)
