@@ -113,7 +113,7 @@ def certify(variant: Variant, report: Report) -> Certificate:
     header = report.header
     counts = report.model_copy(update={"records": tuple(records)}).counts()
     offered = registry.default().implementations(variant.name)
-    (entry,) = (each for each in registry.default().entries() if each.name == variant.name)
+    (entry,) = registry.default().entries(variant.name)
     return Certificate(
         variant=variant.name,
         owner=entry.owner,
@@ -147,7 +147,7 @@ def _objections(variant: Variant, report: Report) -> Iterator[str]:
     from attnkit_contracts.running.plan import plan
 
     header = report.header
-    owners = [each.owner for each in registry.default().entries() if each.name == variant.name]
+    owners = [each.owner for each in registry.default().entries(variant.name)]
     if owners in ([], [SESSION]):
         yield "no installed distribution offers it; a certificate names one, and its files"
         return

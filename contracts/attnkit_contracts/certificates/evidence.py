@@ -54,7 +54,7 @@ def sha256(path: Path) -> str:
 def _modules(variant: Variant) -> tuple[str, ...]:
     """Return the modules that make a variant, the entry point's first, each once."""
     known = registry.default()
-    entries = [each.module for each in known.entries() if each.name == variant.name]
+    entries = [each.module for each in known.entries(variant.name)]
     named = [variant.layer, *(each.function for each in known.implementations(variant.name))]
     modules = (*entries, *(_module(each) for each in named))
     return tuple(dict.fromkeys(each.partition(":")[0] for each in modules if each))

@@ -281,9 +281,8 @@ def whereabouts(variant: Variant) -> Written | None:
     An installed variant is called by its name, another one is looked for in the modules that are
     loaded and that a new process can import, or says itself how it is made.
     """
-    for entry in registry.default().entries():
-        if entry.name == variant.name and entry.owner != SESSION:
-            return Written([], repr(variant.name), f"attnkit.get_variant({variant.name!r})")
+    if any(each.owner != SESSION for each in registry.default().entries(variant.name)):
+        return Written([], repr(variant.name), f"attnkit.get_variant({variant.name!r})")
     for made in (variant.layer, *(each.function for each in variant.implementations)):
         source = getattr(made, "source", None)
         if isinstance(source, str):

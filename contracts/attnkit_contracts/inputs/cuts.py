@@ -22,7 +22,7 @@ from attnkit.masks.constructors import (
     padding,
     prefix_lm,
 )
-from attnkit_contracts.inputs.calls import TIME_AXIS, WITHOUT_BATCH
+from attnkit_contracts.inputs.calls import WITHOUT_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,13 +62,7 @@ def samples(call: Call, index: list[int]) -> Call:
 
 def tokens(call: Call, start: int, stop: int) -> Call:
     """Return the call of some tokens, with the mask of those."""
-    shorter = call.map(
-        lambda name, tensor: (
-            tensor.narrow(TIME_AXIS[name], start, stop - start).contiguous()
-            if name in TIME_AXIS
-            else tensor
-        )
-    )
+    shorter = call.tokens(start, stop).map(lambda _, tensor: tensor.contiguous())
     return shorter.masked(_Cut(first=start, keys=stop, queries=stop).whole(call.mask))
 
 

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING
 
 from attnkit.errors import ArgumentError
 from attnkit_contracts.reports.diagnosis import Diagnosis
-from attnkit_contracts.running.plan import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from attnkit_contracts.catalogue import Tier
     from attnkit_contracts.reports.records import Record
     from attnkit_contracts.running.instance import Instance
 
@@ -50,7 +48,11 @@ def _explained(instance: Instance, before: Sequence[Diagnosis]) -> Record:
 
 
 def run_in(
-    jobs: int, instances: Sequence[Instance], *, explain: bool, tier: Tier, device: str, seed: int
+    jobs: int,
+    instances: Sequence[Instance],
+    planning: Callable[..., tuple[Instance, ...]],
+    *,
+    explain: bool,
 ) -> Iterator[Record]:
     """Run instances in so many processes, in any order.
 
@@ -59,11 +61,9 @@ def run_in(
 
     Args:
         jobs: How many processes.
-        instances: What was planned for the arguments that follow.
-        explain: As of `check`, and so those that follow.
-        tier: Of the plan.
-        device: Of the plan.
-        seed: Of the plan.
+        instances: What was planned.
+        planning: Plans variants again, in another process: `plan` with what else it was given.
+        explain: As of `check`.
 
     Raises:
         ArgumentError: There are to be fewer processes than one.
@@ -82,7 +82,7 @@ def run_in(
     try:
         # the largest first: whoever is done early takes a small one
         running = [
-            pool.submit(_run_part, name, dtype, _subjects(part), explain, tier, device, seed)
+            pool.submit(_run_part, planning, name, dtype, _subjects(part), explain)
             for (name, dtype), part in sorted(parts.items(), key=lambda part: -len(part[1]))
         ]
         for done in as_completed(running):
@@ -100,21 +100,12 @@ def _subjects(part: Iterable[Instance]) -> tuple[str, ...]:
 
 
 def _run_part(
+    planning: Callable[..., tuple[Instance, ...]],
     variant: str,
     dtype: str,
     implementations: tuple[str, ...],
     explain: bool,
-    tier: Tier,
-    device: str,
-    seed: int,
 ) -> tuple[Record, ...]:
     """Plan a part again, in a process of its own, and run it."""
-    planned = plan(
-        variant,
-        tier=tier,
-        dtypes=(dtype,),
-        device=device,
-        implementations=implementations,
-        seed=seed,
-    )
+    planned = planning(variant, dtypes=(dtype,), implementations=implementations)
     return tuple(run([each for each in planned if not each.check.measures_time], explain=explain))

@@ -201,7 +201,5 @@ def _judge_error(error: BaseException) -> tuple[Status, str]:
 
 def _entry(variant: Variant) -> tuple[str, str]:
     """Return owner and version."""
-    for entry in registry.default().entries():
-        if entry.name == variant.name:
-            return entry.owner, entry.version
-    return SESSION, ""
+    entries = registry.default().entries(variant.name)
+    return (entries[0].owner, entries[0].version) if entries else (SESSION, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attnkit.errors import ArgumentError
@@ -60,20 +61,13 @@ def check(
             expected failure has expired.
     """
     asked = resolved(variants)
-    instances = plan(
-        *asked,
-        tier=tier,
-        dtypes=dtypes,
-        device=device,
-        implementations=implementations,
-        seed=seed,
-    )
+    planning = partial(plan, tier=tier, device=device, seed=seed)
+    instances = planning(*asked, dtypes=dtypes, implementations=implementations)
     expected = by_id(expected_failures)
     must_exist(expected, instances)
     found: dict[str, Record] = {}
     with _known_by_name(asked):
-        records = run_in(jobs, instances, explain=explain, tier=tier, device=device, seed=seed)
-        for record in records:
+        for record in run_in(jobs, instances, planning, explain=explain):
             found[record.id] = _expected(record, expected)
             if progress is not None:
                 progress(found[record.id])

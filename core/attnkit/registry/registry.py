@@ -28,7 +28,7 @@ from attnkit.registry.loader import BrokenPlugin, Fault
 from attnkit.registry.validation import complaint, family_complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from attnkit.hosts.protocol import Host
     from attnkit.interface import Implementation, Variant
@@ -85,11 +85,12 @@ class Registry:
         # import, and whoever holds that import's lock may be waiting for this one
         self._lock = threading.RLock()
 
-    def entries(self) -> tuple[Entry, ...]:
-        """Return every offer of a variant, by name; of a duplicate name, every owner's."""
+    def entries(self, name: str | None = None) -> tuple[Entry, ...]:
+        """Return every offer of a variant, or those of one name; of a duplicate, every owner's."""
         with self._lock:
             session = tuple(each.entry for each in self._session.values())
-        return tuple(sorted(self._installed + session))
+        entries = (each for each in self._installed + session if name in (None, each.name))
+        return tuple(sorted(entries))
 
     def names(self) -> tuple[str, ...]:
         """Return every name that is offered, sorted."""
@@ -223,7 +224,7 @@ class Registry:
                 )
                 self._families[offered.name] = offered
             else:
-                owners = [str(entry) for entry in self.entries() if entry.name == offered.name]
+                owners = list(map(str, self.entries(offered.name)))
                 self._check_free("attention variant", offered.name, owners)
                 self._session[offered.name] = registration
                 self._variants[offered.name] = offered
@@ -254,7 +255,7 @@ class Registry:
 
     def _entry(self, name: str) -> Entry:
         """Return the one entry of this name."""
-        found = [entry for entry in self.entries() if entry.name == name]
+        found = self.entries(name)
         if not found:
             unreadable = self._extensions.unreadable()
             raise UnknownVariantError(_unknown(name, self.names(), unreadable))
@@ -361,7 +362,7 @@ def _unknown(name: str, names: tuple[str, ...], unreadable: tuple[Entry, ...]) -
     return f"no attention variant {name!r}.{hint} Installed: {', '.join(names) or 'none'}.{notes}"
 
 
-def _offered(entries: list[Entry]) -> str:
+def _offered(entries: Sequence[Entry]) -> str:
     """Continue "X is ..." for what is offered more than once."""
     owners = sorted({str(entry) for entry in entries})
     if len(owners) > 1:

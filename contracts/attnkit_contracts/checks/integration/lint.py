@@ -97,8 +97,8 @@ def imports(subject: LayerSubject) -> Measured:
 
 def _home(variant: Variant) -> str:
     """Return the module that declares a variant."""
-    for entry in registry.default().entries():
-        if entry.name == variant.name and entry.module:
+    for entry in registry.default().entries(variant.name):
+        if entry.module:
             return entry.module.partition(":")[0]
     name = variant.config.__module__
     if not name.startswith("attnkit.") and _can_import(name):
