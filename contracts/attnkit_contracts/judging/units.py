@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.precision import (
-    LOW,
-    floor,
-    forward_gate,
-    noise,
-    of_attention,
-    relative,
-    roundoff,
-)
+from attnkit.precision import LOW, floor, forward_gate, noise, of_attention, relative, roundoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -114,24 +114,12 @@ class Receipt(Frozen):
             + ", ".join(f"{name} {shape}" for name, shape in self.sample.items())
         )
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        site_head = (
-            "site",
-            "layer",
-            "runs",
-            "relation",
-            "calls",
-            "own error",
-            "error",
-            "allowed",
-            "drift",
-        )
-        output_head = ("output", "shape", "largest change", "relative", "moved", "allowed")
         return "\n\n".join(
             (
                 swapped,
-                table(site_head, _site_rows(self.sites)),
-                table(output_head, _output_rows(self.outputs)),
-                *([table(_LEAK_HEAD, _leak_rows(self.leaks))] if self.leaks else []),
+                table(_OF_SITES, _site_rows(self.sites)),
+                table(_OF_OUTPUTS, _output_rows(self.outputs)),
+                *([table(_OF_LEAKS, _leak_rows(self.leaks))] if self.leaks else []),
                 versions,
                 *self.remarks,
             )
@@ -169,6 +157,12 @@ def receipt_path(where: str | Path) -> Path:
     return path.with_name(f"{path.name}.{FILE}")
 
 
+_OF_SITES = ("site", "layer", "runs", "relation", "calls", "own error", "error", "allowed", "drift")
+_OF_OUTPUTS = ("output", "shape", "largest change", "relative", "moved", "allowed")
+_OF_LEAKS = ("leak", "tried with", "outcome", "largest change", "moved", "allowed")
+"""Heads of the tables."""
+
+
 def _site_rows(sites: tuple[SiteReceipt, ...]) -> Iterable[tuple[str, ...]]:
     for site in sites:
         runs = ", ".join(site.implementations)
@@ -181,9 +175,6 @@ def _output_rows(outputs: tuple[OutputReceipt, ...]) -> Iterable[tuple[str, ...]
     for out in outputs:
         moved = (_number(out.largest), _number(out.relative), _number(out.moved))
         yield (out.name, str(out.shape), *moved, _number(out.allowed))
-
-
-_LEAK_HEAD = ("leak", "tried with", "outcome", "largest change", "moved", "allowed")
 
 
 def _leak_rows(leaks: tuple[LeakReceipt, ...]) -> Iterable[tuple[str, ...]]:

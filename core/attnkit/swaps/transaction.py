@@ -20,13 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from attnkit.errors import (
-    ArgumentError,
-    HostError,
-    SwapError,
-    SwapRefusedError,
-    VerificationError,
-)
+from attnkit.errors import ArgumentError, HostError, SwapError, SwapRefusedError, VerificationError
 from attnkit.hosts.answers import attached, named, outputs_of, probes_of, sample_of, sites_of
 from attnkit.hosts.leak_probes import neighbours
 from attnkit.hosts.mounts import undo_all

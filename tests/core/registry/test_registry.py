@@ -143,6 +143,13 @@ def test_an_installed_name_is_not_taken_by_a_session() -> None:
     assert [each.owner for each in registry.entries()] == ["acme-dist"]
 
 
+def test_the_offers_of_a_name_are_those_of_every_owner_and_of_no_other_name() -> None:
+    offers = (("acme_a", "second"), ("acme_b", "third"), ("acme_a", "first"))
+    registry = Registry([entry(name, "acme_nowhere", owner=owner) for name, owner in offers])
+    assert [each.owner for each in registry.entries("acme_a")] == ["first", "second"]
+    assert registry.entries("acme_c") == ()
+
+
 def test_the_front_door_registers_in_the_registry_of_what_is_installed() -> None:
     with attnkit.register(VARIANT):
         assert attnkit.get_variant("acme_session") is VARIANT

@@ -10,13 +10,7 @@ from attnkit.errors import UnsupportedError
 from attnkit.problem import LENGTH_CLASSES
 from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
 from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging.outputs import (
-    agree,
-    exactly,
-    gradients,
-    received,
-    worst,
-)
+from attnkit_contracts.judging.outputs import agree, exactly, gradients, received, worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,13 +14,7 @@ import torch
 from torch.autograd.graph import _engine_run_backward
 from torch.utils._pytree import tree_map_only
 
-from attnkit_contracts.catalogue import (
-    ANYWHERE,
-    BrokenError,
-    InconclusiveError,
-    Measured,
-    check,
-)
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.instruments.poison_and_meters import Asked, CustomCalls
 from attnkit_contracts.judging.outputs import named_gradients, near, worst

@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit_contracts.catalogue import (
-    ANYWHERE,
-    BrokenError,
-    Measured,
-    SkippedEnvError,
-    check,
-)
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, SkippedEnvError, check
 from attnkit_contracts.judging.outputs import agree, exactly, must_differ
 
 if TYPE_CHECKING:

@@ -13,14 +13,7 @@ from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.checks.masks.visibility import beside
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging import units
-from attnkit_contracts.judging.outputs import (
-    Bound,
-    exactly,
-    near,
-    received,
-    same_bits,
-    worst,
-)
+from attnkit_contracts.judging.outputs import Bound, exactly, near, received, same_bits, worst
 from attnkit_contracts.subjects.layers import build
 
 if TYPE_CHECKING:

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import Measured, check
 from attnkit_contracts.inputs.calls import mask_part, normal
-from attnkit_contracts.judging.outputs import (
-    gradients,
-    must_be_finite,
-    near,
-    worst,
-)
+from attnkit_contracts.judging.outputs import gradients, must_be_finite, near, worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
