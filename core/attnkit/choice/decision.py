@@ -129,13 +129,13 @@ def resolve(variant: Variant | str) -> tuple[Variant, ...]:
     if isinstance(variant, str):
         if variant != AUTO:
             return (registry.get(variant),)
-        own = [registry.get(entry.name) for entry in registry.entries() if entry.owner == OWNER]
+        own = registry.offered_by(OWNER)
         return tuple(v for v in own if v.family == SOFTMAX.name and v.relation == "exact")
     if not isinstance(variant, Variant):
         raise ArgumentError(
             f"variant must be a name or an attnkit.Variant, got {type(variant).__name__}"
         )
-    if variant.name in registry.names() and registry.get(variant.name) is not variant:
+    if registry.entries(variant.name) and not registry.offers(variant):
         raise ArgumentError(
             f"variant {variant.name!r} is not the one that is registered under this name; "
             "give yours another name"
@@ -146,7 +146,8 @@ def resolve(variant: Variant | str) -> tuple[Variant, ...]:
 def implementations_of(variant: Variant) -> tuple[Implementation, ...]:
     """Return the variant's own, and what extensions add to it if it is registered."""
     registry = default()
-    if variant.name in registry.names():
+    # of a name that several offer nobody can say whose variant an extension means
+    if len(registry.entries(variant.name)) == 1:
         return registry.implementations(variant.name)
     return variant.implementations
 

@@ -117,6 +117,17 @@ class Registry:
         with self._lock:
             return self._variants.setdefault(name, variant)
 
+    def offered_by(self, owner: str) -> tuple[Variant, ...]:
+        """Return the variants of an installed distribution, whoever else offers their names."""
+        return tuple(self._load(entry) for entry in self._installed if entry.owner == owner)
+
+    def offers(self, variant: Variant) -> bool:
+        """Say whether this very variant is offered under its name, be it by one of several."""
+        if self._variants.get(variant.name) is variant:
+            return True
+        entries = (each for each in self.entries(variant.name) if each.owner != SESSION)
+        return any(not self.fault(each) and self._load(each) is variant for each in entries)
+
     def implementations(self, name: str) -> tuple[Implementation, ...]:
         """Return the variant's own implementations, then those that extensions add to it.
 

@@ -368,3 +368,26 @@ def test_what_is_uninstalled_is_gone_and_its_rival_works_again(
         "    [each.name for each in registry.default().implementations('acme_window')]])"
     )
     assert found == [["acme-second 2.0"], ["reference"]]
+
+
+def test_a_stranger_who_takes_a_built_in_name_stops_nobody_who_does_not_ask_for_it(
+    strangers: Environment, tmp_path: Path
+) -> None:
+    folder = tmp_path / "other-0.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 0.1\n")
+    (folder / "entry_points.txt").write_text("[attnkit]\nflash = other_flash\n")
+    found = strangers.run(
+        f"import sys\nsys.path.append({str(tmp_path)!r})\n"
+        "import attnkit, torch\n"
+        "x = torch.randn(1, 1, 4, 8)\n"
+        "shapes = [list(attnkit.attention(x, x, x).shape)]\n"
+        "(own,) = [each for each in attnkit.registry.default().offered_by('attnkit')\n"
+        "          if each.name == 'flash']\n"
+        "shapes.append(list(attnkit.attention(x, x, x, variant=own).shape))\n"
+        "try:\n    attnkit.get_variant('flash')\n"
+        "except attnkit.AttnkitError as error:\n    show([shapes, str(error)])"
+    )
+    assert found[0] == [[1, 1, 4, 8], [1, 1, 4, 8]]
+    assert "offered by several distributions: attnkit" in found[1]
+    assert "other 0.1" in found[1]
