@@ -135,9 +135,9 @@ def gain() -> float:
 
     The best of a few tries on either side, in turns, so that a busy machine changes little.
     """
-    left, right = torch.full((2, 256, 256), 0.5, device="cpu")
+    left, right = _filled(0.5, 2, 256, 256)
     plain, fast = [], []
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         for _ in range(8):
             plain.append(_seconds(left, right))
             with fast_products():
@@ -154,9 +154,14 @@ def _seconds(left: Tensor, right: Tensor) -> float:
 def _is_exact(batch: int, rows: int, inner: int, columns: int) -> bool:
     # bfloat16 has 8 bits: it would make 1 of it, and the sum wrong by a 4096th
     value = 1 + 2.0**-12
-    left = torch.full((batch, rows, inner), value, device="cpu")
-    right = torch.ones(batch, inner, columns, device="cpu")
-    return torch.equal(left @ right, torch.full((batch, rows, columns), value * inner))
+    left, right = _filled(value, batch, rows, inner), _filled(1.0, batch, inner, columns)
+    with torch.autocast("cpu", enabled=False):
+        return torch.equal(left @ right, _filled(value * inner, batch, rows, columns))
+
+
+def _filled(value: float, *shape: int) -> Tensor:
+    # what is measured once must not depend on the defaults that a caller has set
+    return torch.full(shape, value, dtype=torch.float32, device="cpu")
 
 
 class _Switch:

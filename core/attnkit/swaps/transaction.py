@@ -274,7 +274,8 @@ class _Transaction:
     def build(self) -> None:
         """Build what will stand at each site; torch's random state is put back."""
         pairs = [(self.used[a.site.host], a) for a in self.assignments]
-        with torch.random.fork_rng(cuda_devices(self.model)):
+        # parameters made in inference mode could not be trained outside of it
+        with torch.inference_mode(mode=False), torch.random.fork_rng(cuda_devices(self.model)):
             self.mixers = [_standing(self.model, host, each) for host, each in pairs]
 
     def rehearse(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+import attnkit
 from attnkit.kernels import onednn as products
 from attnkit.kernels.onednn import fast_products, stays_exact
 
@@ -110,3 +111,21 @@ def test_nothing_is_switched_where_it_would_not_be_exact(monkeypatch: pytest.Mon
     monkeypatch.setattr(products, "stays_exact", lambda: False)
     with fast_products():
         assert MATMUL.fp32_precision == "none"
+
+
+def test_what_is_measured_once_does_not_depend_on_defaults_that_the_caller_has_set() -> None:
+    products.stays_exact.cache_clear()
+    products.gain.cache_clear()
+    expected = products._is_exact(4, 128, 64, 512)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert products._is_exact(4, 128, 64, 512) == expected
+            assert products._filled(1.0, 2).dtype == torch.float32
+            assert products.gain() > 0.0
+            query = torch.randn(1, 4, 64, 16, device="cpu", dtype=torch.float32)
+            assert (
+                attnkit.attention(query, query, query, mask=attnkit.causal()).device.type == "cpu"
+            )
+    finally:
+        torch.set_default_dtype(torch.float32)

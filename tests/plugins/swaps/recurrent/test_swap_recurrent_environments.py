@@ -79,3 +79,11 @@ def test_swapped_model_can_be_sharded(plan: str, mesh: Any) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     assert furthest_of(wanted, gradients(model)) < CLOSE
+
+
+def test_swap_made_in_inference_mode_can_be_trained_outside_of_it() -> None:
+    model = build()
+    with torch.inference_mode():
+        attnkit.swap(model, {"*.self_attn": "gated_linear"}, accept="different")
+    assert [name for name, each in model.named_parameters() if each.is_inference()] == []
+    assert all(bool(each.isfinite().all()) for each in gradients(model).values())
