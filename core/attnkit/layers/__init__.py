@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from attnkit.layers.heads import GroupedHeadsConfig as GroupedHeadsConfig
     from attnkit.layers.heads import HeadsConfig as HeadsConfig
     from attnkit.layers.heads import check_multiple as check_multiple
+    from attnkit.layers.heads import split_heads as split_heads
     from attnkit.layers.recurrent import Past as Past
     from attnkit.layers.recurrent import RecurrentLayer as RecurrentLayer
-    from attnkit.layers.recurrent import split_heads as split_heads
     from attnkit.layers.softmax import SoftmaxLayer as SoftmaxLayer
     from attnkit.layers.softmax import drop_first as drop_first
     from attnkit.layers.softmax_config import SoftmaxConfig as SoftmaxConfig
@@ -24,8 +24,8 @@ else:
     __getattr__, __dir__, __all__ = face(
         __name__,
         {
-            "attnkit.layers.heads": "GroupedHeadsConfig HeadsConfig check_multiple",
-            "attnkit.layers.recurrent": "Past RecurrentLayer split_heads",
+            "attnkit.layers.heads": "GroupedHeadsConfig HeadsConfig check_multiple split_heads",
+            "attnkit.layers.recurrent": "Past RecurrentLayer",
             "attnkit.layers.softmax": "SoftmaxLayer drop_first",
             "attnkit.layers.softmax_config": "SoftmaxConfig",
         },

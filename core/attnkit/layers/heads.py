@@ -1,12 +1,15 @@
-"""The widths of heads, as configurations of layers say them; imports no torch."""
+"""Heads of layers: their widths, as configurations say them, and cutting; imports no torch."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
 from attnkit.interface import LayerConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class HeadsConfig(LayerConfig):
@@ -58,6 +61,11 @@ class GroupedHeadsConfig(HeadsConfig):
     def kv_heads(self) -> int:
         """Hkv."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, L, heads * width) -> (B, heads, L, width)."""
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
 
 
 def check_multiple(name: str, number: int, of: str, divisor: int) -> None:

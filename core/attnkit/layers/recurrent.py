@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import torch
 from torch import nn
 
+from attnkit.layers.heads import split_heads as split_heads
 from attnkit.masks.constructors import full
 from attnkit.masks.padded_tokens import zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
@@ -145,8 +146,3 @@ class RecurrentLayer(nn.Module):
             implementation=self.config.implementation,
         )
         return out.transpose(1, 2), memory
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, L, heads * width) -> (B, heads, L, width)."""
-    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from attnkit.errors import ArgumentError, ShapeError, UnsupportedError
+from attnkit.layers.heads import split_heads
 from attnkit.layers.rotary import rotate
 from attnkit.masks.constructors import Documents, Mask, Padding, Sizes, causal, full, sliding_window
 from attnkit.masks.padded_tokens import real_tokens, zero_padding
@@ -166,19 +167,12 @@ class SoftmaxLayer(nn.Module):
 
     def _query(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, H, L, E)."""
-        query: Tensor = self.q_proj(x)
-        return self._split(query, self.config.num_heads, self.config.key_width)
+        return split_heads(self.q_proj(x), self.config.num_heads)
 
     def _project(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, D) -> (B, Hkv, S, E) and (B, Hkv, S, Ev)."""
-        config = self.config
-        key = self._split(self.k_proj(source), config.kv_heads, config.key_width)
-        value = self._split(self.v_proj(source), config.kv_heads, config.value_width)
-        return key, value
-
-    def _split(self, x: Tensor, heads: int, width: int) -> Tensor:
-        """(B, L, heads * width) -> (B, heads, L, width)."""
-        return x.reshape(*x.shape[:2], heads, width).transpose(1, 2)
+        heads = self.config.kv_heads
+        return split_heads(self.k_proj(source), heads), split_heads(self.v_proj(source), heads)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
         config = self.config

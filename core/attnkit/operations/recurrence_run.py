@@ -57,8 +57,8 @@ def run(
     call = Run(chosen.function, 1.0 if scale is None else float(scale), options, layout)
     if torch.is_autocast_enabled(value.device.type):
         with torch.autocast(value.device.type, enabled=False):
-            return _ran(call, *given)
-    return _ran(call, *given)
+            return _ran(call, given)
+    return _ran(call, given)
 
 
 class Layout(NamedTuple):
@@ -110,15 +110,8 @@ class Run(NamedTuple):
     layout: Layout
 
 
-def _ran(
-    call: Run,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor | None,
-    beta: Tensor | None,
-    state: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _ran(call: Run, given: Given) -> tuple[Tensor, Tensor]:
+    query, key, value, log_decay, beta, state = given
     # features may be wider than the inputs
     keep, dtype = call.layout.keep, value.dtype
     # before the features too: what padding holds may be NaN, and so would be its gradient

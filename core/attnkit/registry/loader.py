@@ -117,9 +117,8 @@ def read_implementations(answer: object) -> dict[str, tuple[Implementation, ...]
     added = {str(name): _each(values, Implementation) for name, values in answer.items()}
     for name, implementations in added.items():
         for implementation in implementations:
-            wrong = implementation_complaint(implementation)
-            if wrong:
-                raise Fault(f"a wrong implementation of {name!r} ({wrong})")
+            what = f"a wrong implementation of {name!r}"
+            _check_right(what, implementation_complaint(implementation))
     return added
 
 
@@ -127,9 +126,7 @@ def read_families(answer: object) -> tuple[Family, ...]:
     """Read the answer to `attnkit_families`."""
     families = _each(answer, Family)
     for family in families:
-        wrong = family_complaint(family)
-        if wrong:
-            raise Fault(f"a wrong family ({wrong})")
+        _check_right("a wrong family", family_complaint(family))
     return families
 
 
@@ -137,9 +134,7 @@ def read_hosts(answer: object) -> tuple[Host, ...]:
     """Read the answer to `attnkit_hosts`."""
     hosts: tuple[Any, ...] = _each(answer, object)
     for host in hosts:
-        wrong = host_complaint(host)
-        if wrong:
-            raise Fault(f"a wrong host, {kind_of(host)} ({wrong})")
+        _check_right(f"a wrong host, {kind_of(host)}", host_complaint(host))
     return hosts
 
 
@@ -169,6 +164,11 @@ def pick(
     if wrong:
         raise Fault(f"returned an incomplete variant {name!r}: {wrong}")
     return found[0]
+
+
+def _check_right(what: str, wrong: str | None) -> None:
+    if wrong:
+        raise Fault(f"{what} ({wrong})")
 
 
 def _check_contract(required: object) -> None:

@@ -266,7 +266,7 @@ class Registry:
 
     def _entry(self, name: str) -> Entry:
         """Return the one entry of this name."""
-        found = self.entries(name)
+        found = list(self.entries(name))
         if not found:
             unreadable = self._extensions.unreadable()
             raise UnknownVariantError(_unknown(name, self.names(), unreadable))
