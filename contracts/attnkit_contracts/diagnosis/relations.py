@@ -49,10 +49,12 @@ class Relation(NamedTuple):
 
     def shown(self, subject: Subject, call: Call) -> Shown | None:
         """Return how a call breaks the rule; None if it does not."""
+        said = {"mask": _said(call.mask)}
+        if "{allowed}" in self.lines:
+            said["allowed"] = _allowed(subject, call)
         for case in self.cases(subject, call):
             told = self.told.format(**case)
-            said = {"mask": _said(call.mask), "told": told, **case}
-            lines = self.lines.strip().format(**said)
+            lines = self.lines.strip().format(told=told, **said, **case)
             if _fails(lines, subject, call):
                 return Shown(told, tuple(lines.splitlines()))
         return None
@@ -140,10 +142,8 @@ def _cuts(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
 
 
 def _prefixes(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    allowed = _allowed(subject, call)
     for place in _places(call.tensors["x"].shape[1]):
-        own = _said(cuts.tokens(call, 0, place).mask)
-        yield {"t": place, "own": own, "allowed": allowed}
+        yield {"t": place, "own": _said(cuts.tokens(call, 0, place).mask)}
 
 
 def _outputs(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
@@ -154,10 +154,9 @@ def _outputs(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
 def _samples(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     batch = len(call.tensors["x"])
     if batch > 1:
-        allowed = _allowed(subject, call)
         for b in range(batch):
             own = _said(cuts.samples(call, [b]).mask)
-            yield {"b": b, "at": f"{b} : {b + 1}", "own": own, "allowed": allowed}
+            yield {"b": b, "at": f"{b} : {b + 1}", "own": own}
 
 
 def _padded(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
@@ -175,34 +174,25 @@ def _padded_gradients(subject: Subject, call: Call) -> Iterator[Mapping[str, Any
 
 
 def _documents(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    rest, marked = attnkit.full(), []
-    for part in call.mask.conjuncts():
-        if part.parts == {"documents"}:
-            marked.append(part)
-        else:
-            rest &= part
+    marked = [part for part in call.mask.conjuncts() if part.parts == {"documents"}]
     if not marked:
         return
+    rest = cuts.without(call.mask, *marked)
     x = call.tensors["x"]
     first = oracle.restarts(call.mask, x.shape[0], x.shape[1], x.device)
-    allowed = _allowed(subject, call)
     for b, row in enumerate(first):
         edges = [0, *row.nonzero().flatten().tolist(), x.shape[1]]
         for start, stop in itertools.pairwise(edges):
             single = cuts.samples(call.masked(rest), [b])
             own = _said(cuts.tokens(single, start, stop).mask)
             at = f"{b} : {b + 1}, {start} : {stop}"
-            yield {"b": b, "t": start, "at": at, "own": own, "allowed": allowed}
+            yield {"b": b, "t": start, "at": at, "own": own}
 
 
 def _stepwise(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
     x = call.tensors["x"]
     if not call.mask.conjuncts():
-        yield {"batch": len(x), "length": x.shape[1], "allowed": _allowed(subject, call)}
-
-
-def _alike(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    yield {"allowed": _allowed(subject, call)}
+        yield {"batch": len(x), "length": x.shape[1]}
 
 
 def _once(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
@@ -331,7 +321,7 @@ one, other = layer(x{mask}), layer(x{mask})"""
             """
 one, other = layer(x{mask}), layer(x.mT.contiguous().mT{mask})"""
             + _NEAR,
-            _alike,
+            _once,
         ),
     ),
     "N3.central_differences": (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit.errors import AttnkitError
-from attnkit.masks.constructors import SlidingWindow, full, sliding_window
+from attnkit.masks.constructors import SlidingWindow, sliding_window
 from attnkit_contracts.diagnosis.faults import fault_of
 from attnkit_contracts.inputs import cuts
 from attnkit_contracts.inputs.cuts import below, samples, sizes_of
@@ -133,15 +133,10 @@ def _plainer(call: Call) -> Iterator[Call]:
         yield replace(call, extras=rest_of)
     parts = call.mask.conjuncts()
     for left_out in parts:
-        rest = full()
-        for part in parts:
-            rest = rest if part is left_out else rest & part
-        yield call.masked(rest)
+        yield call.masked(cuts.without(call.mask, left_out))
     for part in parts:
         if isinstance(part, SlidingWindow) and part.window_size > 1:
-            others = full()
-            for other in parts:
-                others = others if other is part else others & other
+            others = cuts.without(call.mask, part)
             yield from (call.masked(others & sliding_window(n)) for n in below(part.window_size))
 
 

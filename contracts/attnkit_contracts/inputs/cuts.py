@@ -96,6 +96,14 @@ def heads(call: Call, heads: int, shared: int) -> Call:
     return call.map(of).masked(_Cut(heads=heads).whole(call.mask))
 
 
+def without(mask: Mask, *left_out: Mask) -> Mask:
+    """Return a mask without some of its parts."""
+    rest = full()
+    for part in mask.conjuncts():
+        rest = rest if any(part is each for each in left_out) else rest & part
+    return rest
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Cut:
     """Which samples, heads, queries and keys of a mask are left; None for all."""
