@@ -19,6 +19,7 @@ import importlib
 import re
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from attnkit.families import BUILT_IN
@@ -185,6 +186,15 @@ class Check:
 
 check = Check
 """Decorates the function of a check, with what a `Check` is made of."""
+
+softmax_check = partial(check, families=("softmax",), relations=("exact",))
+"""The same, of softmax attention itself: what is approximate or different need not keep it."""
+
+layer_check = partial(check, levels=("layer",))
+"""The same, of layers alone."""
+
+mixing_check = partial(check, families=("softmax", "recurrence", "mixer"), levels=ANYWHERE)
+"""The same, of all in which tokens look at one another."""
 
 
 def version() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attnkit_contracts.inputs.calls import showing_weights
 from attnkit_contracts.judging import units
 from attnkit_contracts.subjects.target import Reading
 
@@ -104,7 +105,9 @@ def in_float32(subject: Subject, seen: Observation) -> bool:
 
 def observe(subject: Subject, call: Call) -> Observation:
     """Call a subject; what it raises is an observation too."""
-    call = _showing_weights(call)
+    if call.extras.get("dropout_p"):
+        # the output then shows what was dropped
+        call = showing_weights(call)
     before = call.map(lambda _, tensor: tensor.detach().clone())
     plain = subject.without_padding(before)
     # tensors that cannot lie so are no fault of the subject
@@ -144,15 +147,6 @@ def is_finite(call: Call) -> bool:
     if "bias" in legal:
         legal["bias"] |= call.tensors["bias"] == float("-inf")
     return all(bool(each.all()) for each in legal.values())
-
-
-def _showing_weights(call: Call) -> Call:
-    """Under dropout, give unit vectors for values: the output then shows what was dropped."""
-    if not call.extras.get("dropout_p"):
-        return call
-    value = call.tensors["value"]
-    ones = torch.eye(value.shape[2], dtype=value.dtype, device=value.device)
-    return call.given(value=ones.expand(*value.shape[:2], -1, -1).contiguous())
 
 
 def expected(

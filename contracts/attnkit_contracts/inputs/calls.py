@@ -144,6 +144,13 @@ def disturbed(call: Call, where: Tensor, numbers: Callable[[str, tuple[int, ...]
     return call.map(redraw)
 
 
+def showing_weights(call: Call) -> Call:
+    """Return a call with unit vectors for values: its output is its weights, (B, H, L, S)."""
+    value = call.tensors["value"]
+    ones = torch.eye(value.shape[2], dtype=value.dtype, device=value.device)
+    return call.given(value=ones.expand(*value.shape[:2], -1, -1).contiguous())
+
+
 def mask_part(part: MaskPart, sizes: Sizes, device: str) -> Mask:
     """Return a mask of this kind that hides something and leaves most queries their own key.
 

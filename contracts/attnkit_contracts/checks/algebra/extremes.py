@@ -8,7 +8,7 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import Measured, check
+from attnkit_contracts.catalogue import Measured, check, layer_check, softmax_check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
     agree,
@@ -23,20 +23,29 @@ from attnkit_contracts.judging.outputs import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from torch import Tensor
+
     from attnkit.promises import Decay, Promises
+    from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.layers import LayerSubject
     from attnkit_contracts.subjects.recurrence import RecurrenceOperation
     from attnkit_contracts.subjects.softmax import SoftmaxOperation
+    from attnkit_contracts.subjects.subject import Subject
 
 ROTARY_BASE = 10000.0
 
 
-@check(
+def _expect_finite_gradients(subject: Subject, call: Call, out: Tensor, what: str) -> None:
+    """Raise `BrokenError` if a promised gradient is NaN or infinite."""
+    if subject.promises.gradients:
+        grad_out = normal(subject.random("A9 grad"), *out.shape)
+        must_be_finite(gradients(subject, call, grad_out), f"{what}: gradients")
+
+
+@softmax_check(
     "A9.large_logits",
     "Logits of 1e2 and 1e4, and all logits of a row near -6e4, give finite outputs within the "
     "gate, finite gradients too.",
-    families=("softmax",),
-    relations=("exact",),
     cases=lambda _: [{"logits": name} for name in ("1e2", "1e4", "all near -6e4")],
     verdict="R",
 )
@@ -53,9 +62,7 @@ def large_logits(subject: SoftmaxOperation, logits: str) -> Measured:
     call = call.given(query=query, key=key)
     out = subject(call)
     must_be_finite({"output": out}, logits)
-    if subject.promises.gradients:
-        grad_out = normal(subject.random("A9 grad"), *out.shape)
-        must_be_finite(gradients(subject, call, grad_out), f"logits of {logits}: gradients")
+    _expect_finite_gradients(subject, call, out, f"logits of {logits}")
     return near(subject.bound(call), out, logits)
 
 
@@ -84,9 +91,7 @@ def extreme_decays(subject: RecurrenceOperation, decay: Decay) -> Measured:
     call = call.given(log_decay=subject.cast(log_decay))
     out, state = subject.both(call)
     must_be_finite({"output": out, "state": state}, "extreme decays")
-    if subject.promises.gradients:
-        grad_out = normal(subject.random("A9 grad"), *out.shape)
-        must_be_finite(gradients(subject, call, grad_out), "extreme decays: gradients")
+    _expect_finite_gradients(subject, call, out, "extreme decays")
     return near(subject.bound(call), out)
 
 
@@ -109,9 +114,7 @@ def infinite_decay(subject: RecurrenceOperation, decay: Decay) -> Measured:
     call = call.given(log_decay=log_decay)
     out, state = subject.both(call)
     must_be_finite({"output": out, "state": state}, "log_decay of -inf")
-    if subject.promises.gradients:
-        grad_out = normal(subject.random("A9 grad"), *out.shape)
-        must_be_finite(gradients(subject, call, grad_out), "log_decay of -inf: gradients")
+    _expect_finite_gradients(subject, call, out, "log_decay of -inf")
     value = call.tensors["value"].clone()
     value[:, :, :at] *= 2.0**power
     given = {"value": value}
@@ -124,10 +127,9 @@ def infinite_decay(subject: RecurrenceOperation, decay: Decay) -> Measured:
     return near(subject.bound(call), out)
 
 
-@check(
+@layer_check(
     "A9.scaled_input",
     "Inputs 2^8 times as large or small as usual give finite outputs and gradients.",
-    levels=("layer",),
     families=("softmax", "mixer", "feedforward"),
     cases=lambda _: [{"power": power} for power in (-8, 8)],
 )
@@ -138,17 +140,14 @@ def scaled_input(subject: LayerSubject, power: int) -> Measured:
     call = subject.draw("A9", length=24).map(lambda _, x: x * 2.0**power)
     out = subject(call)
     must_be_finite({"output": out}, f"x times 2**{power}")
-    if subject.promises.gradients:
-        grad_out = normal(subject.random("A9 grad"), *out.shape)
-        must_be_finite(gradients(subject, call, grad_out), f"x times 2**{power}: gradients")
+    _expect_finite_gradients(subject, call, out, f"x times 2**{power}")
     return Measured(0.0, 0.0, "infinite elements")
 
 
-@check(
+@layer_check(
     "A10.offset",
     "With rotary positions, only distances count: tokens that begin at position c give what they "
     "give at position 0.",
-    levels=("layer",),
     families=("softmax",),
     applies=lambda promises: "padding" in promises.masks,
     fields=("rotary_base",),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import Measured, check
+from attnkit_contracts.catalogue import Measured, softmax_check
 from attnkit_contracts.judging.outputs import agree, must_differ, part, relative_error, worst
 
 if TYPE_CHECKING:
@@ -28,11 +28,9 @@ def open_call(subject: SoftmaxOperation, label: str, keys: int) -> tuple[Call, t
     return subject.draw(label, length=keys, mask=mask), (slice(None), slice(None), rows)
 
 
-@check(
+@softmax_check(
     "A6.key_permutation",
     "Rows that see all keys: F(q, k[p], v[p]) = F(q, k, v) for every permutation p.",
-    families=("softmax",),
-    relations=("exact",),
     verdict="R",
 )
 def key_permutation(subject: SoftmaxOperation) -> Measured:
@@ -50,11 +48,9 @@ def key_permutation(subject: SoftmaxOperation) -> Measured:
     return worst(found)
 
 
-@check(
+@softmax_check(
     "A7.score_shift",
     "F(q, k + c, v) = F(q, k, v): what is added to all logits of a row cancels.",
-    families=("softmax",),
-    relations=("exact",),
     verdict="R",
 )
 def score_shift(subject: SoftmaxOperation) -> Measured:
@@ -79,12 +75,10 @@ def _closed(promises: Promises) -> Iterator[Mapping[str, Any]]:
         yield {"terms": "+".join(promised)}
 
 
-@check(
+@softmax_check(
     "A8.closed_forms",
     "With S1 keys at logit a and value 1, S2 keys at logit 0 and value 0: "
     "o = S1 e^l / (S1 e^l + S2 + e^s), l = cap(a) + bias, cap(a) = c tanh(a / c), s the sink.",
-    families=("softmax",),
-    relations=("exact",),
     applies=lambda promises: promises.softcap or promises.bias or promises.sinks,
     cases=_closed,
     verdict="R",

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import (
+    ANYWHERE,
+    BrokenError,
+    InconclusiveError,
+    Measured,
+    check,
+    softmax_check,
+)
 from attnkit_contracts.judging.outputs import (
     agree,
     exactly,
@@ -94,12 +101,10 @@ def _listed(flags: Tensor) -> str:
     return ", ".join(str(int(i)) for i in flags.nonzero()[:, 0]) or "none"
 
 
-@check(
+@softmax_check(
     "A3.temperature",
     "With S1 keys at logit ca and value 1, S2 keys at logit 0 and value 0: "
     "o = S1 e^(ca) / (S1 e^(ca) + S2), for the default scale c = E^-0.5 and every other.",
-    families=("softmax",),
-    relations=("exact",),
     verdict="R",
 )
 def temperature(subject: SoftmaxOperation) -> Measured:
@@ -124,11 +129,9 @@ def temperature(subject: SoftmaxOperation) -> Measured:
     return worst(found)
 
 
-@check(
+@softmax_check(
     "A4.row_sums",
     "With value = 1 everywhere, every row that sees a key is 1.",
-    families=("softmax",),
-    relations=("exact",),
     verdict="R",
 )
 def row_sums(subject: SoftmaxOperation) -> Measured:

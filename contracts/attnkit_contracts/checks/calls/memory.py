@@ -9,7 +9,7 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import ANYWHERE, Measured, SkippedEnvError, check
+from attnkit_contracts.catalogue import ANYWHERE, Measured, SkippedEnvError, check, mixing_check
 from attnkit_contracts.inputs.calls import mask_part, normal
 from attnkit_contracts.instruments.poison_and_meters import Poisoned
 from attnkit_contracts.judging.outputs import (
@@ -129,12 +129,10 @@ def _configurations(subject: Subject) -> Iterator[tuple[str, Call]]:
     yield "L=33 again", first
 
 
-@check(
+@mixing_check(
     "S7.call_order",
     "Calls of several lengths, strides, batches and masks, one after the other, each give what "
     "they give alone.",
-    levels=ANYWHERE,
-    families=("softmax", "recurrence", "mixer"),
     tier="standard",
     verdict="R",
 )

@@ -9,7 +9,8 @@ import torch
 import attnkit
 from attnkit.errors import AttnkitError
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.catalogue import BrokenError, Measured, layer_check
+from attnkit_contracts.checks.calls.refusal import refusing
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.judging.outputs import agree, exactly, part, worst
 
@@ -32,11 +33,10 @@ MODES: dict[str, Callable[[], Any]] = {
 """Inference first: what a layer keeps of it must not spoil what comes after."""
 
 
-@check(
+@layer_check(
     "S11.modes",
     "F is the same under inference_mode, no_grad and enable_grad, in evaluation and, without "
     "dropout, in training: of real tokens, under every mask of padding, and in pieces.",
-    levels=("layer",),
     verdict="R",
 )
 def modes(subject: LayerSubject) -> Measured:
@@ -93,12 +93,11 @@ def _output(subject: LayerSubject, call: Call, mode: Callable[[], Any]) -> Tenso
     return out.detach()
 
 
-@check(
+@layer_check(
     "S10.layer_arguments",
     "A layer refuses, with a message that says what came, what is no tensor, another rank, width "
     "or dtype, what is no mask, a mask of other tokens or samples, and a state of other samples or "
     "of no kind; and a keyword that it does not know.",
-    levels=("layer",),
     plugins_only=True,
 )
 def layer_arguments(subject: LayerSubject) -> Measured:
@@ -168,10 +167,5 @@ def _wrong_arguments(
 def _expect_keywords_refused(subject: LayerSubject, call: Call) -> None:
     # a layer that was made for a context takes one
     for unknown in ("context", "attn_mask", "no_such_argument"):
-        try:
+        with refusing(f"the keyword {unknown}", unknown, TypeError, AttnkitError):
             subject.layer(call.tensors["x"], mask=call.mask, **{unknown: call.tensors["x"]})
-        except (TypeError, AttnkitError) as error:
-            if unknown not in str(error):
-                raise BrokenError(f"{unknown} is refused without its name: {error}") from error
-        else:
-            raise BrokenError(f"the keyword {unknown} is accepted in silence")

@@ -5,6 +5,7 @@ Accepting an argument and ignoring it is the worst answer: nothing fails, the nu
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,14 @@ import attnkit
 from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Sizes
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, MaskPart
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import (
+    BrokenError,
+    InconclusiveError,
+    Measured,
+    check,
+    layer_check,
+    mixing_check,
+)
 from attnkit_contracts.inputs.calls import mask_part, normal
 from attnkit_contracts.judging.outputs import exactly, must_be_finite, must_differ, same_bits
 from attnkit_contracts.subjects.target import dtype_of
@@ -111,6 +119,18 @@ def _expect_refusal(subject: Subject, call: Call, feature: str) -> None:
         same_bits(before[name], tensor, f"{name}, while {feature} was refused")
 
 
+@contextmanager
+def refusing(what: str, name: str, *errors: type[Exception]) -> Iterator[None]:
+    """Raise `BrokenError` unless what is done within is refused by name, with such an error."""
+    try:
+        yield
+    except errors as error:
+        if name not in str(error):
+            raise BrokenError(f"{what} is refused without its name: {error}") from error
+    else:
+        raise BrokenError(f"{what} is accepted in silence")
+
+
 def _expect_effect(subject: Subject, plain: Call, with_it: Call, feature: str) -> None:
     """Raise `BrokenError` if a feature changes the definition, but not the output."""
     out = subject(with_it)
@@ -194,11 +214,9 @@ def decays(subject: RecurrenceOperation, decay: str) -> Measured:
     return exactly(0, "ignored or accepted decays")
 
 
-@check(
+@mixing_check(
     "S10.masks",
     "Every part of a mask that is promised changes the output, every other is refused.",
-    levels=ANYWHERE,
-    families=("softmax", "recurrence", "mixer"),
     cases=lambda _: [{"part": part} for part in ALL_MASK_PARTS],
 )
 def masks(subject: Subject, part: MaskPart) -> Measured:
@@ -233,11 +251,10 @@ def _narrower(part: MaskPart, subject: Subject) -> attnkit.Mask:
     raise InconclusiveError(f"no narrower mask of kind {part} to compare with")
 
 
-@check(
+@layer_check(
     "S10.bidirectional",
     "A mixer that promises to leave later tokens visible does: without a mask, other values at "
     "tokens >= p change the outputs before p.",
-    levels=("layer",),
     families=("mixer",),
     applies=lambda promises: promises.bidirectional,
 )

@@ -9,8 +9,8 @@ import torch
 
 import attnkit
 from attnkit.errors import ConfigError, UnsupportedError
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.checks.experts.router import gradient_errors
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, layer_check
+from attnkit_contracts.checks.experts.router import gradient_errors, mixture_check
 from attnkit_contracts.judging.outputs import exactly, gradient_of, near, probed, worst
 
 if TYPE_CHECKING:
@@ -33,12 +33,10 @@ COUNTS = (4, 32)
 TOKENS = 200
 
 
-@check(
+@mixture_check(
     "F6.capacity",
     "With a capacity, an expert serves the first ceil(factor n k / E) that chose it of a sample's "
     "n real tokens, and no others; a layer without capacity refuses one by name.",
-    families=("feedforward",),
-    levels=ANYWHERE,
     verdict="R",
 )
 def capacity(subject: MixtureLayer) -> Measured:
@@ -100,12 +98,11 @@ def _same_experts(routing: Any, wanted: Tensor) -> None:
         )
 
 
-@check(
+@layer_check(
     "F7.losses",
     "The auxiliary losses are E * sum_e f_e P_e and mean logsumexp(logits)^2 over the real tokens "
     "alone (1 and log(E)^2 for a router of zeros), and so are their gradients to the router.",
     families=("feedforward",),
-    levels=("layer",),
     # a router computes in float32, whatever the layer does
     dtypes=("float32", "bfloat16", "float16"),
     verdict="R",
@@ -170,12 +167,10 @@ def _options(_: Promises) -> Iterator[Mapping[str, Any]]:
         yield {"num_experts": experts, "top_k": experts, "renormalise": False}
 
 
-@check(
+@mixture_check(
     "F8.options",
     "r <= gate and r_grad <= gate for 1, 3 and all of 4 and 32 experts per token, gates "
     "renormalised or not, tokens spread over the experts or all sent to the same ones.",
-    families=("feedforward",),
-    levels=ANYWHERE,
     fields=("num_experts", "top_k", "renormalise"),
     cases=_options,
     tier="standard",
@@ -201,11 +196,10 @@ def _errors(subject: MixtureLayer, call: Call, where: str) -> Iterator[Measured]
         yield from gradient_errors(subject, call, where)
 
 
-@check(
+@layer_check(
     "F9.ties",
     "A router of zeros sends every token to the first k experts at the same shares, on every run.",
     families=("feedforward",),
-    levels=("layer",),
     verdict="R",
 )
 def ties(subject: MixtureLayer) -> Measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.mixtures import MixtureLayer
 
+mixture_check = partial(check, families=("feedforward",), levels=ANYWHERE)
+"""Decorates a check of mixtures of experts, their layers and implementations alike."""
+
 
 def gradient_errors(subject: MixtureLayer, call: Call, where: str = "") -> list[Measured]:
     """Measure the errors of the gradients of the input, the router and the experts."""
@@ -42,12 +46,10 @@ def gradient_errors(subject: MixtureLayer, call: Call, where: str = "") -> list[
     ]
 
 
-@check(
+@mixture_check(
     "N1.mixture",
     "r = |y - y*| / unit <= gate against sum_k gate_k E_k(x), expert by expert in float64; so all "
     "implementations agree.",
-    families=("feedforward",),
-    levels=ANYWHERE,
     verdict="R",
 )
 def mixture(subject: MixtureLayer) -> Measured:
@@ -59,11 +61,9 @@ def mixture(subject: MixtureLayer) -> Measured:
     return worst(found)
 
 
-@check(
+@mixture_check(
     "N2.mixture",
     "r_grad <= gate for the gradients of the input, the router and the experts.",
-    families=("feedforward",),
-    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
     verdict="R",
 )
@@ -72,11 +72,9 @@ def mixture_backward(subject: MixtureLayer) -> Measured:
     return worst(gradient_errors(subject, subject.clear_call("N2", length=12)))
 
 
-@check(
+@mixture_check(
     "F1.expert_permutation",
     "Renumbering the experts, router and weights alike, leaves y as it is.",
-    families=("feedforward",),
-    levels=ANYWHERE,
     verdict="R",
 )
 def expert_permutation(subject: MixtureLayer) -> Measured:
@@ -89,11 +87,9 @@ def expert_permutation(subject: MixtureLayer) -> Measured:
     return agree(limit, before, subject(call), "experts in reverse order")
 
 
-@check(
+@mixture_check(
     "F2.empty_experts",
     "An expert without tokens is legal, moves nothing, and gets a gradient of exactly zero.",
-    families=("feedforward",),
-    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
 )
 def empty_experts(subject: MixtureLayer) -> Measured:
@@ -115,11 +111,9 @@ def empty_experts(subject: MixtureLayer) -> Measured:
     return exactly(0, "wrong gradients")
 
 
-@check(
+@mixture_check(
     "F3.padding",
     "Padded tokens give exactly 0, real ones what they give without padding.",
-    families=("feedforward",),
-    levels=ANYWHERE,
     applies=lambda promises: "padding" in promises.masks or promises.time == "L",
     verdict="R",
 )
@@ -139,11 +133,9 @@ def padding(subject: MixtureLayer) -> Measured:
     return near(subject.mixture_bounds(call, keep=~padded)["out"], y, "real tokens")
 
 
-@check(
+@mixture_check(
     "F4.router_gradient",
     "The router gets a gradient that is not zero.",
-    families=("feedforward",),
-    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
 )
 def router_gradient(subject: MixtureLayer) -> Measured:
@@ -157,11 +149,9 @@ def router_gradient(subject: MixtureLayer) -> Measured:
     return exactly(0, "missing gradients")
 
 
-@check(
+@mixture_check(
     "F5.tokens_apart",
     "The output of a token has a gradient of exactly zero to every other token.",
-    families=("feedforward",),
-    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
 )
 def tokens_apart(subject: MixtureLayer) -> Measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,15 @@ BACKEND = "aot_eager"
 
 LENGTHS = (16, 17, 48, 64, 65, 100, 200)
 """They lie around edges of blocks."""
+
+compiled_check = partial(
+    check,
+    levels=ANYWHERE,
+    applies=lambda promises: promises.compile,
+    dtypes=("float32",),
+    tier="standard",
+)
+"""Decorates a check of what promises to be compiled."""
 
 
 def _compiled(
@@ -57,14 +67,10 @@ def _traced(run: Callable[..., Tensor], call: Call) -> Tensor:
         raise BrokenError(f"not traced as one graph: {error}") from error
 
 
-@check(
+@compiled_check(
     "I1.compile",
     "torch.compile(fullgraph=True) traces it, forward and backward, and the result is within the "
     "gate of what it is without.",
-    levels=ANYWHERE,
-    applies=lambda promises: promises.compile,
-    dtypes=("float32",),
-    tier="standard",
     verdict="R",
 )
 def compiled(subject: Subject) -> Measured:
@@ -87,14 +93,11 @@ def compiled(subject: Subject) -> Measured:
     return worst(found)
 
 
-@check(
+@compiled_check(
     "I1.recompiles",
     "It is compiled once for the first length, and once for each class of further lengths among "
     "which the same implementation is chosen; not once for every length.",
-    levels=ANYWHERE,
     applies=lambda promises: promises.compile and set(promises.needs) <= {"window"},
-    dtypes=("float32",),
-    tier="standard",
 )
 def recompiles(subject: Subject) -> Measured:
     """Count the graphs, until there are too many."""
@@ -115,14 +118,11 @@ def recompiles(subject: Subject) -> Measured:
     return Measured(len(graphs), allowed, f"graphs for {count} lengths")
 
 
-@check(
+@compiled_check(
     "I1.symbols",
     "torch.compile(fullgraph=True, dynamic=True), which has symbols for all sizes and numbers "
     "from the first call on, traces it, and the result is within the gate of what it is without.",
-    levels=ANYWHERE,
     applies=lambda promises: promises.compile and set(promises.needs) <= {"window"},
-    dtypes=("float32",),
-    tier="standard",
     verdict="R",
 )
 def symbols(subject: Subject) -> Measured:
@@ -157,14 +157,10 @@ def _exported(subject: Subject, call: Call) -> torch.export.ExportedProgram:
         return torch.export.export(module, (dict(call.tensors),), strict=False)
 
 
-@check(
+@compiled_check(
     "I3.meta",
     "Run with tensors that hold no numbers, it gives outputs of the shape, dtype and strides that "
     "it gives with real ones.",
-    levels=ANYWHERE,
-    applies=lambda promises: promises.compile,
-    dtypes=("float32",),
-    tier="standard",
 )
 def meta(subject: Subject) -> Measured:
     """Compare what torch.export notes of the output with the output of what it exported."""
@@ -186,13 +182,9 @@ def _description(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {tensor.dtype} with strides {tuple(strides)}"
 
 
-@check(
+@compiled_check(
     "I3.export",
     "torch.export of it gives what it gives.",
-    levels=ANYWHERE,
-    applies=lambda promises: promises.compile,
-    dtypes=("float32",),
-    tier="standard",
     verdict="R",
 )
 def export(subject: Subject) -> Measured:

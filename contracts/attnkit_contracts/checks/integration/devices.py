@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, SkippedEnvError, check
+from attnkit_contracts.catalogue import BrokenError, Measured, SkippedEnvError, check, mixing_check
 from attnkit_contracts.judging.outputs import agree, exactly, must_differ
 
 if TYPE_CHECKING:
@@ -23,11 +23,9 @@ def need_gpus(subject: Subject, count: int) -> None:
         raise SkippedEnvError(f"{torch.cuda.device_count()} GPU: needs {count}")
 
 
-@check(
+@mixing_check(
     "I9.graph_replay",
     "A captured graph, replayed with new data, gives what the call gives.",
-    levels=ANYWHERE,
-    families=("softmax", "recurrence", "mixer"),
     applies=lambda promises: "cuda" in promises.devices,
     dtypes=("float32",),
     tier="standard",

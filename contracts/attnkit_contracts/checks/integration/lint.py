@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attnkit.errors import UnsupportedError
 from attnkit.interface import load
 from attnkit.registry import registry
-from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.catalogue import BrokenError, Measured, layer_check
 from attnkit_contracts.foreign.layers import Recipe
 from attnkit_contracts.judging.outputs import exactly
 from attnkit_contracts.subjects.target import offered
@@ -57,11 +57,10 @@ print(json.dumps({"changed": changes(before)}))
 """Run in a process of its own; what it compares is global to all code of a process."""
 
 
-@check(
+@layer_check(
     "I8.declaration",
     "Importing a variant's declaration imports no torch, opens no connection, and changes no "
     "random numbers, environment or path.",
-    levels=("layer",),
     dtypes=("float32",),
     plugins_only=True,
 )
@@ -77,11 +76,10 @@ def declaration(subject: LayerSubject) -> Measured:
     return exactly(0, "side effects")
 
 
-@check(
+@layer_check(
     "I8.imports",
     "Importing a variant's code leaves torch's global state as it is: dtype, threads, random "
     "numbers, modes, its functions.",
-    levels=("layer",),
     dtypes=("float32",),
     tier="standard",
 )

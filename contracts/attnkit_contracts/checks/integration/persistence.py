@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import attnkit
-from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.catalogue import BrokenError, Measured, layer_check
 from attnkit_contracts.judging.outputs import exactly, must_differ, same_bits
 from attnkit_contracts.subjects.layers import build, sample_options
 
@@ -27,10 +27,9 @@ def _output(subject: LayerSubject, layer: Any, call: Call) -> Tensor:
     return y
 
 
-@check(
+@layer_check(
     "I4.state_dict",
     "A fresh layer that loads another's state_dict gives what that one gives, to the bit.",
-    levels=("layer",),
 )
 def state_dict(subject: LayerSubject) -> Measured:
     """Save all that the state_dict holds, and load it into a layer of other weights."""
@@ -54,10 +53,9 @@ def state_dict(subject: LayerSubject) -> Measured:
     return exactly(0, "different elements")
 
 
-@check(
+@layer_check(
     "I4.copies",
     "A copy and a pickle of a layer give what it gives, to the bit, and share no weight with it.",
-    levels=("layer",),
 )
 def copies(subject: LayerSubject) -> Measured:
     """Copy after a call with gradients, change the copy, and look at the original."""
@@ -79,11 +77,10 @@ def copies(subject: LayerSubject) -> Measured:
     return exactly(0, "different elements")
 
 
-@check(
+@layer_check(
     "I4.moves",
     "A layer that is moved to a dtype gives what one that was made in it gives, to the bit; what "
     "is computed once and kept, rotary angles say, included.",
-    levels=("layer",),
 )
 def moves(subject: LayerSubject) -> Measured:
     """Move a float32 layer after its first call, and to a wider dtype and back."""
@@ -110,10 +107,9 @@ def moves(subject: LayerSubject) -> Measured:
     return exactly(0, "different elements")
 
 
-@check(
+@layer_check(
     "I4.states",
     "A copy and a pickle of a state go on as the state does, to the bit.",
-    levels=("layer",),
     applies=lambda promises: promises.state and not {"documents", "padding"} & set(promises.needs),
 )
 def states(subject: LayerSubject) -> Measured:

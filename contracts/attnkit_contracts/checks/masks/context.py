@@ -8,7 +8,8 @@ import torch
 
 import attnkit
 from attnkit.errors import AttnkitError, ConfigError, UnsupportedError
-from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.catalogue import BrokenError, Measured, layer_check
+from attnkit_contracts.checks.calls.refusal import refusing
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import agree, exactly, same_bits, worst
 
@@ -22,12 +23,11 @@ QUERIES, KEYS, WIDTH = 9, 14, 24
 """L, S and context_dim, all different."""
 
 
-@check(
+@layer_check(
     "M14.context",
     "With a context_dim, every output depends on every token of its own sample's context, early "
     "queries on late tokens too, and on no other sample's, to the bit; without the promises "
     "cross and bidirectional a context is refused.",
-    levels=("layer",),
     families=("softmax",),
     relations=("exact",),
     fields=("context_dim",),
@@ -54,11 +54,10 @@ def context(subject: LayerSubject) -> Measured:
     return exactly(0, "wrong elements")
 
 
-@check(
+@layer_check(
     "M14.context_padding",
     "A padded context, on the left or right, gives what the real part of it gives, whatever the "
     "padding holds; queries that come in pieces, with a state, give what they give at once.",
-    levels=("layer",),
     families=("softmax",),
     relations=("exact",),
     fields=("context_dim",),
@@ -124,13 +123,8 @@ def _expect_refusals(crossed: LayerSubject, call: Call) -> None:
         "a context of one sample": call.given(context=held[:1]),
     }
     for what, each in wrong.items():
-        try:
+        with refusing(what, "context", AttnkitError):
             crossed(each)
-        except AttnkitError as error:
-            if "context" not in str(error):
-                raise BrokenError(f"{what} is refused without its name: {error}") from error
-        else:
-            raise BrokenError(f"{what} is accepted in silence")
 
 
 def _in_pieces(crossed: LayerSubject, call: Call) -> Measured:

@@ -8,7 +8,7 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import ANYWHERE, Measured, check
+from attnkit_contracts.catalogue import Measured, mixing_check
 from attnkit_contracts.inputs.calls import TIME_AXIS, Call
 from attnkit_contracts.judging.outputs import agree, part, worst
 
@@ -42,12 +42,10 @@ def _paddings(subject: Subject) -> Iterator[tuple[tuple[int, ...], tuple[int, ..
     yield (0, 33, 2), (33, 0, 31)
 
 
-@check(
+@mixing_check(
     "M10.padded",
     "Real tokens give what they give without padding, however much of it there is before them or "
     "behind them.",
-    levels=ANYWHERE,
-    families=("softmax", "recurrence", "mixer"),
     applies=lambda promises: "padding" in promises.masks,
     verdict="R",
 )
@@ -99,11 +97,9 @@ def _pad(subject: Subject, call: Call, before: tuple[int, ...], total: int) -> C
     return call.map(widen)
 
 
-@check(
+@mixing_check(
     "M11.packed",
     "A document gives what it gives alone, wherever it lies among others.",
-    levels=ANYWHERE,
-    families=("softmax", "recurrence", "mixer"),
     applies=lambda promises: "documents" in promises.masks,
     verdict="R",
 )

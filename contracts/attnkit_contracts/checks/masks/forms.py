@@ -8,7 +8,13 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import (
+    BrokenError,
+    InconclusiveError,
+    Measured,
+    mixing_check,
+    softmax_check,
+)
 from attnkit_contracts.checks.masks.visibility import expect_visible, telling_call, visible
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
@@ -38,11 +44,9 @@ COMPOSED: tuple[MaskPart, ...] = ("window", "documents", "dense")
 """Parts of the mask that is written in several forms."""
 
 
-@check(
+@mixing_check(
     "M2.gradient_causality",
     "For every t: the gradient of output t to every later token is exactly 0, and to its own not.",
-    families=("softmax", "recurrence", "mixer"),
-    levels=ANYWHERE,
     applies=lambda promises: promises.causal and promises.gradients,
 )
 def gradient_causality(subject: Subject) -> Measured:
@@ -78,12 +82,10 @@ def _forms(promises: Promises) -> Iterator[Mapping[str, Any]]:
         yield {"form": "bias of the smallest number"}
 
 
-@check(
+@softmax_check(
     "M6.mask_forms",
     "A mask gives the same whether it is composed of parts, a bool tensor (True = may attend), or "
     "added to the logits as -inf or the smallest number; its negation does not.",
-    families=("softmax",),
-    relations=("exact",),
     cases=_forms,
     verdict="R",
 )
@@ -125,12 +127,10 @@ def _shapes(sizes: Sizes) -> Iterator[tuple[int, ...]]:
     yield from ((1, heads, 1, keys), tuple(sizes))
 
 
-@check(
+@softmax_check(
     "M7.broadcast",
     "A bool mask or a bias of any shape that broadcasts to (B, H, L, S) gives what it gives "
     "written out, forward and backward, expanded views among them.",
-    families=("softmax",),
-    relations=("exact",),
     applies=lambda promises: promises.bias or "dense" in promises.masks,
     cases=lambda promises: [
         {"given": given}
@@ -192,12 +192,10 @@ def _together(promises: Promises) -> Iterator[Mapping[str, Any]]:
             yield {"mask": "+".join((way, *parts))}
 
 
-@check(
+@softmax_check(
     "M12.composition",
     "Masks joined by & show the intersection of what each shows, and each of them alone hides "
     "something that the others do not.",
-    families=("softmax",),
-    relations=("exact",),
     cases=_together,
 )
 def composition(subject: SoftmaxOperation, mask: str) -> Measured:

@@ -8,7 +8,7 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check, softmax_check
 from attnkit_contracts.checks.masks.visibility import beside, masked_calls
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.inputs.calls import TIME_AXIS, normal
@@ -42,12 +42,10 @@ def _can_hide_all(promises: Promises) -> bool:
     )
 
 
-@check(
+@softmax_check(
     "M8.masked_rows",
     "A(i) = {} gives output 0, zero gradients for query i, and no gradient from row i to any key "
     "or value; all gradients are finite.",
-    families=("softmax",),
-    relations=("exact",),
     applies=_can_hide_all,
 )
 def masked_rows(subject: SoftmaxOperation) -> Measured:
@@ -80,12 +78,10 @@ def _expect_no_gradient(subject: SoftmaxOperation, call: Call, rows: Tensor, wha
             raise BrokenError(f"{what}: rows that see nothing send a gradient to {name}")
 
 
-@check(
+@softmax_check(
     "M8.infinite_bias",
     "A bias of -inf hides its key as a mask does: outputs and gradients are those under the mask, "
     "and a row of nothing but -inf gives 0, and its query a gradient of 0.",
-    families=("softmax",),
-    relations=("exact",),
     applies=lambda promises: promises.bias,
     verdict="R",
 )

@@ -9,8 +9,16 @@ import torch
 import attnkit
 from attnkit.masks.constructors import Sizes
 from attnkit.promises import ALL_MASK_PARTS
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.inputs.calls import mask_part, normal
+from attnkit_contracts.catalogue import (
+    ANYWHERE,
+    BrokenError,
+    InconclusiveError,
+    Measured,
+    check,
+    layer_check,
+    softmax_check,
+)
+from attnkit_contracts.inputs.calls import mask_part, normal, showing_weights
 from attnkit_contracts.judging.outputs import exactly, must_differ
 
 if TYPE_CHECKING:
@@ -47,14 +55,23 @@ def suffix_perturbation(subject: Subject) -> Measured:
     call = subject.causal(call)
     cuts = torch.tensor(CUTS, device=subject.device)[:, None]
     later = torch.arange(length, device=subject.device) >= cuts  # (B, L)
-    whole = subject(call)
-    moved = subject(subject.disturbed(call, later, "M1 other"))
-    after = beside(later, whole)
-    for sample, cut in enumerate(CUTS):
-        changed = whole[sample][after[sample]], moved[sample][after[sample]]
-        must_differ(*changed, f"disturbing tokens from {cut} on")
     what = "outputs before a token, disturbed from there on"
-    subject.unmoved(call, (~after,), (whole, moved), what)
+    disturbed = subject.disturbed(call, later, "M1 other")
+    return _unmoved(
+        subject, (call, disturbed), later, what, [f"tokens from {cut} on" for cut in CUTS]
+    )
+
+
+def _unmoved(
+    subject: Subject, calls: tuple[Call, Call], where: Tensor, what: str, disturbed: list[str]
+) -> Measured:
+    """Compare two calls that differ at tokens, (B, L): outputs there move, all others do not."""
+    whole, moved = map(subject, calls)
+    inside = beside(where, whole)
+    for sample, told in enumerate(disturbed):
+        changed = whole[sample][inside[sample]], moved[sample][inside[sample]]
+        must_differ(*changed, f"disturbing {told}")
+    subject.unmoved(calls[0], (~inside,), (whole, moved), what)
     return exactly(0, "moved elements")
 
 
@@ -83,15 +100,13 @@ def named_mask(subject: SoftmaxOperation, name: str, sizes: Sizes) -> Mask:
 
 
 def telling_call(subject: SoftmaxOperation, sizes: Sizes) -> Call:
-    """Return a call whose output is its weights: value j is the j-th unit vector."""
+    """Return a call whose output is its weights."""
     batch, heads, queries, keys = sizes
     call = subject.draw(
         "support", batch=batch, heads=heads, length=queries, keys=keys, width=keys, value_width=0
     )
     # logits within a few units: no visible weight underflows in float16
-    query = call.tensors["query"] / 2
-    ones = torch.eye(keys, dtype=subject.dtype, device=subject.device)
-    return call.given(query=query, value=ones.expand(batch, heads, keys, keys).contiguous())
+    return showing_weights(call.given(query=call.tensors["query"] / 2))
 
 
 def visible(subject: SoftmaxOperation, call: Call, mask: Mask) -> Tensor:
@@ -113,11 +128,9 @@ def expect_visible(found: Tensor, wanted: Tensor, what: str) -> None:
         )
 
 
-@check(
+@softmax_check(
     "M3.support",
     "{j : the output of query i depends on value j} = A(i), both ways, forward and backward.",
-    families=("softmax",),
-    relations=("exact",),
     cases=_shapes,
 )
 def support(subject: SoftmaxOperation, mask: str) -> Measured:
@@ -156,12 +169,10 @@ def _expect_gradients(
             raise BrokenError(f"backward: query {i} sends a gradient to a key that it does not see")
 
 
-@check(
+@softmax_check(
     "M4.window",
     "With window W, query i reads exactly {j : p - W < j <= p} (also p < j < p + W where later "
     "keys are visible), p = i + S - L.",
-    families=("softmax",),
-    relations=("exact",),
     applies=lambda promises: "window" in promises.masks,
 )
 def window(subject: SoftmaxOperation) -> Measured:
@@ -193,11 +204,9 @@ def _unequal(promises: Promises) -> Iterator[Mapping[str, int]]:
     yield from ({"queries": queries, "keys": keys} for queries, keys in pairs)
 
 
-@check(
+@softmax_check(
     "M5.alignment",
     "Causal with L != S: query i reads exactly {j : j <= i + S - L}; a single query reads all.",
-    families=("softmax",),
-    relations=("exact",),
     applies=lambda promises: promises.causal and promises.cross,
     cases=_unequal,
 )
@@ -227,15 +236,10 @@ def documents(subject: Subject) -> Measured:
     where = (ids == chosen[:, None]).to(subject.device)  # (B, L)
     call = subject.draw("M11", batch=len(ids), length=ids.shape[1])
     call = call.masked(call.mask & attnkit.documents(ids.to(subject.device)))
-    whole = subject(call)
-    moved = subject(subject.disturbed(call, where, "M11 other"))
-    inside = beside(where, whole)
-    for sample, document in enumerate(chosen.abs().tolist()):
-        changed = whole[sample][inside[sample]], moved[sample][inside[sample]]
-        must_differ(*changed, f"disturbing document {document}")
     what = "outputs outside of the one document of a sample that is disturbed"
-    subject.unmoved(call, (~inside,), (whole, moved), what)
-    return exactly(0, "moved elements")
+    disturbed = subject.disturbed(call, where, "M11 other")
+    told = [f"document {document}" for document in chosen.abs().tolist()]
+    return _unmoved(subject, (call, disturbed), where, what, told)
 
 
 def _hiding(promises: Promises) -> Iterator[Mapping[str, Any]]:
@@ -245,11 +249,10 @@ def _hiding(promises: Promises) -> Iterator[Mapping[str, Any]]:
             yield {"part": part}
 
 
-@check(
+@layer_check(
     "M13.hidden_tokens",
     "A mixer under a mask: the gradient of output i to every token that the mask hides from i, its "
     "own aside, is exactly 0.",
-    levels=("layer",),
     families=("mixer",),
     applies=lambda promises: promises.gradients and bool(set(promises.masks) - {"padding"}),
     cases=_hiding,

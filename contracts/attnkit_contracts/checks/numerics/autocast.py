@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.catalogue import BrokenError, Measured, check, layer_check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import (
@@ -56,11 +56,10 @@ def autocast_operation(subject: Subject) -> Measured:
     return exactly(0, "different elements")
 
 
-@check(
+@layer_check(
     "N5.autocast_layer",
     "Under autocast, a layer of float32 weights gives what it gives without, but for rounding to "
     "bfloat16; so does its state; gradients are finite and float32.",
-    levels=("layer",),
     dtypes=("float32",),
     applies=lambda promises: "bfloat16" in promises.dtypes,
     verdict="R",

@@ -9,9 +9,9 @@ import torch
 import attnkit
 from attnkit import precision
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import BrokenError, Measured, check
+from attnkit_contracts.catalogue import BrokenError, Measured, layer_check, softmax_check
 from attnkit_contracts.checks.masks.visibility import beside
-from attnkit_contracts.inputs.calls import normal
+from attnkit_contracts.inputs.calls import normal, showing_weights
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import Bound, exactly, near, received, same_bits, worst
 from attnkit_contracts.subjects.layers import build
@@ -40,11 +40,10 @@ def seeded(subject: Subject, call: Call, seed: int) -> Tensor:
         return subject(call)
 
 
-@check(
+@layer_check(
     "N6.modes",
     "A layer drops nothing in evaluation; in training two calls differ, and two calls from the "
     "same seed do not; that stays so after an evaluation.",
-    levels=("layer",),
     applies=lambda promises: promises.dropout,
     fields=("dropout_p",),
 )
@@ -71,13 +70,11 @@ def modes(subject: LayerSubject) -> Measured:
     return exactly(0, "wrong modes")
 
 
-@check(
+@softmax_check(
     "N6.mean",
     "With value = 1, the sum of what is left has mean 1 and variance sum_j P_j^2 p / (1 - p), "
     "within five standard errors.",
-    families=("softmax",),
     applies=lambda promises: promises.dropout,
-    relations=("exact",),
     verdict="S",
 )
 def mean(subject: SoftmaxOperation) -> Measured:
@@ -95,12 +92,10 @@ def mean(subject: SoftmaxOperation) -> Measured:
     return Measured(value, 5.0, "standard errors", where)
 
 
-@check(
+@softmax_check(
     "N6.backward",
     "The gradient drops what the output dropped: <g, F(v)> = <dF^T g, v> from the same seed.",
-    families=("softmax",),
     applies=lambda promises: promises.dropout and promises.gradients,
-    relations=("exact",),
     verdict="R",
 )
 def backward(subject: SoftmaxOperation) -> Measured:
@@ -128,23 +123,14 @@ def _unhidden(subject: SoftmaxOperation, batch: int, width: int) -> Call:
 
 def _showing(subject: SoftmaxOperation, batch: int) -> Call:
     """Return a call whose output is the probabilities themselves, (B, H, L, S)."""
-    return _told(_unhidden(subject, batch=batch, width=KEYS))
+    return showing_weights(_unhidden(subject, batch=batch, width=KEYS))
 
 
-def _told(call: Call) -> Call:
-    """Return a call with unit vectors for values: its output is its probabilities."""
-    value = call.tensors["value"]
-    ones = torch.eye(KEYS, dtype=value.dtype, device=value.device)
-    return call.given(value=ones.expand_as(value).contiguous())
-
-
-@check(
+@softmax_check(
     "N6.independence",
     "Whether a probability is dropped says nothing about that of the next sample, head, query or "
     "key: their correlation is 0 within five standard errors.",
-    families=("softmax",),
     applies=lambda promises: promises.dropout,
-    relations=("exact",),
     verdict="S",
 )
 def independence(subject: SoftmaxOperation) -> Measured:
@@ -166,13 +152,11 @@ def independence(subject: SoftmaxOperation) -> Measured:
     return worst(found)
 
 
-@check(
+@softmax_check(
     "N6.gradients",
     "r_grad <= gate for query, key and value against the definition with the same probabilities "
     "dropped that the output shows as dropped.",
-    families=("softmax",),
     applies=lambda promises: promises.dropout and promises.gradients,
-    relations=("exact",),
     verdict="R",
 )
 def dropped_gradients(subject: SoftmaxOperation) -> Measured:
@@ -189,13 +173,11 @@ def _in_company(promises: Promises) -> Iterator[Mapping[str, Any]]:
     yield from ({"option": name} for name in (*ways, *options, *parts))
 
 
-@check(
+@softmax_check(
     "N6.company",
     "Beside any other option: what is left of a probability is that of the definition / (1 - p), "
     "what is hidden is 0, p are dropped, and every gradient drops the same; r <= gate.",
-    families=("softmax",),
     applies=lambda promises: promises.dropout,
-    relations=("exact",),
     cases=_in_company,
     verdict="R",
 )
@@ -240,7 +222,7 @@ def _showing_beside(subject: SoftmaxOperation, option: str) -> Call:
         width=KEYS,
         mask=mask,
     )
-    call, draw = _told(call), subject.random(f"N6 {option} option")
+    call, draw = showing_weights(call), subject.random(f"N6 {option} option")
     match option:
         case "bias":
             return call.given(bias=subject.cast(normal(draw, 1, heads, KEYS, KEYS)))
@@ -288,12 +270,11 @@ def _dropped_gradients(
         yield near(limit, got[name], f"the gradient of {name}")
 
 
-@check(
+@layer_check(
     "N6.visibility",
     "In training, from the same seed, other values at later tokens and at padding leave outputs "
     "that must not see them as they are, to the bit.",
     families=("softmax", "recurrence", "mixer"),
-    levels=("layer",),
     applies=lambda promises: promises.dropout and (promises.causal or "padding" in promises.masks),
     fields=("dropout_p",),
 )

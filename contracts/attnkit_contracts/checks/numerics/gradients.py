@@ -8,7 +8,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from attnkit import precision
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
+from attnkit_contracts.catalogue import (
+    ANYWHERE,
+    BrokenError,
+    Measured,
+    check,
+    layer_check,
+    mixing_check,
+)
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
     exactly,
@@ -28,12 +35,10 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.subject import Subject
 
 
-@check(
+@mixing_check(
     "N3.central_differences",
     "The gradient along any direction is the slope of the output: "
     "<dF^T g, d> = (<g, F(x + hd)> - <g, F(x - hd)>) / 2h, within what that formula is off by.",
-    families=("softmax", "recurrence", "mixer"),
-    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
     dtypes=("float64",),
     verdict="R",
@@ -153,10 +158,9 @@ def recomputed(subject: Subject) -> Measured:
     return exactly(0, "different elements")
 
 
-@check(
+@layer_check(
     "N4.parameters",
     "Every weight of a layer gets a finite gradient; that of a matrix is not zero.",
-    levels=("layer",),
     applies=lambda promises: promises.gradients,
 )
 def parameters(subject: LayerSubject) -> Measured:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnkit
-from attnkit_contracts.catalogue import ANYWHERE, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import ANYWHERE, InconclusiveError, Measured, check, mixing_check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.instruments.poison_and_meters import Meter
 from attnkit_contracts.judging.outputs import worst
@@ -27,11 +27,9 @@ BETWEEN = 1.5
 """Exponent half-way between what grows as the length and what grows as its square."""
 
 
-@check(
+@mixing_check(
     "N7.growth",
     "r <= gate at 128, 1024 and 4096 tokens: the error grows no faster than its unit.",
-    families=("softmax", "recurrence", "mixer"),
-    levels=ANYWHERE,
     tier="full",
     verdict="R",
 )

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import (
+    BrokenError,
+    InconclusiveError,
+    Measured,
+    layer_check,
+    mixing_check,
+    softmax_check,
+)
 from attnkit_contracts.judging.outputs import agree, near, part, worst
 
 if TYPE_CHECKING:
@@ -18,11 +25,9 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.subject import Subject
 
 
-@check(
+@mixing_check(
     "T1.prefix",
     "F(x[:n]) = F(x)[:n] for every n: nothing depends on how many tokens follow.",
-    levels=ANYWHERE,
-    families=("softmax", "recurrence", "mixer"),
     applies=lambda promises: promises.causal,
     verdict="R",
 )
@@ -57,12 +62,10 @@ def _needles(subject: SoftmaxOperation, places: list[int], keys: int) -> Measure
     return near(subject.bound(call), subject(call), f"needles at {places} of {keys}")
 
 
-@check(
+@softmax_check(
     "T5.needle",
     "A single query whose weight lies on one key returns that key's value, be it the first, the "
     "newest, or at the edge of a block.",
-    families=("softmax",),
-    relations=("exact",),
     applies=lambda promises: promises.cross,
     cases=lambda _: [{"keys": keys} for keys in (130, 257)],
     verdict="R",
@@ -73,12 +76,10 @@ def needle(subject: SoftmaxOperation, keys: int) -> Measured:
     return _needles(subject, sorted(places), keys)
 
 
-@check(
+@softmax_check(
     "T5.long_needle",
     "The same over thousands of keys, where a kernel that never reads the newest one would pass "
     "a comparison of random outputs.",
-    families=("softmax",),
-    relations=("exact",),
     applies=lambda promises: promises.cross,
     tier="standard",
     verdict="R",
@@ -92,11 +93,10 @@ ROLLED = 512
 """Tokens of a long roll."""
 
 
-@check(
+@layer_check(
     "T6.long_roll",
     "512 tokens in steps and chunks, with the state kept, left for another continuation, cut back "
     "and reordered in between, give what one call gives.",
-    levels=("layer",),
     applies=lambda promises: promises.state and not {"documents", "padding"} & set(promises.needs),
     tier="standard",
     verdict="R",

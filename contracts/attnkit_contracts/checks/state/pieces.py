@@ -8,7 +8,14 @@ import torch
 
 import attnkit
 from attnkit.errors import StateError
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
+from attnkit_contracts.catalogue import (
+    ANYWHERE,
+    BrokenError,
+    InconclusiveError,
+    Measured,
+    check,
+    layer_check,
+)
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import (
     agree,
@@ -156,11 +163,10 @@ def _expect_own_memory(given: Tensor, returned: Tensor, what: str) -> None:
         raise BrokenError(f"after {what}, the final state shares memory with the initial one")
 
 
-@check(
+@layer_check(
     "T4.layer_state",
     "A state is a value: going on from it twice gives the same, and going on changes neither it "
     "nor the states that came of it; it counts its tokens; reorder(index) commutes with going on.",
-    levels=("layer",),
     applies=lambda promises: promises.state,
     verdict="R",
 )
@@ -200,10 +206,9 @@ def _ending(subject: LayerSubject, call: Call, got: Tensor, where: str) -> Measu
     return agree(part(subject.bound(call), at), subject(call)[at], got, where)
 
 
-@check(
+@layer_check(
     "T4.truncate",
     "A state cut back to t tokens goes on as the state after t tokens did.",
-    levels=("layer",),
     applies=lambda promises: promises.state and promises.truncate,
     verdict="R",
 )
@@ -223,10 +228,9 @@ def truncate(subject: LayerSubject) -> Measured:
     return agree(limit, wanted, got, "cut back from 16 to 12 tokens")
 
 
-@check(
+@layer_check(
     "T4.refuses_truncate",
     "A state that does not promise to be cut back raises StateError when it cannot.",
-    levels=("layer",),
     applies=lambda promises: promises.state and not promises.truncate,
 )
 def refuses_truncate(subject: LayerSubject) -> Measured:

@@ -8,7 +8,7 @@ import torch
 
 import attnkit
 from attnkit.errors import ConfigError, UnsupportedError
-from attnkit_contracts.catalogue import Measured, check
+from attnkit_contracts.catalogue import Measured, layer_check
 from attnkit_contracts.judging.outputs import agree, must_differ, part, worst
 
 if TYPE_CHECKING:
@@ -31,12 +31,11 @@ def _goes_on(promises: Promises) -> bool:
     return promises.state and not {"documents", "padding"} & set(promises.needs)
 
 
-@check(
+@layer_check(
     "T7.masked_steps",
     "A prompt, then steps and chunks from its state, each under the mask of the tokens so far, "
     "give the real tokens what F gives them under the whole mask, for padding on the left and on "
     "both sides, for documents, and for both; NaN in padding changes nothing.",
-    levels=("layer",),
     applies=lambda promises: (
         _goes_on(promises) and bool({"documents", "padding"} & set(promises.masks))
     ),
@@ -115,10 +114,9 @@ LEFT_OUT = ("implementation", "is_causal", "context_dim")
 """What is checked as itself, or must be as it is for a layer to have a state."""
 
 
-@check(
+@layer_check(
     "T7.option_steps",
     "F in pieces, with its state, is F for every option of the layer, alone and all together.",
-    levels=("layer",),
     applies=_goes_on,
     verdict="R",
 )

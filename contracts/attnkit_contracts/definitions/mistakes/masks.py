@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-Visible = "Callable[[Mask, Sizes, torch.device], Tensor]"
-
 
 class Grid(NamedTuple):
     """Positions: ``i`` of queries, (L, 1); ``p`` of queries among the keys; ``j`` of keys, (S,)."""
