@@ -215,7 +215,7 @@ def _scaled(terms: Terms) -> Tensor:
     return capped(terms.scale * terms.product, terms.softcap)
 
 
-def _sinks(of: Callable[[Terms, Tensor], Tensor]) -> Steps:
+def _sinks(of: Callable[[Terms, Tensor], Tensor | None]) -> Steps:
     """Return steps with other sinks."""
 
     def weights(logits: Tensor, terms: Terms) -> Tensor:
@@ -229,10 +229,6 @@ def _sink_first(logits: Tensor, terms: Terms) -> Tensor:
     if terms.sinks is None:
         return weights_of(logits, terms)
     return weights_of(logits, terms).roll(-1, -1)
-
-
-def _no_sinks(logits: Tensor, terms: Terms) -> Tensor:
-    return weights_of(logits, terms._replace(sinks=None))
 
 
 def _mean_of_all(logits: Tensor, terms: Terms) -> Tensor:
@@ -331,7 +327,7 @@ _OTHERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("bias_subtracted", "the bias subtracted", (_bias(lambda t, bias: _scaled(t) - bias),)),
     ("bias_first_head", "the bias of the first head for all heads",
      (_bias(lambda t, bias: _scaled(t) + bias[:, :1]),)),
-    ("sinks_ignored", "the sinks ignored", _weights(_no_sinks)),
+    ("sinks_ignored", "the sinks ignored", (_sinks(lambda *_: None),)),
     ("sinks_scaled", "the sinks scaled like logits", (_sinks(lambda t, s: t.scale * s),)),
     ("sinks_capped", "the sinks capped like logits", (_sinks(lambda t, s: capped(s, t.softcap)),)),
     ("sinks_in_output", "the sink's probability counted into the output, one key further on",
