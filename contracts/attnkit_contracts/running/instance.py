@@ -22,7 +22,7 @@ from attnkit_contracts.catalogue import (
 from attnkit_contracts.diagnosis.explanation import Explanation
 from attnkit_contracts.reports.diagnosis import Diagnosis
 from attnkit_contracts.reports.records import EXECUTED, Record, Status
-from attnkit_contracts.subjects.targets import subject_of
+from attnkit_contracts.subjects.opener import subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -13,7 +13,7 @@ from attnkit_contracts.definitions.answers import Answers
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.running.instance import Instance
 from attnkit_contracts.subjects.families import suite_family
-from attnkit_contracts.subjects.targets import names_of, targets
+from attnkit_contracts.subjects.opener import names_of, targets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

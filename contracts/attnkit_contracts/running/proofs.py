@@ -14,7 +14,7 @@ from attnkit_contracts.definitions.answers import Answers
 from attnkit_contracts.reports.records import Proof
 from attnkit_contracts.running.instance import Instance
 from attnkit_contracts.running.plan import applies
-from attnkit_contracts.subjects.targets import targets
+from attnkit_contracts.subjects.opener import targets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

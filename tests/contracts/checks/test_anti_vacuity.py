@@ -24,7 +24,7 @@ from attnkit.errors import UnsupportedError
 from attnkit.reference import softmax
 from attnkit_contracts.catalogue import Measured, release
 from attnkit_contracts.reports.records import CheckFailedError
-from attnkit_contracts.subjects.targets import subject_of
+from attnkit_contracts.subjects.opener import subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,8 +22,8 @@ from attnkit_contracts.diagnosis.explain import suspected
 from attnkit_contracts.diagnosis.faults import fault_of
 from attnkit_contracts.inputs.calls import Call, normal
 from attnkit_contracts.subjects.mixtures import MixtureLayer
+from attnkit_contracts.subjects.opener import subject_of
 from attnkit_contracts.subjects.target import Target
-from attnkit_contracts.subjects.targets import subject_of
 from attnkit_plugins.feedforward.moe import VARIANT as MOE
 from attnkit_plugins.feedforward.moe.layer import MoELayer
 from attnkit_plugins.recurrence.linear import VARIANT as LINEAR

@@ -16,7 +16,7 @@ import attnkit_contracts
 from attnkit_contracts.diagnosis.relations import RELATIONS
 from attnkit_contracts.diagnosis.scripts import layer_script
 from attnkit_contracts.subjects.layers import LayerSubject
-from attnkit_contracts.subjects.targets import subject_of
+from attnkit_contracts.subjects.opener import subject_of
 
 if TYPE_CHECKING:
     from attnkit.interface import Variant

@@ -19,8 +19,8 @@ from attnkit_contracts.diagnosis import scripts
 from attnkit_contracts.diagnosis import smallest as shrinking
 from attnkit_contracts.inputs import cuts, layouts
 from attnkit_contracts.inputs.calls import Call, mask_part
+from attnkit_contracts.subjects.opener import subject_of
 from attnkit_contracts.subjects.softmax import SoftmaxOperation
-from attnkit_contracts.subjects.targets import subject_of
 
 if TYPE_CHECKING:
     from pathlib import Path

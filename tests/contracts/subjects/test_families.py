@@ -14,8 +14,8 @@ from attnkit.families import Family
 from attnkit_contracts.subjects import families
 from attnkit_contracts.subjects.families import SuiteFamily
 from attnkit_contracts.subjects.layers import MixerLayer
+from attnkit_contracts.subjects.opener import subject_of
 from attnkit_contracts.subjects.softmax import SoftmaxOperation
-from attnkit_contracts.subjects.targets import subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

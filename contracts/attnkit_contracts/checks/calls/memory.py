@@ -21,7 +21,7 @@ from attnkit_contracts.judging.outputs import (
     same_bits,
     worst,
 )
-from attnkit_contracts.subjects.targets import subject_of
+from attnkit_contracts.subjects.opener import subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
