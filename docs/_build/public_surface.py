@@ -61,6 +61,7 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.masks.recognition": Module("the structure of a dense mask", "lift lift_causal"),
         "attnkit.masks.tensors": Module("a mask whose tensor was not read", "Unread"),
         "attnkit.layers": Module("layers, and what they share"),
+        "attnkit.layers.construction": Module("what a layer is made with", "MadeLayer New"),
         "attnkit.layers.heads": Module(
             "the geometry of heads", "GroupedHeadsConfig HeadsConfig check_multiple"
         ),

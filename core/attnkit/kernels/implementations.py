@@ -1,6 +1,6 @@
 """How variants declare what they share: promises, costs, whole implementations; no torch here.
 
-    implementations=(reference_recurrence(PROMISES), stepwise(PROMISES), ...)
+    implementations=recurrences(PROMISES, "package.chunks:scan", summary, cost)
 
 Costs of recurrences are seconds in float32 on one thread of a Zen 5 CPU, torch 2.13.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from attnkit.problem import RecurrenceProblem, SoftmaxProblem
+    from attnkit.promises import SpeedClaim
 
 SOFTMAX = Promises(
     causal=True,
@@ -71,43 +72,63 @@ def reference_softmax(
     )
 
 
-def reference_recurrence(promises: Promises) -> Implementation:
-    """Declare the definition, restricted to what a variant promises."""
-    return Implementation(
-        name="reference",
-        function="attnkit.reference:recurrence",
-        summary="float64, token by token",
-        promises=promises,
-        cost=_reference_cost,
+def recurrences(
+    promises: Promises,
+    function: str,
+    summary: str,
+    cost: Callable[[RecurrenceProblem], float],
+    speed: tuple[SpeedClaim, ...] = (),
+) -> tuple[Implementation, ...]:
+    """Declare the three forms of a recurrence, restricted to what a variant promises.
+
+    Args:
+        promises: Of all three.
+        function: The chunked form, ``"package.module:attribute"``.
+        summary: Of the chunked form.
+        cost: Of the chunked form; see `chunked_cost`.
+        speed: What the chunked form promises beside.
+
+    Returns:
+        ``reference``, the definition; ``recurrent``, `attnkit.kernels.stepwise`; ``chunked``.
+    """
+    forms = (
+        ("reference", "attnkit.reference:recurrence", "float64, token by token", _reference_cost),
+        (
+            "recurrent",
+            "attnkit.kernels.stepwise:recur",
+            "token by token in at least float32",
+            _stepwise_cost,
+        ),
+        ("chunked", function, summary, cost),
+    )
+    claims = (promises, promises, promises.model_copy(update={"speed": speed}))
+    return tuple(
+        Implementation(name=name, function=path, summary=told, promises=claimed, cost=seconds)
+        for (name, path, told, seconds), claimed in zip(forms, claims, strict=True)
     )
 
 
-def stepwise(promises: Promises) -> Implementation:
-    """Declare `attnkit.kernels.stepwise`."""
-    return Implementation(
-        name="recurrent",
-        function="attnkit.kernels.stepwise:recur",
-        summary="token by token in at least float32",
-        promises=promises,
-        cost=_stepwise_cost,
-    )
+def chunked_cost(problem: RecurrenceProblem, *, start: float, token: float, number: float) -> float:
+    """Estimate a chunked form from seconds per call, per token, and per number of a state."""
+    per_token = token * _passes(problem) + number * _state_numbers(problem)
+    return start * _passes(problem) + problem.query_length * per_token
 
 
-def passes(problem: RecurrenceProblem) -> int:
+def _passes(problem: RecurrenceProblem) -> int:
     """Say how many forward passes of a recurrence a call takes as long as."""
     return 3 if problem.gradients else 1
 
 
-def state_numbers(problem: RecurrenceProblem) -> float:
+def _state_numbers(problem: RecurrenceProblem) -> float:
     """Count the numbers in all states, three times over in training."""
     numbers = problem.batch * problem.heads * problem.head_dim * problem.value_head_dim
-    return passes(problem) * numbers
+    return _passes(problem) * numbers
 
 
 def _reference_cost(problem: RecurrenceProblem) -> float:
-    return problem.query_length * (200e-6 * passes(problem) + 4e-9 * state_numbers(problem))
+    return problem.query_length * (200e-6 * _passes(problem) + 4e-9 * _state_numbers(problem))
 
 
 def _stepwise_cost(problem: RecurrenceProblem) -> float:
-    step = 16e-6 * passes(problem) + 3e-10 * state_numbers(problem)
+    step = 16e-6 * _passes(problem) + 3e-10 * _state_numbers(problem)
     return 20e-6 + problem.query_length * step

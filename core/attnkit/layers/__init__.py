@@ -1,7 +1,8 @@
 """Layers, (B, L, D) to (B, L, D): `create` makes one by name.
 
-Start with `softmax`, the layer of all softmax variants, and `recurrent`, what those of recurrences
-share. `softmax_config` and `heads` have their options, and import no torch.
+Start with `construction`, what a layer is made with. `softmax` is the layer of all softmax variants,
+`recurrent` what those of recurrences share; `softmax_config` and `heads` have their options, and
+import no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 from attnkit.lazy import face
 
 if TYPE_CHECKING:
+    from attnkit.layers.construction import MadeLayer as MadeLayer
+    from attnkit.layers.construction import New as New
     from attnkit.layers.heads import GroupedHeadsConfig as GroupedHeadsConfig
     from attnkit.layers.heads import HeadsConfig as HeadsConfig
     from attnkit.layers.heads import check_multiple as check_multiple
@@ -24,6 +27,7 @@ else:
     __getattr__, __dir__, __all__ = face(
         __name__,
         {
+            "attnkit.layers.construction": "MadeLayer New",
             "attnkit.layers.heads": "GroupedHeadsConfig HeadsConfig check_multiple split_heads",
             "attnkit.layers.recurrent": "Past RecurrentLayer",
             "attnkit.layers.softmax": "SoftmaxLayer drop_first",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import torch
-from torch import nn
 
+from attnkit.layers.construction import Config, MadeLayer
 from attnkit.layers.heads import split_heads as split_heads
 from attnkit.masks.constructors import full
 from attnkit.masks.padded_tokens import zero_padding
@@ -16,9 +16,9 @@ from attnkit.operations.recurrence_run import layout_of
 from attnkit.state import RecurrentState
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from attnkit.interface import LayerConfig, Options, Variant
+    from attnkit.interface import Options
     from attnkit.masks.constructors import Mask
     from attnkit.operations.recurrence_run import Layout
 
@@ -37,37 +37,23 @@ class Past(NamedTuple):
     layout: Layout
 
 
-class RecurrentLayer(nn.Module):
+class RecurrentLayer(MadeLayer[Config]):
     """A layer around one call of `attnkit.recurrence`, causal and with a state.
 
-    A variant's layer makes its projections, ``out_proj`` among them, and says in `mix` what goes
-    into the recurrence and what becomes of its outputs.
+    A variant's layer sets in `make` its projections, ``out_proj`` among them, and the attributes
+    below; it says in `mix` what goes into the recurrence and what becomes of its outputs.
 
     Attributes:
-        config: Its ``implementation`` is the one that runs.
         options: Of the variant.
         memory_shape: (H, E', Ew), what the recurrence carries for each sample.
         inputs_shape: (C, K - 1), what a short convolution carries.
         out_proj: Linear, to (D).
     """
 
+    options: Options
+    memory_shape: tuple[int, int, int]
+    inputs_shape: tuple[int, int] = (0, 0)
     out_proj: nn.Linear
-
-    def __init__(
-        self,
-        config: LayerConfig,
-        options: Options,
-        *,
-        variant: Variant,
-        memory_shape: tuple[int, int, int],
-        inputs_shape: tuple[int, int] = (0, 0),
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.options = options
-        self.variant = variant
-        self.memory_shape = memory_shape
-        self.inputs_shape = inputs_shape
 
     def mix(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor, Tensor]:
         """Compute what `out_proj` takes.

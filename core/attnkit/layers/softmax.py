@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from attnkit.errors import ArgumentError, ShapeError, UnsupportedError
+from attnkit.layers.construction import MadeLayer
 from attnkit.layers.heads import split_heads
 from attnkit.layers.rotary import rotate
+from attnkit.layers.softmax_config import SoftmaxConfig
 from attnkit.masks.constructors import Documents, Mask, Padding, Sizes, causal, full, sliding_window
 from attnkit.masks.padded_tokens import real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
@@ -19,13 +21,12 @@ from attnkit.state import KVCache, Stateless, WindowCache
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.interface import Variant
-    from attnkit.layers.softmax_config import SoftmaxConfig
+    from attnkit.layers.construction import New
 
     SoftmaxState = KVCache | WindowCache | Stateless
 
 
-class SoftmaxLayer(nn.Module):
+class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
     """Attention of x to itself, or to a context.
 
     Attributes:
@@ -36,32 +37,19 @@ class SoftmaxLayer(nn.Module):
         sinks: (H,), or None without ``config.sinks``.
     """
 
-    def __init__(
-        self,
-        config: SoftmaxConfig,
-        *,
-        variant: Variant,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.variant = variant
+    def make(self, new: New) -> None:
+        """Set the parameters."""
+        config = self.config
         width, source = config.embed_dim, config.context_dim or config.embed_dim
         key_width, value_width = config.key_width, config.value_width
-
-        def linear(inputs: int, outputs: int) -> nn.Linear:
-            return nn.Linear(
-                inputs, outputs, bias=config.projection_bias, device=device, dtype=dtype
-            )
-
-        self.q_proj = linear(width, config.num_heads * key_width)
-        self.k_proj = linear(source, config.kv_heads * key_width)
-        self.v_proj = linear(source, config.kv_heads * value_width)
-        self.out_proj = linear(config.num_heads * value_width, width)
+        bias = config.projection_bias
+        self.q_proj = new.linear(width, config.num_heads * key_width, bias=bias)
+        self.k_proj = new.linear(source, config.kv_heads * key_width, bias=bias)
+        self.v_proj = new.linear(source, config.kv_heads * value_width, bias=bias)
+        self.out_proj = new.linear(config.num_heads * value_width, width, bias=bias)
         self.sinks: nn.Parameter | None = None
         if config.sinks:
-            self.sinks = nn.Parameter(torch.zeros(config.num_heads, device=device, dtype=dtype))
+            self.sinks = new.filled(0.0, config.num_heads)
 
     def init_state(self, batch_size: int) -> SoftmaxState:
         """Return the state before the first token.

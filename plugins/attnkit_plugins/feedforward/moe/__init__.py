@@ -222,8 +222,4 @@ VARIANT = attnkit.Variant(
     ),
 )
 
-
-@attnkit.hookimpl
-def attnkit_variants() -> tuple[attnkit.Variant, ...]:
-    """Offer the mixture of experts."""
-    return (VARIANT,)
+attnkit_variants = attnkit.hookimpl(lambda: (VARIANT,))

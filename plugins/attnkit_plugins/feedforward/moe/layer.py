@@ -10,10 +10,12 @@ from torch import nn
 from attnkit.choice.front import choose
 from attnkit.errors import ShapeError, UnsupportedError
 from attnkit.hosts import parts
+from attnkit.layers import MadeLayer
 from attnkit.masks import Padding, Sizes, full, real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens, dtype_name
 from attnkit.problem import FeedforwardProblem
 from attnkit.state import Stateless
+from attnkit_plugins.feedforward.moe import MoEConfig
 from attnkit_plugins.feedforward.moe.router import Routing, route
 from attnkit_plugins.feedforward.moe.weights import ExpertWeights
 
@@ -21,11 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.interface import Variant
+    from attnkit.layers import New
     from attnkit.masks import Mask
-    from attnkit_plugins.feedforward.moe import MoEConfig
 
 
-class MoELayer(nn.Module):
+class MoELayer(MadeLayer[MoEConfig]):
     """A feed-forward layer of experts; no token looks at another.
 
     Attributes:
@@ -34,23 +36,13 @@ class MoELayer(nn.Module):
         down_proj: (E, D, F).
     """
 
-    def __init__(
-        self,
-        config: MoEConfig,
-        *,
-        variant: Variant,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.variant = variant
+    def make(self, new: New) -> None:
+        """Set the parameters."""
+        config = self.config
         count, width, hidden = config.num_experts, config.embed_dim, config.hidden_dim
-        self.router = nn.Linear(width, count, bias=False, device=device, dtype=dtype)
-        self.gate_up_proj = nn.Parameter(
-            torch.empty(count, 2 * hidden, width, device=device, dtype=dtype)
-        )
-        self.down_proj = nn.Parameter(torch.empty(count, width, hidden, device=device, dtype=dtype))
+        self.router = new.linear(width, count, bias=False)
+        self.gate_up_proj = new.empty(count, 2 * hidden, width)
+        self.down_proj = new.empty(count, width, hidden)
         self.reset_parameters()
 
     @classmethod

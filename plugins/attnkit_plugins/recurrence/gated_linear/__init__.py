@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 import attnkit
-from attnkit.kernels.implementations import (
-    RECURRENCE,
-    ChunkSize,
-    passes,
-    reference_recurrence,
-    state_numbers,
-    stepwise,
-)
+from attnkit.kernels.implementations import RECURRENCE, ChunkSize, chunked_cost, recurrences
 from attnkit.layers import HeadsConfig, check_multiple
 from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import SpeedClaim
@@ -107,11 +100,8 @@ def _chunked_cost(problem: RecurrenceProblem) -> float:
     if problem.decay == "channel":
         # a chunk is halved down to single tokens; 64 is the chunk size unless told otherwise
         halvings = min(problem.query_length - 1, 63).bit_length()
-        start, token, number = 70e-6 + 80e-6 * halvings, 1.5e-6, 4e-10
-    else:
-        start, token, number = 90e-6, 1e-6, 1.3e-10
-    per_token = token * passes(problem) + number * state_numbers(problem)
-    return start * passes(problem) + problem.query_length * per_token
+        return chunked_cost(problem, start=70e-6 + 80e-6 * halvings, token=1.5e-6, number=4e-10)
+    return chunked_cost(problem, start=90e-6, token=1e-6, number=1.3e-10)
 
 
 _FASTER = SpeedClaim(vs="gated_linear.recurrent", max_ratio=0.8, length=512)
@@ -131,21 +121,13 @@ VARIANT = attnkit.Variant(
         options=GatedLinearSiteOptions,
         decay=_site_decay,
     ),
-    implementations=(
-        reference_recurrence(PROMISES),
-        stepwise(PROMISES),
-        attnkit.Implementation(
-            name="chunked",
-            function="attnkit_plugins.recurrence.gated_linear.chunks:scan",
-            summary="matrix products within chunks, a recurrence between them",
-            promises=PROMISES.model_copy(update={"speed": (_FASTER,)}),
-            cost=_chunked_cost,
-        ),
+    implementations=recurrences(
+        PROMISES,
+        "attnkit_plugins.recurrence.gated_linear.chunks:scan",
+        "matrix products within chunks, a recurrence between them",
+        _chunked_cost,
+        (_FASTER,),
     ),
 )
 
-
-@attnkit.hookimpl
-def attnkit_variants() -> tuple[attnkit.Variant, ...]:
-    """Offer gated linear attention."""
-    return (VARIANT,)
+attnkit_variants = attnkit.hookimpl(lambda: (VARIANT,))

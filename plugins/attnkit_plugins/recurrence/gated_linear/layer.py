@@ -9,16 +9,15 @@ from torch import nn
 from torch.nn.functional import logsigmoid, silu
 
 from attnkit.layers import Past, RecurrentLayer, split_heads
-from attnkit_plugins.recurrence.gated_linear import GatedLinearOptions
+from attnkit_plugins.recurrence.gated_linear import GatedLinearConfig, GatedLinearOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.interface import Variant
-    from attnkit_plugins.recurrence.gated_linear import GatedLinearConfig
+    from attnkit.layers import New
 
 
-class GatedLinearLayer(RecurrentLayer):
+class GatedLinearLayer(RecurrentLayer[GatedLinearConfig]):
     """y = W_out (rms_norm(o) * silu(W_gate x)), with o from the recurrence, normed per head.
 
     Attributes:
@@ -31,41 +30,27 @@ class GatedLinearLayer(RecurrentLayer):
         norm_weight: (Ev,).
     """
 
-    config: GatedLinearConfig
-
-    def __init__(
-        self,
-        config: GatedLinearConfig,
-        *,
-        variant: Variant,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def make(self, new: New) -> None:
+        """Set the parameters."""
+        config = self.config
         width, heads = config.embed_dim, config.num_heads
-        super().__init__(
-            config,
-            GatedLinearOptions(chunk_size=config.chunk_size),
-            variant=variant,
-            memory_shape=(heads, config.key_width, config.value_width),
-        )
-
-        def linear(inputs: int, outputs: int, *, bias: bool = config.projection_bias) -> nn.Linear:
-            return nn.Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)
-
-        self.q_proj = linear(width, config.groups * config.key_width)
-        self.k_proj = linear(width, config.groups * config.key_width)
-        self.v_proj = linear(width, heads * config.value_width)
-        self.gate_proj = linear(width, heads * config.value_width)
-        self.out_proj = linear(heads * config.value_width, width)
+        self.options = GatedLinearOptions(chunk_size=config.chunk_size)
+        self.memory_shape = (heads, config.key_width, config.value_width)
+        bias = config.projection_bias
+        self.q_proj = new.linear(width, config.groups * config.key_width, bias=bias)
+        self.k_proj = new.linear(width, config.groups * config.key_width, bias=bias)
+        self.v_proj = new.linear(width, heads * config.value_width, bias=bias)
+        self.gate_proj = new.linear(width, heads * config.value_width, bias=bias)
+        self.out_proj = new.linear(heads * config.value_width, width, bias=bias)
         self.decay_proj: nn.Module | None = None
         if config.decay == "channel":
             self.decay_proj = nn.Sequential(
-                linear(width, config.gate_rank, bias=False),
-                linear(config.gate_rank, heads * config.key_width, bias=True),
+                new.linear(width, config.gate_rank, bias=False),
+                new.linear(config.gate_rank, heads * config.key_width, bias=True),
             )
         elif config.decay == "head":
-            self.decay_proj = linear(width, heads, bias=True)
-        self.norm_weight = nn.Parameter(torch.ones(config.value_width, device=device, dtype=dtype))
+            self.decay_proj = new.linear(width, heads, bias=True)
+        self.norm_weight = new.filled(1.0, config.value_width)
 
     def mix(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor, Tensor]:
         """Attend to this and earlier tokens; see `attnkit.layers.recurrent.RecurrentLayer`."""

@@ -20,14 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 import attnkit
-from attnkit.kernels.implementations import (
-    RECURRENCE,
-    ChunkSize,
-    passes,
-    reference_recurrence,
-    state_numbers,
-    stepwise,
-)
+from attnkit.kernels.implementations import RECURRENCE, ChunkSize, chunked_cost, recurrences
 from attnkit.layers import GroupedHeadsConfig
 from attnkit.placements import Placement, SiteOptions
 
@@ -93,8 +86,7 @@ PROMISES = RECURRENCE.model_copy(update={"decay": ("none",)})
 
 
 def _chunked_cost(problem: RecurrenceProblem) -> float:
-    token = 0.5e-6 * passes(problem) + 1e-10 * state_numbers(problem)
-    return 50e-6 * passes(problem) + problem.query_length * token
+    return chunked_cost(problem, start=50e-6, token=0.5e-6, number=1e-10)
 
 
 VARIANT = attnkit.Variant(
@@ -110,21 +102,12 @@ VARIANT = attnkit.Variant(
     placement=Placement(
         build="attnkit_plugins.recurrence.linear.site:LinearSite", options=LinearSiteOptions
     ),
-    implementations=(
-        reference_recurrence(PROMISES),
-        stepwise(PROMISES),
-        attnkit.Implementation(
-            name="chunked",
-            function="attnkit_plugins.recurrence.linear.chunks:scan",
-            summary="matrix products within chunks, a running sum between them",
-            promises=PROMISES,
-            cost=_chunked_cost,
-        ),
+    implementations=recurrences(
+        PROMISES,
+        "attnkit_plugins.recurrence.linear.chunks:scan",
+        "matrix products within chunks, a running sum between them",
+        _chunked_cost,
     ),
 )
 
-
-@attnkit.hookimpl
-def attnkit_variants() -> tuple[attnkit.Variant, ...]:
-    """Offer linear attention."""
-    return (VARIANT,)
+attnkit_variants = attnkit.hookimpl(lambda: (VARIANT,))

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from attnkit.layers import Past, RecurrentLayer, split_heads
-from attnkit_plugins.recurrence.linear import LinearOptions
+from attnkit_plugins.recurrence.linear import LinearConfig, LinearOptions
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from attnkit.interface import Variant
-    from attnkit_plugins.recurrence.linear import LinearConfig
+    from attnkit.layers import New
 
 
-class LinearLayer(RecurrentLayer):
+class LinearLayer(RecurrentLayer[LinearConfig]):
     """Causal linear attention of x to itself.
 
     Attributes:
@@ -27,31 +23,19 @@ class LinearLayer(RecurrentLayer):
         out_proj: Linear, (H Ev) to (D).
     """
 
-    config: LinearConfig
-
-    def __init__(
-        self,
-        config: LinearConfig,
-        *,
-        variant: Variant,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        options = LinearOptions(
+    def make(self, new: New) -> None:
+        """Set the parameters."""
+        config = self.config
+        self.options = options = LinearOptions(
             feature_map=config.feature_map, eps=config.eps, chunk_size=config.chunk_size
         )
         state = options.state_shape(config.key_width, config.value_width)
-        super().__init__(config, options, variant=variant, memory_shape=(config.num_heads, *state))
-
-        def linear(inputs: int, outputs: int) -> nn.Linear:
-            return nn.Linear(
-                inputs, outputs, bias=config.projection_bias, device=device, dtype=dtype
-            )
-
-        self.q_proj = linear(config.embed_dim, config.num_heads * config.key_width)
-        self.k_proj = linear(config.embed_dim, config.kv_heads * config.key_width)
-        self.v_proj = linear(config.embed_dim, config.kv_heads * config.value_width)
-        self.out_proj = linear(config.num_heads * config.value_width, config.embed_dim)
+        self.memory_shape = (config.num_heads, *state)
+        width, bias = config.embed_dim, config.projection_bias
+        self.q_proj = new.linear(width, config.num_heads * config.key_width, bias=bias)
+        self.k_proj = new.linear(width, config.kv_heads * config.key_width, bias=bias)
+        self.v_proj = new.linear(width, config.kv_heads * config.value_width, bias=bias)
+        self.out_proj = new.linear(config.num_heads * config.value_width, width, bias=bias)
 
     def mix(self, x: Tensor, past: Past) -> tuple[Tensor, Tensor, Tensor]:
         """Attend to this and earlier tokens; see `attnkit.layers.recurrent.RecurrentLayer`."""

@@ -21,14 +21,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 import attnkit
-from attnkit.kernels.implementations import (
-    RECURRENCE,
-    ChunkSize,
-    passes,
-    reference_recurrence,
-    state_numbers,
-    stepwise,
-)
+from attnkit.kernels.implementations import RECURRENCE, ChunkSize, chunked_cost, recurrences
 from attnkit.layers import check_multiple
 from attnkit.placements import Placement, SiteOptions
 
@@ -104,8 +97,7 @@ PROMISES = RECURRENCE.model_copy(update={"scale": True, "decay": ("head",)})
 
 
 def _chunked_cost(problem: RecurrenceProblem) -> float:
-    token = 1e-6 * passes(problem) + 1.1e-10 * state_numbers(problem)
-    return 90e-6 * passes(problem) + problem.query_length * token
+    return chunked_cost(problem, start=90e-6, token=1e-6, number=1.1e-10)
 
 
 VARIANT = attnkit.Variant(
@@ -123,21 +115,12 @@ VARIANT = attnkit.Variant(
         options=StateSpaceSiteOptions,
         decay=_site_decay,
     ),
-    implementations=(
-        reference_recurrence(PROMISES),
-        stepwise(PROMISES),
-        attnkit.Implementation(
-            name="chunked",
-            function="attnkit_plugins.recurrence.state_space.chunks:scan",
-            summary="state-space duality: matrix products within chunks, a recurrence between",
-            promises=PROMISES,
-            cost=_chunked_cost,
-        ),
+    implementations=recurrences(
+        PROMISES,
+        "attnkit_plugins.recurrence.state_space.chunks:scan",
+        "state-space duality: matrix products within chunks, a recurrence between",
+        _chunked_cost,
     ),
 )
 
-
-@attnkit.hookimpl
-def attnkit_variants() -> tuple[attnkit.Variant, ...]:
-    """Offer the state-space layer."""
-    return (VARIANT,)
+attnkit_variants = attnkit.hookimpl(lambda: (VARIANT,))

@@ -11,17 +11,16 @@ from torch.nn.functional import silu, softplus
 
 from attnkit.layers import Past, RecurrentLayer, split_heads
 from attnkit.masks import zero_padding
-from attnkit_plugins.recurrence.state_space import StateSpaceOptions
+from attnkit_plugins.recurrence.state_space import StateSpaceConfig, StateSpaceOptions
 from attnkit_plugins.recurrence.state_space.convolution import convolve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.interface import Variant
-    from attnkit_plugins.recurrence.state_space import StateSpaceConfig
+    from attnkit.layers import New
 
 
-class StateSpaceLayer(RecurrentLayer):
+class StateSpaceLayer(RecurrentLayer[StateSpaceConfig]):
     """A state-space model of each head of x.
 
         z, u, dt = W_in x;    x', B, C = silu(convolution(u));    y = W_out norm(ssd(x') * silu(z))
@@ -37,41 +36,22 @@ class StateSpaceLayer(RecurrentLayer):
         out_proj: Linear, (H Ev) to (D).
     """
 
-    config: StateSpaceConfig
-
-    def __init__(
-        self,
-        config: StateSpaceConfig,
-        *,
-        variant: Variant,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def make(self, new: New) -> None:
+        """Set the parameters."""
+        config = self.config
         inner, channels, heads = config.inner_width, config.conv_width, config.num_heads
-        super().__init__(
-            config,
-            StateSpaceOptions(chunk_size=config.chunk_size),
-            variant=variant,
-            memory_shape=(heads, config.state_size, config.value_width),
-            inputs_shape=(channels, config.conv_size - 1),
-        )
-
-        def linear(inputs: int, outputs: int) -> nn.Linear:
-            return nn.Linear(
-                inputs, outputs, bias=config.projection_bias, device=device, dtype=dtype
-            )
-
-        def empty(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
-
-        self.in_proj = linear(config.embed_dim, inner + channels + heads)
-        self.conv_weight = empty(channels, config.conv_size)
-        self.conv_bias = empty(channels) if config.conv_bias else None
-        self.dt_bias = empty(heads)
-        self.A_log = empty(heads)
-        self.D = empty(heads)
-        self.norm_weight = empty(inner)
-        self.out_proj = linear(inner, config.embed_dim)
+        self.options = StateSpaceOptions(chunk_size=config.chunk_size)
+        self.memory_shape = (heads, config.state_size, config.value_width)
+        self.inputs_shape = (channels, config.conv_size - 1)
+        bias = config.projection_bias
+        self.in_proj = new.linear(config.embed_dim, inner + channels + heads, bias=bias)
+        self.conv_weight = new.empty(channels, config.conv_size)
+        self.conv_bias = new.empty(channels) if config.conv_bias else None
+        self.dt_bias = new.empty(heads)
+        self.A_log = new.empty(heads)
+        self.D = new.empty(heads)
+        self.norm_weight = new.empty(inner)
+        self.out_proj = new.linear(inner, config.embed_dim, bias=bias)
         self.reset_parameters()
 
     @torch.no_grad()

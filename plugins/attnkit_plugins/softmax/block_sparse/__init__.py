@@ -120,8 +120,4 @@ VARIANT = attnkit.Variant(
     ),
 )
 
-
-@attnkit.hookimpl
-def attnkit_variants() -> tuple[attnkit.Variant, ...]:
-    """Offer block-sparse attention."""
-    return (VARIANT,)
+attnkit_variants = attnkit.hookimpl(lambda: (VARIANT,))

@@ -12,7 +12,6 @@ from attnkit.masks import blocks
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.interface import Variant
     from attnkit.masks import Mask
     from attnkit_plugins.softmax.block_sparse import BlockSparseConfig
 
@@ -21,16 +20,6 @@ class BlockSparseLayer(SoftmaxLayer):
     """Attention of x to itself, in the blocks that the configured pattern and the mask allow."""
 
     config: BlockSparseConfig
-
-    def __init__(
-        self,
-        config: BlockSparseConfig,
-        *,
-        variant: Variant,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(config, variant=variant, device=device, dtype=dtype)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
         size, local = self.config.block_size, self.config.local_blocks

@@ -5,24 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
-from torch import nn
 
 import attnkit
 from attnkit.errors import UnsupportedError
+from attnkit.layers import MadeLayer
 from attnkit.masks import Sizes, causal, full, hide_padding, real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.state import KVCache
+from attnkit_plugins.softmax.self_attention import SelfAttentionConfig
 from attnkit_plugins.softmax.self_attention.plain import weigh
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.interface import Variant
+    from attnkit.layers import New
     from attnkit.masks import Mask
-    from attnkit_plugins.softmax.self_attention import SelfAttentionConfig
 
 
-class SelfAttentionLayer(nn.Module):
+class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
     """Attention of x to itself.
 
     Attributes:
@@ -32,22 +32,14 @@ class SelfAttentionLayer(nn.Module):
         out_proj: Linear, (E) to (D).
     """
 
-    def __init__(
-        self,
-        config: SelfAttentionConfig,
-        *,
-        variant: Variant,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.variant = variant
+    def make(self, new: New) -> None:
+        """Set the parameters."""
+        config = self.config
         self.width = config.head_dim or config.embed_dim
-        self.q_proj = nn.Linear(config.embed_dim, self.width, False, device, dtype)
-        self.k_proj = nn.Linear(config.embed_dim, self.width, False, device, dtype)
-        self.v_proj = nn.Linear(config.embed_dim, self.width, False, device, dtype)
-        self.out_proj = nn.Linear(self.width, config.embed_dim, False, device, dtype)
+        self.q_proj = new.linear(config.embed_dim, self.width, bias=False)
+        self.k_proj = new.linear(config.embed_dim, self.width, bias=False)
+        self.v_proj = new.linear(config.embed_dim, self.width, bias=False)
+        self.out_proj = new.linear(self.width, config.embed_dim, bias=False)
 
     def init_state(self, batch_size: int) -> KVCache:
         """Return the state before the first token.

@@ -102,8 +102,4 @@ VARIANT = attnkit.Variant(
     ),
 )
 
-
-@attnkit.hookimpl
-def attnkit_variants() -> tuple[attnkit.Variant, ...]:
-    """Offer sliding-window attention."""
-    return (VARIANT,)
+attnkit_variants = attnkit.hookimpl(lambda: (VARIANT,))
