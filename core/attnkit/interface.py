@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, overload
 
 from pydantic import Field
 
@@ -185,6 +185,17 @@ class SoftmaxFunction(Protocol):
         ...
 
 
+class SoftmaxRules(TypedDict):
+    """Keywords of a `SoftmaxFunction`, for one written with ``**rules: Unpack[SoftmaxRules]``."""
+
+    mask: Mask
+    scale: float
+    bias: Tensor | None
+    sinks: Tensor | None
+    softcap: float | None
+    dropout_p: float
+
+
 class RecurrenceFunction(Protocol):
     """What an implementation of a recurrence computes; arguments are already checked.
 
@@ -223,6 +234,16 @@ class RecurrenceFunction(Protocol):
             typed as ``initial_state``.
         """
         ...
+
+
+class RecurrenceRules(TypedDict):
+    """Keywords of a `RecurrenceFunction`, likewise."""
+
+    scale: float
+    log_decay: Tensor | None
+    beta: Tensor | None
+    options: Any
+    initial_state: Tensor
 
 
 class FeedforwardFunction(Protocol):

@@ -74,10 +74,9 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
             "rules for arguments", "check_mask check_state check_tokens dtype_name"
         ),
         "attnkit.operations.recurrence": Module("the call of a recurrence", "recurrence"),
-        "attnkit.operations.recurrence_run": Module(
-            "its packed sequences", "Layout layout_of"
-        ),
+        "attnkit.operations.recurrence_run": Module("its packed sequences", "Layout layout_of"),
         "attnkit.kernels.implementations": Module("what many implementations declare"),
+        "attnkit.kernels.costs": Module("what softmax costs"),
         "attnkit.kernels.tiles": Module(
             "softmax attention in tiles",
             "LOG2_E Gradients Kept Rules attend backward forward",
@@ -196,7 +195,9 @@ def built_ins() -> list[Path]:
 
 def examples() -> list[Path]:
     """Return the plugins of strangers in the tests, and the pages that show how to write code."""
-    pages = [page for folder in ("how-to", "tutorial") for page in (ROOT / "docs" / folder).iterdir()]
+    pages = [
+        page for folder in ("how-to", "tutorial") for page in (ROOT / "docs" / folder).iterdir()
+    ]
     distributions = (ROOT / "tests" / "core" / "distributions").rglob("*.py")
     return sorted([*distributions, *pages, ROOT / "README.md"])
 

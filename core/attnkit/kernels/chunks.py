@@ -21,7 +21,7 @@ https://arxiv.org/abs/2312.06635, section 4.2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,8 +29,11 @@ from attnkit.kernels.onednn import fast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Unpack
 
     from torch import Tensor
+
+    from attnkit.interface import RecurrenceRules
 
     Span = Callable[..., tuple[Tensor, Tensor]]
 
@@ -38,26 +41,8 @@ if TYPE_CHECKING:
 CHUNKS = 8
 
 
-class Chunked(Protocol):
-    """Options of a variant that has a chunked form."""
-
-    @property
-    def chunk_size(self) -> int:
-        """Tokens per chunk."""
-        ...
-
-
 def scan(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    log_decay: Tensor | None,
-    beta: Tensor | None,
-    scale: float,
-    initial_state: Tensor,
-    options: Chunked,
-    span: Span,
+    query: Tensor, key: Tensor, value: Tensor, *, span: Span, **rules: Unpack[RecurrenceRules]
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence; with a span given, an `attnkit.interface.RecurrenceFunction`.
 
@@ -65,11 +50,7 @@ def scan(
         query: As all others, see there.
         key: Likewise.
         value: Likewise.
-        log_decay: Likewise.
-        beta: Likewise; None.
-        scale: Likewise.
-        initial_state: Likewise.
-        options: Likewise.
+        rules: Likewise; ``beta`` is None, and the options have a ``chunk_size``.
         span: Runs N chunks, all in the dtype of the state: takes query (B, G, N, C, E), scaled,
             key (B, G, N, C, E), value (B, G, R, N, C, Ev), the state before the first chunk
             (B, G, R, E, Ev), and if there is one log_decay, (B, G, R, N, C) or
@@ -79,10 +60,11 @@ def scan(
     Note:
         O(L) time and memory. Sums run in the state's dtype.
     """
-    assert beta is None
+    assert rules["beta"] is None
+    log_decay, initial_state = rules["log_decay"], rules["initial_state"]
     wide, groups = initial_state.dtype, query.shape[1]
     state = torch.unflatten(initial_state, 1, (groups, -1))  # (B, G, R, E, Ev)
-    spans, chunk = _cut(value.shape[2], options.chunk_size)
+    spans, chunk = _cut(value.shape[2], rules["options"].chunk_size)
     # split, not slices: the gradient of each slice would be as long as the whole
     by_head = [
         torch.unflatten(each, 1, (groups, -1)).split_with_sizes(spans, 3)
@@ -99,7 +81,7 @@ def scan(
         v, *g = (torch.unflatten(each.to(wide), 3, size) for each in by_head_too)
         out, state = fast(
             span,
-            torch.unflatten(q.to(wide) * scale, 2, size),  # (B, G, N, C, E)
+            torch.unflatten(q.to(wide) * rules["scale"], 2, size),  # (B, G, N, C, E)
             torch.unflatten(k.to(wide), 2, size),
             v,
             state,

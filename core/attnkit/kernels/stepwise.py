@@ -14,32 +14,26 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Unpack
 
     from torch import Tensor
 
-    from attnkit.interface import Options
+    from attnkit.interface import RecurrenceRules
 
 
 def recur(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    log_decay: Tensor | None,
-    beta: Tensor | None,
-    scale: float,
-    initial_state: Tensor,
-    options: Options,
+    query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[RecurrenceRules]
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence; see `attnkit.interface.RecurrenceFunction`.
 
     Note:
         O(L) time, one step of Python for every token. Sums run in the state's dtype.
     """
-    assert beta is None
+    assert rules["beta"] is None
+    log_decay, initial_state = rules["log_decay"], rules["initial_state"]
     wide, (batch, heads, length) = initial_state.dtype, value.shape[:3]
     shared = heads // query.shape[1]
-    queries = query.to(wide).mul(scale).repeat_interleave(shared, 1)  # (B, H, L, E)
+    queries = query.to(wide).mul(rules["scale"]).repeat_interleave(shared, 1)  # (B, H, L, E)
     keys = key.to(wide).repeat_interleave(shared, 1)  # (B, H, L, E)
     decays: Sequence[Tensor | None] = (None,) * length
     if log_decay is not None:

@@ -1,6 +1,6 @@
 """Layers, (B, L, D) to (B, L, D): `create` makes one by name.
 
-Start with `construction`, what a layer is made with. `softmax` is the layer of all softmax variants,
+Start with `construction`, what a layer is made with. `softmax` is the layer of softmax variants,
 `recurrent` what those of recurrences share; `softmax_config` and `heads` have their options, and
 import no torch.
 """

@@ -19,6 +19,7 @@ from attnkit.errors import (
     UnknownVariantError,
     UnsupportedError,
 )
+from attnkit.layers import MadeLayer, New
 
 # outputs are of order 1; sums over at most 64 float32 products, each of several steps
 CLOSE = {"rtol": 0.0, "atol": 64 * 2.0**-24}
@@ -32,6 +33,26 @@ def layer(**options: Any) -> nn.Module:
 def tokens(batch: int = 2, length: int = 9, width: int = 32) -> torch.Tensor:
     torch.manual_seed(1)
     return torch.randn(batch, length, width)
+
+
+class MeanLayer(MadeLayer[attnkit.LayerConfig]):
+    def make(self, new: New) -> None:
+        width = self.config.embed_dim
+        self.out_proj = new.linear(width, width, bias=False)
+        self.gain, self.drawn = new.filled(2.0, width), new.empty(width, 3)
+
+
+def test_a_strangers_layer_is_made_of_parameters_where_it_was_asked_for() -> None:
+    variant = attnkit.get_variant("multi_head")
+    config = attnkit.LayerConfig(embed_dim=4)
+    layer = MeanLayer(config, variant=variant, device="meta", dtype=torch.float64)
+    assert (layer.config, layer.variant) == (config, variant)
+    shapes = {name: tuple(each.shape) for name, each in layer.named_parameters()}
+    assert shapes == {"gain": (4,), "drawn": (4, 3), "out_proj.weight": (4, 4)}
+    assert {(each.device.type, each.dtype) for each in layer.parameters()} == {
+        ("meta", torch.float64)
+    }
+    assert MeanLayer(config, variant=variant).gain.tolist() == [2.0] * 4
 
 
 def test_it_agrees_with_torch_multihead_attention() -> None:

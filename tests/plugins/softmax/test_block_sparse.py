@@ -84,65 +84,6 @@ def test_blocks_lie_at_the_positions_of_keys(
     assert softmax_error(VARIANT, "gathered", tensors, mask=mask) <= ANALYTIC_GATE
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        CAUSAL & attnkit.sliding_window(20),
-        attnkit.padding([0, 140]),
-        CAUSAL & attnkit.left_padding([100, 3]),
-        attnkit.documents(torch.arange(150).repeat(2, 1) // 40),
-        attnkit.prefix_lm([5, 120]),
-        attnkit.dense(coin(1, 4, 70, 150)),
-        attnkit.blocks(coin(2, 1, 5, 5, share=0.8), 32),
-    ],
-    ids=repr,
-)
-def test_blocks_compose_with_every_mask(
-    draw_inputs: DrawInputs, softmax_error: SoftmaxError, dtype: torch.dtype, other: Mask
-) -> None:
-    tensors = draw_inputs(queries=70, dtype=dtype)
-    mask = other & attnkit.blocks(coin(1, 4, 10, 10), 16)
-    assert softmax_error(VARIANT, "gathered", tensors, mask=mask) <= ANALYTIC_GATE
-
-
-@pytest.mark.parametrize("softcap", [None, 1.5])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_blocks_take_sinks_softcap_and_grouped_heads_together(
-    draw_inputs: DrawInputs,
-    softmax_error: SoftmaxError,
-    dtype: torch.dtype,
-    kv_heads: int,
-    softcap: float | None,
-) -> None:
-    tensors = draw_inputs(queries=140, kv_heads=kv_heads, value_width=5, dtype=dtype)
-    tensors["sinks"] = torch.randn(4, generator=torch.Generator().manual_seed(2)).to(dtype)
-    mask = CAUSAL & attnkit.blocks(coin(2, 4, 10, 10), 16)
-    error = softmax_error(VARIANT, "gathered", tensors, mask=mask, scale=0.7, softcap=softcap)
-    assert error <= ANALYTIC_GATE
-
-
-def test_blocks_pass_gradcheck(draw_inputs: DrawInputs) -> None:
-    tensors = draw_inputs(queries=5, keys=7, batch=1, width=3, value_width=3, dtype=torch.float64)
-    tensors["sinks"] = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)
-    names = tuple(tensors)
-
-    def run(*given: Tensor) -> Tensor:
-        mask = CAUSAL & attnkit.blocks(coin(1, 4, 3, 3, share=0.6), 3)
-        tensors = dict(zip(names, given, strict=True))
-        return attend(tensors, mask, softcap=2.0, implementation="gathered")
-
-    assert torch.autograd.gradcheck(run, [each.requires_grad_() for each in tensors.values()])
-
-
-def test_blocks_refuse_second_derivatives(draw_inputs: DrawInputs) -> None:
-    tensors = draw_inputs(queries=4, keys=4)
-    query = tensors["query"].requires_grad_()
-    out = attend(tensors, attnkit.blocks(coin(2, 2, share=1.0), 2), implementation="gathered")
-    (grad,) = torch.autograd.grad(out.square().sum(), query, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
 def test_values_in_hidden_places_reach_neither_outputs_nor_gradients(
     draw_inputs: DrawInputs,
 ) -> None:

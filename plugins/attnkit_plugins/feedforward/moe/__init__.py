@@ -35,7 +35,7 @@ from attnkit.placements import Placement, SiteOptions
 from attnkit.promises import ALL_DTYPES, Promises
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from attnkit.problem import FeedforwardProblem
     from attnkit.sites import Site
@@ -145,15 +145,34 @@ def _dense_cost(problem: FeedforwardProblem) -> float:
     return 50e-6 * problem.experts + max(1.0, problem.experts / 2) * _work(problem)
 
 
-def _promises(*, compiles: bool) -> Promises:
-    return Promises(
-        gradients=True,
-        dtypes=ALL_DTYPES,
-        devices=("cpu",),
-        deterministic=True,
-        compile=compiles,
-        memory="L",
-        time="L",
+_PROMISES = Promises(
+    gradients=True,
+    dtypes=ALL_DTYPES,
+    devices=("cpu",),
+    deterministic=True,
+    compile=True,
+    memory="L",
+    time="L",
+)
+_EAGER = _PROMISES.model_copy(update={"compile": False})
+
+
+def _form(
+    name: str,
+    module: str,
+    summary: str,
+    promises: Promises,
+    cost: Callable[[FeedforwardProblem], float],
+    refuses: Callable[[FeedforwardProblem], str | None] = lambda _: None,
+) -> attnkit.Implementation:
+    function = f"attnkit_plugins.feedforward.moe.{module}:feedforward"
+    return attnkit.Implementation(
+        name=name,
+        function=function,
+        summary=summary,
+        promises=promises,
+        cost=cost,
+        refuses=refuses,
     )
 
 
@@ -163,22 +182,17 @@ VARIANT = attnkit.Variant(
     summary="Mixture of experts: each token runs through k of E feed-forward networks.",
     source="Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, eq. 1",
     relation="different",
-    promises=Promises(
-        causal=True,
-        bidirectional=True,
-        masks=("window", "padding", "documents", "prefix", "dense", "blocks"),
-        capacity=True,
-        state=True,
-        reorder=True,
-        truncate=True,
-        gradients=True,
-        dtypes=ALL_DTYPES,
-        devices=("cpu",),
-        deterministic=True,
-        compile=True,
-        stops_nan=True,
-        memory="L",
-        time="L",
+    promises=_PROMISES.model_copy(
+        update={
+            "causal": True,
+            "bidirectional": True,
+            "masks": ("window", "padding", "documents", "prefix", "dense", "blocks"),
+            "capacity": True,
+            "state": True,
+            "reorder": True,
+            "truncate": True,
+            "stops_nan": True,
+        }
     ),
     config=MoEConfig,
     layer="attnkit_plugins.feedforward.moe.layer:MoELayer",
@@ -190,34 +204,22 @@ VARIANT = attnkit.Variant(
         weights="attnkit_plugins.feedforward.moe.weights:ExpertWeights",
     ),
     implementations=(
-        attnkit.Implementation(
-            name="reference",
-            function="attnkit_plugins.feedforward.moe.reference:feedforward",
-            summary="float64, token by token",
-            promises=_promises(compiles=False),
-            cost=_reference_cost,
+        _form("reference", "reference", "float64, token by token", _EAGER, _reference_cost),
+        _form("loop", "loop", "expert by expert over the tokens that chose it", _EAGER, _loop_cost),
+        _form(
+            "grouped",
+            "groups",
+            "two grouped matrix products over slots sorted by expert",
+            _PROMISES,
+            _grouped_cost,
+            _grouped_refuses,
         ),
-        attnkit.Implementation(
-            name="loop",
-            function="attnkit_plugins.feedforward.moe.loop:feedforward",
-            summary="expert by expert over the tokens that chose it",
-            promises=_promises(compiles=False),
-            cost=_loop_cost,
-        ),
-        attnkit.Implementation(
-            name="grouped",
-            function="attnkit_plugins.feedforward.moe.groups:feedforward",
-            summary="two grouped matrix products over slots sorted by expert",
-            promises=_promises(compiles=True),
-            cost=_grouped_cost,
-            refuses=_grouped_refuses,
-        ),
-        attnkit.Implementation(
-            name="dense",
-            function="attnkit_plugins.feedforward.moe.dense:feedforward",
-            summary="every expert over all tokens, for graphs of static shapes",
-            promises=_promises(compiles=True),
-            cost=_dense_cost,
+        _form(
+            "dense",
+            "dense",
+            "every expert over all tokens, for graphs of static shapes",
+            _PROMISES,
+            _dense_cost,
         ),
     ),
 )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 import attnkit
+from attnkit.kernels import costs
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers import SoftmaxConfig
 
@@ -66,27 +67,16 @@ class BlockSparseConfig(SoftmaxConfig):
         return self
 
 
-def _reference_cost(problem: SoftmaxProblem) -> float:
-    passes = 3.5 if problem.gradients else 1.0
-    each = 4e-9 + 45e-12 * (problem.head_dim + problem.value_head_dim)
-    return passes * (60e-6 + each * problem.query_length * _heads(problem) * problem.key_length)
-
-
 def _gathered_cost(problem: SoftmaxProblem) -> float:
-    passes = 3.5 if problem.gradients else 1.0
     # 3 us for every block of queries, 64 of them being assumed to be one
     planning = 200e-6 + 3e-6 * problem.query_length / 64
-    each = 1.5e-9 + 22e-12 * (problem.head_dim + problem.value_head_dim)
+    each = 1.5e-9 + 22e-12 * costs.widths(problem)
     if problem.causal or problem.mask_parts - {"blocks"}:
         # the rest of the mask is evaluated inside the visible blocks
         each += 1.2e-9
     wide = 2.0 if problem.dtype == "float64" else 1.0
-    pairs = _SHARE * problem.query_length * _heads(problem) * problem.key_length
-    return passes * (planning + wide * each * pairs)
-
-
-def _heads(problem: SoftmaxProblem) -> int:
-    return problem.batch * problem.heads
+    pairs = _SHARE * costs.logits(problem)
+    return costs.passes(problem) * (planning + wide * each * pairs)
 
 
 _EXACT = SOFTMAX.model_copy(
@@ -108,7 +98,7 @@ VARIANT = attnkit.Variant(
     config=BlockSparseConfig,
     layer="attnkit_plugins.softmax.block_sparse.layer:BlockSparseLayer",
     implementations=(
-        reference_softmax(_EXACT, _reference_cost),
+        reference_softmax(_EXACT, costs.reference),
         attnkit.Implementation(
             name="gathered",
             function="attnkit_plugins.softmax.block_sparse.gather:attend",

@@ -25,38 +25,29 @@ from attnkit.masks import Blocks, Sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Unpack
 
+    from attnkit.interface import SoftmaxRules
     from attnkit.masks import Mask
 
 # logits of one batch; measured: from 2 ** 17 to 2 ** 20 within 25 %
 BATCH_ELEMENTS = 1 << 18
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:
     """Attend to the visible blocks; see `attnkit.interface.SoftmaxFunction`.
 
     Note:
         Time grows with the number of visible blocks; O(L + S) extra memory. Reading the map
         synchronises with the device.
     """
-    assert bias is None
-    assert dropout_p == 0.0
-    plan = _Plan(query, key, mask, scale, softcap)
+    assert rules["bias"] is None
+    assert rules["dropout_p"] == 0.0
+    plan = _Plan(query, key, rules["mask"], rules["scale"], rules["softcap"])
     # torch gives apply no types
     with fast_products():
         out: Tensor = _Attend.apply(  # type: ignore[no-untyped-call]
-            query, key, value, sinks, plan
+            query, key, value, rules["sinks"], plan
         )
     return out
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attnkit
+from attnkit.kernels import costs
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers import SoftmaxConfig
-from attnkit.promises import ALL_DTYPES, Promises, SpeedClaim
+from attnkit.promises import SpeedClaim
 
 if TYPE_CHECKING:
     from attnkit.problem import SoftmaxProblem
@@ -30,10 +31,7 @@ class FlashConfig(SoftmaxConfig):
 
 
 def _reference_cost(problem: SoftmaxProblem) -> float:
-    each = 4e-9 + 45e-12 * _widths(problem)
-    logits = problem.query_length * _heads(problem) * problem.key_length
-    extra = 30e-6 if problem.mask_parts else 0.0
-    return extra + _passes(problem) * (60e-6 + each * logits)
+    return costs.reference(problem) + (30e-6 if problem.mask_parts else 0.0)
 
 
 def _sdpa_cost(problem: SoftmaxProblem) -> float:
@@ -44,16 +42,16 @@ def _sdpa_cost(problem: SoftmaxProblem) -> float:
     if rows == 1 and problem.dtype in ("bfloat16", "float16"):
         # torch multiplies a half matrix by one vector slowly
         slow = 90e-9 if problem.dtype == "bfloat16" else 140e-9
-        return _passes(problem) * (20e-6 + slow * _heads(problem) * problem.key_length)
+        return costs.passes(problem) * (20e-6 + slow * costs.rows(problem) * problem.key_length)
     # torch skips hidden keys by blocks of 512
     keys = _visible(problem, 512)
-    each = 0.3e-9 + 19e-12 * _widths(problem)
+    each = 0.3e-9 + 19e-12 * costs.widths(problem)
     slow = {"float16": 7.5 if problem.gradients else 2.0, "float64": 2.2}.get(problem.dtype, 1.0)
-    work = slow * each * problem.query_length * _heads(problem) * keys
+    work = slow * each * problem.query_length * costs.rows(problem) * keys
     extra = 20e-6 if problem.mask_parts else 0.0
     if problem.gradients and problem.dtype == "bfloat16":
-        extra += _heads(problem) * (40e-6 + 1e-6 * min(problem.query_length, 128))
-    return extra + _passes(problem) * (13e-6 + work + _reading(problem))
+        extra += costs.rows(problem) * (40e-6 + 1e-6 * min(problem.query_length, 128))
+    return extra + costs.passes(problem) * (13e-6 + work + costs.reading(problem, problem.kv_heads))
 
 
 def _onednn_cost(problem: SoftmaxProblem) -> float:
@@ -63,12 +61,15 @@ def _onednn_cost(problem: SoftmaxProblem) -> float:
     # torch's tiles: this many products, each of which oneDNN takes about 10 us to begin
     rows = 256 if problem.query_length >= 768 else 64 if problem.query_length >= 192 else 32
     tiles = max(1.0, problem.query_length / rows) * max(1.0, keys / 512)
-    each = 0.3e-9 + 19e-12 * _widths(problem) / gain()
-    work = each * problem.query_length * _heads(problem) * keys
+    each = 0.3e-9 + 19e-12 * costs.widths(problem) / gain()
+    work = each * problem.query_length * costs.rows(problem) * keys
     copies = 1 if problem.dtype == "float32" else 3
     extra = 40e-6 if problem.mask_parts else 20e-6
-    return extra + _passes(problem) * (
-        20e-6 + 20e-6 * _heads(problem) * tiles + work + copies * _reading(problem)
+    return extra + costs.passes(problem) * (
+        20e-6
+        + 20e-6 * costs.rows(problem) * tiles
+        + work
+        + copies * costs.reading(problem, problem.kv_heads)
     )
 
 
@@ -85,16 +86,18 @@ def _tiled_cost(problem: SoftmaxProblem) -> float:
     if problem.window is not None:
         keys = min(keys, problem.window * (1 if problem.causal else 2) + 128)
     rows = min(problem.query_length, 128)
-    columns = max(128, (1 << 18) // (_heads(problem) * rows))
+    columns = max(128, (1 << 18) // (costs.rows(problem) * rows))
     tiles = (problem.query_length / rows) * max(1.0, keys / columns)
-    each = 1.2e-9 + 18.5e-12 * _widths(problem)
+    each = 1.2e-9 + 18.5e-12 * costs.widths(problem)
     if problem.mask_parts - {"window"}:
         # the mask is evaluated, tile by tile
         each += 1.5e-9
     wide = 2.0 if problem.dtype == "float64" else 1.0
-    work = wide * each * problem.query_length * _heads(problem) * keys
+    work = wide * each * problem.query_length * costs.rows(problem) * keys
     copies = 1 if problem.dtype in ("float32", "float64") else 2
-    return _passes(problem) * (30e-6 + 45e-6 * tiles + work + copies * _reading(problem))
+    return costs.passes(problem) * (
+        30e-6 + 45e-6 * tiles + work + copies * costs.reading(problem, problem.kv_heads)
+    )
 
 
 def _sdpa_refuses(problem: SoftmaxProblem) -> str | None:
@@ -115,38 +118,16 @@ def _visible(problem: SoftmaxProblem, block: int) -> float:
     return max(1.0, problem.key_length - skipped / 2)
 
 
-def _reading(problem: SoftmaxProblem) -> float:
-    """Return the time to read all keys and values once."""
-    size = {"float64": 8, "float32": 4}.get(problem.dtype, 2)
-    numbers = problem.batch * problem.kv_heads * problem.key_length * _widths(problem)
-    return numbers * size / 45e9
-
-
-def _heads(problem: SoftmaxProblem) -> int:
-    return problem.batch * problem.heads
-
-
-def _widths(problem: SoftmaxProblem) -> int:
-    return problem.head_dim + problem.value_head_dim
-
-
-def _passes(problem: SoftmaxProblem) -> float:
-    return 3.5 if problem.gradients else 1.0
-
-
-_FUSED = Promises(
-    causal=True,
-    bidirectional=True,
-    cross=True,
-    masks=("padding",),
-    gqa=True,
-    scale=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu",),
-    deterministic=True,
-    compile=True,
-    memory="L",
+_FUSED = SOFTMAX.model_copy(
+    update={
+        "masks": ("padding",),
+        "value_width": False,
+        "bias": False,
+        "softcap": False,
+        "sinks": False,
+        "devices": ("cpu",),
+        "memory": "L",
+    }
 )
 
 VARIANT = attnkit.Variant(

@@ -11,44 +11,21 @@ from attnkit.kernels.onednn import fast
 from attnkit_plugins.softmax.flash import sdpa
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from torch import Tensor
 
-    from attnkit.masks import Mask
+    from attnkit.interface import SoftmaxRules
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:
     """Attend; see `attnkit.interface.SoftmaxFunction`.
 
     Note:
         O(L S) time, O(L + S) extra memory.
     """
-    assert bias is None
-    assert softcap is None
-    assert sinks is None
-    assert dropout_p == 0.0
 
     def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return sdpa.attend(
-            query.float(),
-            key.float(),
-            value.float(),
-            mask=mask,
-            bias=None,
-            scale=scale,
-            softcap=None,
-            sinks=None,
-            dropout_p=0.0,
-        )
+        return sdpa.attend(query.float(), key.float(), value.float(), **rules)
 
     return fast(fused, query, key, value).to(query.dtype)

@@ -17,8 +17,11 @@ from attnkit.masks import Sizes
 from attnkit.masks.codes import decode, encode
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from torch import Tensor
 
+    from attnkit.interface import SoftmaxRules
     from attnkit.masks import Mask
 
 # measured in float32 on one AVX-512 core with L 512 and 2048, 2 and 8 heads
@@ -26,24 +29,15 @@ TILE_ROWS = 128
 TILE_ELEMENTS = 1 << 18
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:
     """Attend tile by tile; see `attnkit.interface.SoftmaxFunction`.
 
     Note:
         O(L S) time, O(L + S) extra memory, forward and backward.
     """
-    assert dropout_p == 0.0
+    assert rules["dropout_p"] == 0.0
+    bias, sinks = rules["bias"], rules["sinks"]
+    mask, scale, softcap = rules["mask"], rules["scale"], rules["softcap"]
     if torch.compiler.is_compiling():
         found: Tensor
         found, _ = _forward(query, key, value, bias, sinks, *encode(mask), scale, softcap)

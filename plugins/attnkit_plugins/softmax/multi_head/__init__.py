@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attnkit
+from attnkit.kernels import costs
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers import SoftmaxConfig
 
@@ -28,63 +29,47 @@ class MultiHeadConfig(SoftmaxConfig):
 
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 1 to 2048 in
 # float32, bfloat16 and float16; most within 30 %.
-_BYTES = 45e9
 
 
 def _reference_cost(problem: SoftmaxProblem) -> float:
-    return 100e-6 + 40e-9 * _logits(problem)
+    return 100e-6 + 40e-9 * costs.logits(problem)
 
 
 def _eager_cost(problem: SoftmaxProblem) -> float:
-    widths = problem.head_dim + problem.value_head_dim
-    each = 1.5e-9 + 13e-12 * widths
+    each = 1.5e-9 + 13e-12 * costs.widths(problem)
     extra = 0.0
     if problem.mask_parts or (problem.causal and problem.query_length > 1):
         each += 2.2e-9
         extra = 20e-6
-    if _logits(problem) > 1 << 22:
+    if costs.logits(problem) > 1 << 22:
         # the logits no longer fit a cache
         each *= 2
     copies = 1 if problem.dtype in ("float32", "float64") else 2
-    work = each * _logits(problem) + copies * _reading(problem, problem.kv_heads)
-    return extra + _passes(problem) * (30e-6 + work)
+    work = each * costs.logits(problem) + copies * costs.reading(problem, problem.kv_heads)
+    return extra + costs.passes(problem) * (30e-6 + work)
 
 
 def _sdpa_cost(problem: SoftmaxProblem) -> float:
-    widths, rows = problem.head_dim + problem.value_head_dim, problem.batch * problem.heads
+    rows, logits = costs.rows(problem), costs.logits(problem)
     if problem.query_length == 1 and problem.dtype in ("bfloat16", "float16"):
         # torch multiplies a half matrix by one vector slowly
         each = 90e-9 if problem.dtype == "bfloat16" else 140e-9
-        return _passes(problem) * (20e-6 + each * rows * problem.key_length)
-    logits = _logits(problem)
+        return costs.passes(problem) * (20e-6 + each * rows * problem.key_length)
     square = problem.causal and not problem.mask_parts
     square = square and problem.query_length == problem.key_length
     if square and problem.query_length > 512:
         # torch skips hidden keys by blocks of 512
         logits *= 0.5 + 256 / problem.query_length
     slow = {"float16": 7.5 if problem.gradients else 2.0, "float64": 2.2}.get(problem.dtype, 1.0)
-    each = slow * (0.3e-9 + 19e-12 * widths)
+    each = slow * (0.3e-9 + 19e-12 * costs.widths(problem))
     if problem.mask_parts or problem.bias:
         each += 0.5e-9
     extra = 50e-6 if problem.bias else 10e-6 if problem.mask_parts else 0.0
     if problem.gradients and problem.dtype == "bfloat16":
         extra += rows * (40e-6 + 1e-6 * min(problem.query_length, 128))
-    return extra + _passes(problem) * (12e-6 + each * logits + _reading(problem, problem.heads))
-
-
-def _logits(problem: SoftmaxProblem) -> float:
-    return problem.batch * problem.heads * problem.query_length * problem.key_length
-
-
-def _reading(problem: SoftmaxProblem, heads: int) -> float:
-    """Return the time to read keys and values once per head."""
-    size = {"float64": 8, "float32": 4}.get(problem.dtype, 2)
-    widths = problem.head_dim + problem.value_head_dim
-    return problem.batch * heads * problem.key_length * widths * size / _BYTES
-
-
-def _passes(problem: SoftmaxProblem) -> float:
-    return 3.5 if problem.gradients else 1.0
+    return extra + costs.passes(problem) * (
+        12e-6 + each * logits + costs.reading(problem, problem.heads)
+    )
 
 
 _EVERYTHING = SOFTMAX.model_copy(update={"dropout": True})

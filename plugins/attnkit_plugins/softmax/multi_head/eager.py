@@ -13,40 +13,33 @@ import torch
 from attnkit.masks import Sizes
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from torch import Tensor
 
+    from attnkit.interface import SoftmaxRules
     from attnkit.masks import Mask
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:
     """Attend; see `attnkit.interface.SoftmaxFunction`.
 
     Note:
         O(L S) time and memory.
     """
+    mask, bias, softcap = rules["mask"], rules["bias"], rules["softcap"]
     batch, heads, length, width = query.shape
     groups, keys = key.shape[1:3]
     wide = torch.promote_types(query.dtype, torch.float32)
-    folded = (query.to(wide) * scale).reshape(batch, groups, -1, width)  # (B, Hkv, G L, E)
+    folded = (query.to(wide) * rules["scale"]).reshape(batch, groups, -1, width)  # (B, Hkv, G L, E)
     logits = (folded @ key.to(wide).mT).view(batch, heads, length, keys)  # (B, H, L, S)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if bias is not None:
         logits = logits + bias.to(wide)
-    weights = _softmax(logits, mask, bias, sinks)
-    if dropout_p > 0.0:
-        weights = torch.nn.functional.dropout(weights, dropout_p)
+    weights = _softmax(logits, mask, bias, rules["sinks"])
+    if rules["dropout_p"] > 0.0:
+        weights = torch.nn.functional.dropout(weights, rules["dropout_p"])
     # (B, Hkv, G L, Ev)
     out = weights.reshape(batch, groups, -1, keys) @ value.to(wide)
     return out.view(batch, heads, length, value.shape[3]).to(query.dtype)

@@ -15,30 +15,23 @@ from torch.nn.functional import scaled_dot_product_attention
 from attnkit.masks import Sizes
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from torch import Tensor
 
+    from attnkit.interface import SoftmaxRules
     from attnkit.masks import Mask
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:
     """Attend; see `attnkit.interface.SoftmaxFunction`.
 
     Note:
         O(L S) time; O(L S) memory with a mask or a bias.
     """
-    assert softcap is None
-    assert sinks is None
+    assert rules["softcap"] is None
+    assert rules["sinks"] is None
+    mask, bias, scale = rules["mask"], rules["bias"], rules["scale"]
     dtype = query.dtype
     batch, heads, length, width = query.shape
     _, kv_heads, keys, _ = key.shape
@@ -65,7 +58,7 @@ def attend(
         key,
         value,
         attn_mask=given,
-        dropout_p=dropout_p,
+        dropout_p=rules["dropout_p"],
         is_causal=square_causal and not folded,
         scale=scale,
         enable_gqa=shared and not folded,

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 import attnkit
-from attnkit.kernels.implementations import reference_softmax
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
+from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 
 if TYPE_CHECKING:
     from attnkit.problem import SoftmaxProblem
@@ -40,19 +39,8 @@ def _plain_cost(problem: SoftmaxProblem) -> float:
     return 60e-6 + 6e-9 * problem.batch * problem.query_length * problem.key_length
 
 
-_PROMISES = Promises(
-    causal=True,
-    bidirectional=True,
-    cross=True,
-    masks=ALL_MASK_PARTS,
-    heads="one",
-    value_width=True,
-    scale=True,
-    gradients=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu", "cuda"),
-    deterministic=True,
-    compile=True,
+_PROMISES = SOFTMAX.model_copy(
+    update={"heads": "one", "gqa": False, "bias": False, "softcap": False, "sinks": False}
 )
 
 VARIANT = attnkit.Variant(

@@ -9,29 +9,22 @@ import torch
 from attnkit.masks import Sizes
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from torch import Tensor
 
+    from attnkit.interface import SoftmaxRules
     from attnkit.masks import Mask
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:
     """Attend; see `attnkit.interface.SoftmaxFunction`. Takes one head and no option."""
-    assert bias is None
-    assert softcap is None
-    assert sinks is None
-    assert dropout_p == 0.0
-    return (weigh(query, key, mask, scale) @ value.to(_wide(value))).to(query.dtype)
+    assert rules["bias"] is None
+    assert rules["softcap"] is None
+    assert rules["sinks"] is None
+    assert rules["dropout_p"] == 0.0
+    weights = weigh(query, key, rules["mask"], rules["scale"])
+    return (weights @ value.to(_wide(value))).to(query.dtype)
 
 
 def weigh(query: Tensor, key: Tensor, mask: Mask, scale: float) -> Tensor:

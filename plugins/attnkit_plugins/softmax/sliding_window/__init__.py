@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 import attnkit
+from attnkit.kernels import costs
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers import SoftmaxConfig
 from attnkit.promises import SpeedClaim
@@ -37,35 +38,25 @@ class SlidingWindowConfig(SoftmaxConfig):
     )
 
 
-def _reference_cost(problem: SoftmaxProblem) -> float:
-    passes = 3.5 if problem.gradients else 1.0
-    each = 4e-9 + 45e-12 * (problem.head_dim + problem.value_head_dim)
-    return passes * (60e-6 + each * problem.query_length * _heads(problem) * problem.key_length)
-
-
 def _blocked_cost(problem: SoftmaxProblem) -> float:
     passes = 3.0 if problem.gradients else 1.0
     keys = float(problem.key_length)
     if problem.window is not None:
         # a block of 64 queries reaches this far
         keys = min(keys, problem.window * (1 if problem.causal else 2) + 64)
-    each = 1.4e-9 + 18.5e-12 * (problem.head_dim + problem.value_head_dim)
+    each = 1.4e-9 + 18.5e-12 * costs.widths(problem)
     if problem.mask_parts - {"window"}:
         # the mask is evaluated, block by block
         each += 1.5e-9
     wide = 2.0 if problem.dtype == "float64" else 1.0
     blocks = max(1.0, problem.query_length / 64)
-    work = wide * each * problem.query_length * _heads(problem) * keys
+    work = wide * each * problem.query_length * costs.rows(problem) * keys
     return passes * (30e-6 + 70e-6 * blocks + work)
 
 
 def _unfolded_cost(problem: SoftmaxProblem) -> float:
     # measured: 1.0 to 1.3 times as long with w = 64, 2.5 with 256; it holds more at once, too
     return 2.0 * _blocked_cost(problem)
-
-
-def _heads(problem: SoftmaxProblem) -> int:
-    return problem.batch * problem.heads
 
 
 _EXACT = SOFTMAX.model_copy(update={"needs": ("window",)})
@@ -83,7 +74,7 @@ VARIANT = attnkit.Variant(
     config=SlidingWindowConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
     implementations=(
-        reference_softmax(_EXACT, _reference_cost),
+        reference_softmax(_EXACT, costs.reference),
         attnkit.Implementation(
             name="blocked",
             function="attnkit_plugins.softmax.sliding_window.blocks:attend",

@@ -12,32 +12,22 @@ from typing import TYPE_CHECKING
 from attnkit.kernels import tiles
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from torch import Tensor
 
-    from attnkit.masks import Mask
+    from attnkit.interface import SoftmaxRules
 
 # measured with w from 64 to 1024: fewer rows cost calls, more rows cost keys outside the window
 BLOCK_ROWS = 64
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:
     """Attend block by block; see `attnkit.interface.SoftmaxFunction`.
 
     Note:
         O(L w) time; O(L + S + w) extra memory, forward and backward.
     """
-    assert dropout_p == 0.0
-    return tiles.attend(
-        query, key, value, bias, sinks, tiles.Rules(mask, scale, softcap, BLOCK_ROWS)
-    )
+    assert rules["dropout_p"] == 0.0
+    tiling = tiles.Rules(rules["mask"], rules["scale"], rules["softcap"], BLOCK_ROWS)
+    return tiles.attend(query, key, value, rules["bias"], rules["sinks"], tiling)

@@ -16,32 +16,25 @@ from torch.nn.functional import pad
 from attnkit.masks import Sizes
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from torch import Tensor
 
+    from attnkit.interface import SoftmaxRules
     from attnkit.masks import Mask
 
 # as few as keep the overlap of blocks small with w from 64 on
 BLOCK_ROWS = 64
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    mask: Mask,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:
     """Attend to unfolded keys; see `attnkit.interface.SoftmaxFunction`.
 
     Note:
         O(L w) time and extra memory.
     """
-    assert dropout_p == 0.0
+    assert rules["dropout_p"] == 0.0
+    mask, bias, softcap = rules["mask"], rules["bias"], rules["softcap"]
     assert mask.window is not None
     batch, heads, length, _ = query.shape
     groups, keys = key.shape[1:3]
@@ -62,7 +55,7 @@ def attend(
         end = start + (blocks - 1) * rows + columns
         return pad(tensor.to(wide), (0, 0, -start, end - keys)).unfold(2, columns, rows)
 
-    padded = pad(query.to(wide) * scale, (0, 0, 0, blocks * rows - length))
+    padded = pad(query.to(wide) * rules["scale"], (0, 0, 0, blocks * rows - length))
     queries = padded.reshape(batch, groups, heads // groups, blocks, rows, -1)
     # N blocks of R rows and C columns, H = Hkv G
     logits = torch.einsum("bkgnre,bknec->bkgnrc", queries, unfold(key))
@@ -81,7 +74,7 @@ def attend(
         logits = logits + added
         # a row whose bias is -inf everywhere sees nothing either
         seen = seen & (added != float("-inf"))
-    weights = _softmax(logits, seen, sinks)
+    weights = _softmax(logits, seen, rules["sinks"])
     out = torch.einsum("bkgnrc,bknec->bkgnre", weights, unfold(value))
     return out.reshape(batch, heads, blocks * rows, -1)[:, :, :length].to(query.dtype)
 
