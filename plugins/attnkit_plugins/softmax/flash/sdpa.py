@@ -15,23 +15,32 @@ from torch.nn.functional import scaled_dot_product_attention
 from attnkit.masks import Sizes
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from torch import Tensor
 
-    from attnkit.interface import SoftmaxRules
+    from attnkit.masks import Mask
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:
+# spelt out: a dict of keywords would cost a small call half a microsecond
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Mask,
+    bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
     """Attend; see `attnkit.interface.SoftmaxFunction`.
 
     Note:
         O(L S) time, O(L + S) extra memory.
     """
-    assert rules["bias"] is None
-    assert rules["softcap"] is None
-    assert rules["sinks"] is None
-    mask, scale = rules["mask"], rules["scale"]
+    assert bias is None
+    assert softcap is None
+    assert sinks is None
     batch, heads, queries, width = query.shape
     # fused kernels read rows of adjacent numbers; torch would leave them for the slow one
     if not query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:

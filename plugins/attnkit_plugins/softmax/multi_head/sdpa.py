@@ -15,23 +15,31 @@ from torch.nn.functional import scaled_dot_product_attention
 from attnkit.masks import Sizes
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from torch import Tensor
 
-    from attnkit.interface import SoftmaxRules
     from attnkit.masks import Mask
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:
+# spelt out: a dict of keywords would cost a small call half a microsecond
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Mask,
+    bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
     """Attend; see `attnkit.interface.SoftmaxFunction`.
 
     Note:
         O(L S) time; O(L S) memory with a mask or a bias.
     """
-    assert rules["softcap"] is None
-    assert rules["sinks"] is None
-    mask, bias, scale = rules["mask"], rules["bias"], rules["scale"]
+    assert softcap is None
+    assert sinks is None
     dtype = query.dtype
     batch, heads, length, width = query.shape
     _, kv_heads, keys, _ = key.shape
@@ -58,7 +66,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRul
         key,
         value,
         attn_mask=given,
-        dropout_p=rules["dropout_p"],
+        dropout_p=dropout_p,
         is_causal=square_causal and not folded,
         scale=scale,
         enable_gqa=shared and not folded,
