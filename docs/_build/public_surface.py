@@ -89,6 +89,10 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.placements": Module(
             "how a variant takes the place of a layer", "Placement SiteOptions"
         ),
+        "attnkit.swaps.families": Module(
+            "how the variants of a family stand in a model",
+            "Assignment Attempt Measure Standing SwapFamily",
+        ),
         "attnkit.hosts.parts": Module("what a variant builds for a site of a model"),
     },
     "to write a host": {
@@ -115,7 +119,12 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
     },
     "to check, and to write checks": {
         "attnkit_contracts": Module("the suite"),
-        "attnkit_contracts.catalogue": Module("what a check is", "Check check"),
+        "attnkit_contracts.catalogue": Module(
+            "what a check is and raises",
+            "BrokenError Check InconclusiveError Measured SkippedEnvError check",
+        ),
+        "attnkit_contracts.subjects.subject": Module("what a check is run on", "Subject"),
+        "attnkit_contracts.subjects.layers": Module("a layer as such", "LayerSubject MixerLayer"),
         "attnkit_contracts.judging": Module("how outputs are compared"),
         "attnkit_contracts.judging.units": Module("how large an error may be", "roundoff"),
     },

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,10 +12,12 @@ import pytest
 import torch
 
 import attnkit
+import attnkit_contracts
 from attnkit.choice.front import choose
 from attnkit.errors import ArgumentError, DuplicateVariantError, SwapRefusedError, UnsupportedError
 from attnkit.families import Family
 from attnkit.registry.registry import default
+from attnkit_contracts.subjects.families import SuiteFamily
 
 sys.path.insert(0, str(Path(__file__).with_name("distributions") / "acme-ranking"))
 
@@ -124,3 +128,59 @@ def test_a_promise_of_another_family_is_refused_by_name() -> None:
         ArgumentError, match=r"promises: beta is nothing that .* 'softmax' can prom"
     ):
         attnkit.register(wrong)
+
+
+def test_the_page_on_families_shows_this_distribution_to_the_letter() -> None:
+    folder = Path(__file__).with_name("distributions") / "acme-ranking"
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "write-a-family.md").read_text()
+    shown = re.findall(r"^File `([^`]+)`:\n\n```\w+\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert {name for name, _ in shown} == {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.*")
+        if path.suffix in (".py", ".toml")
+    }
+    for name, text in shown:
+        assert (folder / name).read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("problem", dict, "problem must be a subclass of Problem, got the class dict"),
+        ("promises", 3, "promises must be a subclass of CommonPromises, got int 3"),
+        ("kind", "middle", "kind must be one of attention, feedforward, got 'middle'"),
+        ("first_call", 3, "first_call must be 'package.module:attribute' or a callable or None"),
+    ],
+)
+def test_a_wrong_field_of_a_family_is_named(field: str, value: Any, told: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(told)):
+        attnkit.register(replace(RANKING, **{field: value}))
+
+
+@pytest.mark.usefixtures("ranking")
+def test_a_report_says_that_nothing_compared_implementations_of_a_family_without_a_suite() -> None:
+    other = replace(BY_SUM.implementations[0], name="other")
+    variant = replace(
+        BY_SUM, name="acme_two_ways", implementations=(*BY_SUM.implementations, other)
+    )
+    report = attnkit_contracts.check(variant, dtypes=["float32"], implementations=["layer"])
+    assert report.header.uncompared == ("acme_two_ways",)
+    assert "Implementations not compared" in report.to_markdown()
+
+
+@pytest.mark.parametrize(
+    ("suite", "told"),
+    [
+        ("acme_ranking.nowhere:SUITE", "suite 'acme_ranking.nowhere:SUITE' does not load"),
+        (
+            SuiteFamily(name="other"),
+            "suite must be an attnkit_contracts.SuiteFamily of that name",
+        ),
+    ],
+)
+def test_a_suite_that_is_none_is_refused_with_the_name_of_the_family(suite: Any, told: str) -> None:
+    with (
+        attnkit.register(replace(RANKING, suite=suite)),
+        pytest.raises(ArgumentError, match=f"family 'ranking': {told}"),
+    ):
+        attnkit_contracts.check(BY_SUM, dtypes=["float32"])

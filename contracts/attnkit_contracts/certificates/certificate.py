@@ -165,6 +165,7 @@ def _objections(variant: Variant, report: Report) -> Iterator[str]:
     yield from _list("required, and expected to fail", excused)
     survivors = [f"{each.check} on {each.wrong}" for each in report.proofs if not each.caught_by]
     yield from _list("a wrong variant that its check does not catch", survivors)
+    yield from _list("a variant whose implementations nothing compared", header.uncompared)
     yield from _list("an extension that failed, with its checks", header.broken_extensions)
     if not header.executed_count:
         yield "nothing was executed"

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from attnkit_contracts.catalogue import GROUPS
+from attnkit_contracts.reports.records import UNCOMPARED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,6 +32,7 @@ def to_markdown(report: Report) -> str:
         "",
         *_matrix(report),
         *_listed("Required, without a verdict", header.required_missing),
+        *_listed(f"Implementations not compared: {UNCOMPARED}", header.uncompared),
         *_listed("Extensions that failed: their checks are missing", header.broken_extensions),
         *_explained("Failures", report.failures()),
         *_explained("New checks that fail, not red yet", report.advice()),

@@ -103,6 +103,9 @@ class Proof(Frozen):
     caught_by: str = Field(description="id of the first instance that failed; empty for none")
 
 
+UNCOMPARED = "their family names no suite, see attnkit.families.Family"
+
+
 class Header(Frozen):
     """Where, with what and how completely a report was made."""
 
@@ -119,6 +122,10 @@ class Header(Frozen):
     executed_count: int = Field(description="those that came to a verdict")
     required_missing: tuple[str, ...] = Field(
         description="ids of required instances without a verdict, and subjects without any"
+    )
+    uncompared: tuple[str, ...] = Field(
+        default=(),
+        description="variants whose implementations nothing compared: their family says no suite",
     )
     broken_extensions: tuple[str, ...] = Field(
         default=(), description="extensions that failed, whose checks may be missing"

@@ -37,17 +37,19 @@ class SuiteFamily:
 
     name: str
     operation: type[Subject] | None = None
-    layer: type[LayerSubject] = LayerSubject
-    like: str = ""
+    layer: type[LayerSubject] = MixerLayer
+    like: str = "mixer"
 
 
 FAMILIES = {
     each.name: each
     for each in (
-        SuiteFamily(name="softmax", operation=SoftmaxOperation),
-        SuiteFamily(name="recurrence", operation=RecurrenceOperation, layer=RecurrenceLayer),
-        SuiteFamily(name="feedforward", layer=MixtureLayer),
-        SuiteFamily(name="mixer", layer=MixerLayer),
+        SuiteFamily(name="softmax", operation=SoftmaxOperation, layer=LayerSubject, like=""),
+        SuiteFamily(
+            name="recurrence", operation=RecurrenceOperation, layer=RecurrenceLayer, like=""
+        ),
+        SuiteFamily(name="feedforward", layer=MixtureLayer, like=""),
+        SuiteFamily(name="mixer", like=""),
     )
 }
 """The families that the suite knows, by name."""
@@ -59,11 +61,27 @@ def suite_family(variant: Variant) -> SuiteFamily:
         return FAMILIES[variant.family]
     told = default().family(variant.family).suite
     if told is None:
-        return SuiteFamily(name=variant.family, layer=MixerLayer, like="mixer")
-    found: object = load(told) if isinstance(told, str) else told
-    if not isinstance(found, SuiteFamily):
+        return SuiteFamily(name=variant.family)
+    try:
+        found: object = load(told) if isinstance(told, str) else told
+    except Exception as error:  # of a plugin
         raise ArgumentError(
-            f"family {variant.family!r}: suite must be an attnkit_contracts.SuiteFamily, "
-            f"got {kind_of(found)}"
+            f"family {variant.family!r}: suite {told!r} does not load: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, SuiteFamily) or found.name != variant.family:
+        raise ArgumentError(
+            f"family {variant.family!r}: suite must be an attnkit_contracts.SuiteFamily of that "
+            f"name, got {getattr(found, 'name', kind_of(found))!r}"
         )
     return found
+
+
+def uncompared(variant: Variant) -> bool:
+    """Say whether nothing compares its implementations: its family brings no operation to judge."""
+    several = len(variant.implementations) > 1
+    return (
+        several
+        and default().family(variant.family).operation
+        and (suite_family(variant).operation is None)
+    )

@@ -227,7 +227,8 @@ def _reasons(implementation: Implementation, problem: Problem) -> tuple[str, ...
 def _refusal(variant: Variant | str, problem: Problem, refused: list[Candidate]) -> str:
     name = variant if isinstance(variant, str) else variant.name
     lines = [f"variant {name!r} cannot take this call:", *(f"  {each}" for each in refused)]
-    able = ", ".join(_able(variant, problem)) or "none"
+    told = {f"{each.variant}.{each.implementation}" for each in refused}
+    able = ", ".join(each for each in _able(variant, problem) if each not in told) or "none"
     return "\n".join([*lines, f"what can: {able}"])
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, get_args
 from attnkit.families import BUILT_IN, Family
 from attnkit.interface import Implementation, LayerConfig, Options, Variant
 from attnkit.placements import Placement, SiteOptions
-from attnkit.promises import Promises, Relation
+from attnkit.problem import Problem
+from attnkit.promises import CommonPromises, Promises, Relation
+from attnkit.sites import Kind
 from attnkit.text import kind_of
 
 if TYPE_CHECKING:
@@ -32,6 +34,25 @@ def family_complaint(family: Family) -> str | None:
         return f"a family's name must be an {_NAME}, got {family.name!r}"
     if family.name in BUILT_IN:
         return f"family {family.name!r} is attnkit's own; give yours another name"
+    bases = {"problem": Problem, "promises": CommonPromises, "options": SiteOptions}
+    for field, base in bases.items():
+        value = getattr(family, field)
+        if not (isinstance(value, type) and issubclass(value, base)):
+            return f"{field} must be a subclass of {base.__name__}, got {kind_of(value)}"
+    if family.kind not in get_args(Kind):
+        return f"kind must be one of {_listed(get_args(Kind))}, got {family.kind!r}"
+    door: object = family.door
+    if not (isinstance(door, str) and door):
+        return f"door must say how its variants are run, got {kind_of(door)}"
+    operation: object = family.operation
+    if not isinstance(operation, bool):
+        return f"operation must be a bool, got {kind_of(operation)}"
+    if family.first_call is not None and not _is_reference(family.first_call):
+        return f"first_call must be {_REFERENCE} or None, got {kind_of(family.first_call)}"
+    for field in ("swap", "suite"):
+        value = getattr(family, field)
+        if isinstance(value, str) and not _is_reference(value):
+            return f"{field} must be 'package.module:attribute' or an object, got {value!r}"
     return None
 
 

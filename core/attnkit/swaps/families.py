@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from attnkit.errors import ArgumentError
 from attnkit.hosts.protocol import Request
 from attnkit.interface import load
 from attnkit.placements import SiteOptions, WindowOptions
 from attnkit.registry.registry import default
+from attnkit.text import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -166,5 +168,18 @@ class SwapFamily:
 def swap_family(variant: Variant) -> SwapFamily | None:
     """Return how a variant's family stands at a site; None where it cannot."""
     swap = default().family(variant.family).swap
-    found: SwapFamily | None = load(swap) if isinstance(swap, str) else swap  # type: ignore[assignment]  # an object to whoever imports no torch
+    if swap is None:
+        return None
+    try:
+        found: object = load(swap) if isinstance(swap, str) else swap
+    except Exception as error:  # of a plugin
+        raise ArgumentError(
+            f"family {variant.family!r}: swap {swap!r} does not load: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, SwapFamily):
+        raise ArgumentError(
+            f"family {variant.family!r}: swap must be an attnkit.swaps.families.SwapFamily, "
+            f"got {kind_of(found)}"
+        )
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attnkit
 
 if TYPE_CHECKING:
-    from attnkit.problem import Problem
+    from attnkit.problem import SoftmaxProblem
 
 attnkit_api = "1.0"
 
@@ -29,7 +29,7 @@ PROMISES = attnkit.Promises(
 )
 
 
-def cost(problem: Problem) -> float:
+def cost(problem: SoftmaxProblem) -> float:
     """Estimate seconds, from the size of the scores."""
     return 1e-9 * problem.query_length * problem.key_length
 
