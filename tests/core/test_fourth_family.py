@@ -80,9 +80,12 @@ def test_its_layer_is_created_by_name() -> None:
 
 
 class Environment(Protocol):
+    packages: Path
+
     """The fixture ``strangers``, see `conftest.py`."""
 
     def run(self, code: str, **variables: str) -> Any: ...
+    def copy(self, folder: Path) -> Environment: ...
 
 
 def test_installed_it_is_found_by_its_hook_listed_and_checked_by_the_suite(
@@ -105,6 +108,56 @@ def test_installed_it_is_found_by_its_hook_listed_and_checked_by_the_suite(
 def test_a_name_is_taken_once() -> None:
     with pytest.raises(DuplicateVariantError, match="family 'ranking' is already offered"):
         attnkit.register(RANKING)
+
+
+def test_undoing_an_earlier_registration_leaves_a_later_one_of_the_same_family() -> None:
+    earlier = attnkit.register(RANKING)
+    earlier.undo()
+
+    with attnkit.register(RANKING):
+        earlier.undo()
+        assert default().family("ranking") is RANKING
+
+
+def test_a_name_that_an_installed_distribution_has_is_taken_whatever_was_asked_before(
+    strangers: Environment,
+) -> None:
+    told = strangers.run(
+        "import attnkit\n"
+        "from attnkit.errors import DuplicateVariantError\n"
+        "from attnkit.families import Family\n"
+        "try:\n"
+        "    attnkit.register(Family(name='ranking', summary='', door='x'))\n"
+        "except DuplicateVariantError as error: show(str(error))"
+    )
+    assert "family 'ranking' is already offered by acme-ranking 1.0" in told
+
+
+def test_two_distributions_of_one_family_break_its_variants_and_nothing_else(
+    strangers: Environment, tmp_path: Path
+) -> None:
+    both = strangers.copy(tmp_path / "venv")
+    metadata = both.packages / "twin_ranking-0.1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: twin-ranking\nVersion: 0.1\n")
+    (metadata / "entry_points.txt").write_text("[attnkit.extensions]\ntwin = twin_ranking\n")
+    (both.packages / "twin_ranking.py").write_text(
+        "import attnkit\n"
+        "from attnkit.families import Family\n"
+        "@attnkit.hookimpl\n"
+        "def attnkit_families():\n"
+        "    return (Family(name='ranking', summary='', door='x'),)\n",
+        encoding="utf-8",
+    )
+    found = both.run(
+        "import attnkit\n"
+        "from attnkit.registry.registry import default\n"
+        "show({'broken': [str(each) for each in default().broken()],\n"
+        "      'listed': [row.name for row in attnkit.list_variants()]})"
+    )
+    (told,) = (each for each in found["broken"] if "'acme_by_sum'" in each)
+    assert "family 'ranking' is offered by several distributions: acme-ranking 1.0, " in told
+    assert "flash" in found["listed"]
 
 
 def test_attnkits_own_names_are_taken() -> None:

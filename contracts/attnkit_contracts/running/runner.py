@@ -15,6 +15,7 @@ from attnkit_contracts.reports.records import EXECUTED, Header, Record, Report
 from attnkit_contracts.running.execution import run_in
 from attnkit_contracts.running.plan import broken_names, must_exist, plan, resolved
 from attnkit_contracts.running.proofs import of_extensions, prove
+from attnkit_contracts.subjects.families import uncompared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -139,8 +140,8 @@ def report_of(
         for name in dict.fromkeys(str(each.target) for each in instances)
         if name not in reached
     ]
-    planned = {each.target.variant.name for each in instances}
-    missing += [name for name in asked if name not in planned]
+    variants = {each.target.variant.name: each.target.variant for each in instances}
+    missing += [name for name in asked if name not in variants]
     further = of_extensions({each.check.id: each.check for each in instances}.values())
     known = registry.default()
     report = Report(
@@ -157,6 +158,7 @@ def report_of(
             expected_count=len(instances),
             executed_count=len(executed),
             required_missing=tuple(missing),
+            uncompared=tuple(name for name, each in variants.items() if uncompared(each)),
         ),
         records=records,
         proofs=tuple(proof for each in further for proof in prove(each, seed)),

@@ -11,7 +11,7 @@ import difflib
 import functools
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from attnkit.errors import (
     ArgumentError,
@@ -76,7 +76,7 @@ class Registry:
             tuple(each for each in entries if each.group == EXTENSION_GROUP)
         )
         self._session: dict[str, Registration] = {}
-        self._families: dict[str, Family] = {}
+        self._session_families: dict[str, Registration] = {}
         self._variants: dict[str, Variant] = {}
         self._implementations: dict[str, tuple[Implementation, ...]] = {}
         self._offered: dict[str, tuple[Variant, ...]] = {}
@@ -165,23 +165,26 @@ class Registry:
         return found
 
     def _family(self, name: str) -> Family | None:
-        found = BUILT_IN.get(name) or self._families.get(name)
-        if found is not None:
-            return found
+        if name in BUILT_IN:
+            return BUILT_IN[name]
+        registration = self._session_families.get(name)
+        if registration is not None:
+            return cast("Family", registration.offered)
         # only a name that nobody here knows makes extensions load
-        offers = [
+        offers = self._installed_families(name)
+        if len(offers) > 1:
+            owners = [entry for entry, _ in offers]
+            raise DuplicateVariantError(f"family {name!r} is {_offered(owners)}")
+        return offers[0][1] if offers else None
+
+    def _installed_families(self, name: str) -> list[tuple[Entry, Family]]:
+        """Return what extensions offer under this name, and who does."""
+        return [
             (entry, family)
             for entry, families in self._extensions.families()
             for family in families
             if family.name == name
         ]
-        if len(offers) > 1:
-            owners = [entry for entry, _ in offers]
-            raise DuplicateVariantError(f"family {name!r} is {_offered(owners)}")
-        if not offers:
-            return None
-        with self._lock:
-            return self._families.setdefault(name, offers[0][1])
 
     def hosts(self) -> tuple[Host, ...]:
         """Return the adapters of all extensions."""
@@ -228,12 +231,14 @@ class Registry:
         if wrong:
             raise ArgumentError(f"cannot register: {wrong}")
         registration = Registration(self, offered)
+        if isinstance(offered, Family):
+            # outside the lock: extensions load
+            owners = [str(entry) for entry, _ in self._installed_families(offered.name)]
         with self._lock:
             if isinstance(offered, Family):
-                self._check_free(
-                    "family", offered.name, [SESSION] * (offered.name in self._families)
-                )
-                self._families[offered.name] = offered
+                owners += [SESSION] * (offered.name in self._session_families)
+                self._check_free("family", offered.name, owners)
+                self._session_families[offered.name] = registration
             else:
                 owners = list(map(str, self.entries(offered.name)))
                 self._check_free("attention variant", offered.name, owners)
@@ -251,10 +256,10 @@ class Registry:
 
     def _undo(self, registration: Registration) -> None:
         """Take a registration back; a later one of the same name stays."""
-        offered, name = registration.offered, registration.offered.name
+        name = registration.offered.name
         with self._lock:
-            if self._families.get(name) is offered:
-                del self._families[name]
+            if self._session_families.get(name) is registration:
+                del self._session_families[name]
                 self._changed()
             elif self._session.get(name) is registration:
                 del self._session[name], self._variants[name]
@@ -282,8 +287,10 @@ class Registry:
                 return plugin.pick(entry.name, self._offers(entry), self._family)
             except Fault as fault:
                 broken = BrokenPlugin.after(entry, fault)
-                with self._lock:
-                    broken = self._broken.setdefault(entry, broken)
+            except DuplicateVariantError as error:
+                broken = BrokenPlugin.after(entry, Fault(f"cannot be read: {error}"))
+            with self._lock:
+                broken = self._broken.setdefault(entry, broken)
         raise BrokenPluginError(f"{broken}; update or uninstall {entry.owner}") from broken.error
 
     def _offers(self, entry: Entry) -> tuple[Variant, ...]:

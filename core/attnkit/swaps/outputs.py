@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attnkit.errors import VerificationError
 from attnkit.precision import roundoff, smallest
 from attnkit.swaps.receipts import OutputReceipt, SiteReceipt
 
@@ -46,7 +47,11 @@ def compare_outputs(
         noise: What noise at the sites does to them, see `noise_of`; empty unless the swap is
             exact.
         sites: What was measured at the sites.
+
+    Raises:
+        VerificationError: The two have other names or shapes.
     """
+    _check_alike(before, after, "after the swap")
     told = []
     for name, old in before.items():
         difference = apart(after[name], old)
@@ -79,12 +84,30 @@ def noise_of(
     Args:
         noisy: Runs the model with noise drawn from a generator.
         quiet: Its outputs without.
+
+    Raises:
+        VerificationError: A run has other names or shapes.
     """
     runs: list[Mapping[str, Tensor]] = []
     for seed in range(NOISE_RUNS):
         outputs = noisy(torch.Generator().manual_seed(seed))
+        _check_alike(quiet, outputs, "with noise of a rounding error at its sites")
         runs.append({name: apart(outputs[name], out) for name, out in quiet.items()})
     return runs
+
+
+def _check_alike(before: Mapping[str, Tensor], after: Mapping[str, Tensor], when: str) -> None:
+    """Refuse to compare what differs in more than its numbers."""
+    for name in sorted(before.keys() | after.keys()):
+        one, other = (
+            f"shape {tuple(outputs[name].shape)}" if name in outputs else "no such output"
+            for outputs in (before, after)
+        )
+        if one != other:
+            raise VerificationError(
+                f"cannot compare the model's output {name!r}: {one}, and {when} {other}; "
+                "verify a part of the model whose outputs have the same shapes in every run"
+            )
 
 
 def output_bound(sites: list[SiteReceipt], elements: int) -> float:

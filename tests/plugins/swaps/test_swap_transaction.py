@@ -18,6 +18,7 @@ from attnkit.errors import (
     VerificationError,
 )
 from attnkit.reference import softmax
+from attnkit.swaps.outputs import compare_outputs, noise_of
 from attnkit.swaps.plan import assign
 from attnkit.swaps.transaction import carry_out
 from attnkit_plugins.hosts.transformers import HOST
@@ -320,6 +321,19 @@ def test_variant_that_raises_on_the_real_tensors_is_refused_with_its_words(model
         pytest.raises(UnsupportedError, match="17 is not my number"),
     ):
         attnkit.swap(model, "fussy")
+
+
+def test_outputs_of_other_shapes_or_names_are_refused_and_never_broadcast() -> None:
+    one, row = torch.ones(2, 3), torch.ones(3)
+
+    with pytest.raises(VerificationError, match=r"'logits': shape \(2, 3\), and .* shape \(3,\)"):
+        compare_outputs({"logits": one}, {"logits": row}, [], [])
+    with pytest.raises(
+        VerificationError, match=r"'loss': no such output, and after the swap shape"
+    ):
+        compare_outputs({"logits": one}, {"logits": one, "loss": row}, [], [])
+    with pytest.raises(VerificationError, match=r"'logits': .* with noise .* no such output"):
+        noise_of(lambda _: {}, {"logits": one})
 
 
 def test_layer_that_the_sample_does_not_reach_is_named() -> None:
