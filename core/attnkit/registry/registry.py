@@ -231,11 +231,11 @@ class Registry:
         if wrong:
             raise ArgumentError(f"cannot register: {wrong}")
         registration = Registration(self, offered)
-        if isinstance(offered, Family):
-            # outside the lock: extensions load
-            owners = [str(entry) for entry, _ in self._installed_families(offered.name)]
+        # outside the lock: extensions load
+        families = self._installed_families(offered.name) if isinstance(offered, Family) else []
         with self._lock:
             if isinstance(offered, Family):
+                owners = [str(entry) for entry, _ in families]
                 owners += [SESSION] * (offered.name in self._session_families)
                 self._check_free("family", offered.name, owners)
                 self._session_families[offered.name] = registration
