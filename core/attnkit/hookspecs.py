@@ -31,34 +31,34 @@ hookimpl = pluggy.HookimplMarker("attnkit")
 @hookspec
 def attnkit_variants() -> Iterable[Variant]:
     """Return the variants of this module; one of them bears the entry point's name."""
-    raise NotImplementedError
+    raise NotImplementedError  # a specification: pluggy never calls it
 
 
 @hookspec
 def attnkit_implementations() -> Mapping[str, Iterable[Implementation]]:
     """Return further implementations of existing variants, by the variant's name."""
-    raise NotImplementedError
+    raise NotImplementedError  # a specification: pluggy never calls it
 
 
 @hookspec
 def attnkit_families() -> Iterable[Family]:
     """Return further families, signatures that attnkit does not have, for variants to name."""
-    raise NotImplementedError
+    raise NotImplementedError  # a specification: pluggy never calls it
 
 
 @hookspec
 def attnkit_hosts() -> Iterable[Host]:
     """Return adapters to libraries whose modules can receive a variant."""
-    raise NotImplementedError
+    raise NotImplementedError  # a specification: pluggy never calls it
 
 
 @hookspec
 def attnkit_contracts() -> Iterable[object]:
     """Return further `attnkit_contracts.Check` values for the conformance suite."""
-    raise NotImplementedError
+    raise NotImplementedError  # a specification: pluggy never calls it
 
 
 @hookspec
 def attnkit_report_section(report: object) -> str | None:
     """Return Markdown to append to a conformance report, or None to add nothing."""
-    raise NotImplementedError
+    raise NotImplementedError  # a specification: pluggy never calls it

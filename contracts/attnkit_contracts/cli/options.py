@@ -143,7 +143,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     told = [each for each in parameters if each.name not in records]
     told += [each for record in records.values() for each in _options(record)]
-    # what typer reads
+    # what typer reads, by inspect; the type of functions does not declare it
     called.__signature__ = inspect.Signature(told)  # type: ignore[attr-defined]
     called.__annotations__ = {each.name: each.annotation for each in told}
     return called

@@ -43,7 +43,7 @@ def takes_fields_of(
             return door(named.pop(target.name), made(record, **named))
 
         signature = inspect.signature(door).replace(parameters=[target, *keywords])
-        # both are what help() shows
+        # both are what help() shows; the type of functions does not declare the signature
         adapted.__signature__ = signature  # type: ignore[attr-defined]
         adapted.__doc__ = f"{inspect.getdoc(door)}\n\nKeywords:\n{_told_fields(record)}"
         return adapted

@@ -41,19 +41,19 @@ class Operation(Subject):
         mask: Mask | None = None,
     ) -> Call:
         """Return a call of L tokens; see `Subject.draw`."""
-        raise NotImplementedError
+        raise NotImplementedError  # every family's own
 
     def draw_shared(self, label: str, *, length: int, heads: int, shared: int) -> Call:
         """Return a call of one sample, with so many heads in the tensors that are `shared`."""
-        raise NotImplementedError
+        raise NotImplementedError  # every family's own
 
     def draw_claimed(self, label: str, claim: SpeedClaim) -> Call:
         """Return a call that a claim of speed is about."""
-        raise NotImplementedError
+        raise NotImplementedError  # every family's own
 
     def with_options(self, call: Call, label: str) -> Call:
         """Return a call with all options that are promised."""
-        raise NotImplementedError
+        raise NotImplementedError  # every family's own
 
     def without_padding(self, call: Call) -> Call:
         if "padding" not in call.mask.parts:
@@ -71,4 +71,4 @@ class Operation(Subject):
         self, call: Call, variant: Variant | str, implementation: str
     ) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Return what a user calls, of any variant of the family and with its default options."""
-        raise NotImplementedError
+        raise NotImplementedError  # every family's own

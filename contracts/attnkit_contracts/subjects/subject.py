@@ -132,7 +132,7 @@ class Subject:
             batch: B.
             length: L, and S too.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every subject's own
 
     def numbers(self, name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
         """Return values such as a tensor of this name has, in float64."""
@@ -144,7 +144,7 @@ class Subject:
 
     def causal(self, call: Call) -> Call:
         """Return the call with a mask as long as its tokens that hides all later ones."""
-        raise NotImplementedError
+        raise NotImplementedError  # every subject's own
 
     def plain_masks(self, sizes: Sizes) -> dict[str, Mask]:
         """Return the masks that look at distances alone, by a name."""
@@ -169,11 +169,11 @@ class Subject:
 
     def function(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Return what it calls, of a call's tensors, without what it writes down for reports."""
-        raise NotImplementedError
+        raise NotImplementedError  # every subject's own
 
     def __call__(self, call: Call) -> Tensor:
         """Return the output, (B, H, L, Ev) of an operation, (B, L, D) of a layer."""
-        raise NotImplementedError
+        raise NotImplementedError  # every subject's own
 
     def outputs(self, call: Call) -> dict[str, Tensor]:
         """Return all that a call gives, by name; what may be anything is 0."""
@@ -197,7 +197,7 @@ class Subject:
 
     def pieces(self, call: Call, lengths: tuple[int, ...]) -> Tensor:
         """Return the outputs of consecutive chunks, joined."""
-        raise NotImplementedError
+        raise NotImplementedError  # every subject's own
 
     # what it should give
 
@@ -208,7 +208,7 @@ class Subject:
             call: Its mask and extras.
             rules: The steps of a mistaken definition; None for the right one.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every subject's own
 
     def exact(self, call: Call) -> dict[str, Tensor]:
         """Return the definition's outputs, in float64."""
@@ -336,7 +336,7 @@ class Subject:
             given: Arguments beside the tensors of every call.
             output: Which output.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every subject's own
 
     def packages(self) -> frozenset[str]:
         """Return the top-level names of the packages whose code it runs, attnkit's too."""

@@ -62,4 +62,4 @@ class MadeLayer(nn.Module, Generic[Config]):
 
     def make(self, new: New) -> None:
         """Set the parameters and what else the layer keeps; the configuration is there."""
-        raise NotImplementedError
+        raise NotImplementedError  # every layer's own

@@ -65,7 +65,7 @@ class RecurrentLayer(MadeLayer[Config]):
         Returns:
             Outputs (B, L, H Ev), and the memory and inputs of the state after x.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every layer's own
 
     def init_state(self, batch_size: int) -> RecurrentState:
         """Return the state before the first token."""

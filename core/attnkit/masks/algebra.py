@@ -62,7 +62,7 @@ class Mask:
         Returns:
             Bool, the broadcast shape of the indices.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every part's own
 
     def check(self, sizes: Sizes) -> None:
         """Raise `MaskError` unless the mask fits a call of these sizes."""

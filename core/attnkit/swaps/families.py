@@ -98,7 +98,7 @@ class Attempt:
 
     def measures(self) -> Iterator[Measure]:
         """Yield what the answer should have been, some samples at a time."""
-        raise NotImplementedError
+        raise NotImplementedError  # every family's own
 
     def left_out(self) -> int:
         """Count the rows that nothing is compared in."""
@@ -119,7 +119,7 @@ class Standing:
 
     def __call__(self, request: Any) -> Tensor:
         """Answer a site's call."""
-        raise NotImplementedError
+        raise NotImplementedError  # every family's own
 
     def own(self, request: Any) -> Tensor:
         """Return the model's own answer."""
@@ -133,7 +133,7 @@ class Standing:
             request: The call.
             exact: Whether it should be what the model's own function computes.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every family's own
 
     def instead(self, mixer: Mixer, *, replaces: bool = False) -> Mixer:
         """Return a mixer as one that a host takes for this one.

@@ -68,7 +68,7 @@ class _Network(Standing):
 
     def chosen(self, request: Passage) -> str:
         """Return which implementation takes a call, as ``variant.implementation``."""
-        raise NotImplementedError
+        raise NotImplementedError  # a mixture's and a mixer's own
 
     def decided(self, request: Passage) -> tuple[Routing, Weights] | None:
         """Return what it computes in a call; None for what the model does."""
