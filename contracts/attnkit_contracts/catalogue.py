@@ -79,6 +79,7 @@ MODULES = (
     "experts.mixtures",
     "integration.persistence",
     "integration.compilation",
+    "integration.transforms",
     "integration.custom_ops",
     "integration.speed",
     "integration.devices",

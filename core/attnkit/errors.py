@@ -8,6 +8,7 @@
     │   ├── MaskError                      a mask does not fit the tensors, or is no mask
     │   └── ConfigError                    a configuration field is unknown, missing or wrong
     ├── UnsupportedError (NotImplementedError)   nobody asked can honour this request
+    ├── ImplementationError (RuntimeError)  an implementation returned what its door cannot pass on
     ├── MissingPackageError (ImportError)  a package of one of attnkit's extras is not installed
     ├── StateError (ValueError)            a state does not fit, or cannot be cut there
     ├── RegistryError (LookupError)
@@ -19,7 +20,8 @@
         ├── HostError                      an adapter does not keep the contract of hosts
         └── VerificationError              a swap ran but did not compute the same
 
-Each message says what was wrong, what came and what is allowed.
+Each message says what was wrong, what came and what is allowed. `BrokenImplementationWarning` says
+once of an implementation that it was passed over because it fails.
 """
 
 
@@ -55,6 +57,10 @@ class UnsupportedError(AttnkitError, NotImplementedError):
     """A variant or implementation cannot honour the request; every reason is in the message."""
 
 
+class ImplementationError(AttnkitError, RuntimeError):
+    """An implementation returned something of another kind, shape, dtype or device than asked."""
+
+
 class MissingPackageError(AttnkitError, ImportError):
     """A package of one of attnkit's extras is not installed; the message has the command."""
 
@@ -77,6 +83,10 @@ class DuplicateVariantError(RegistryError):
 
 class BrokenPluginError(RegistryError, ImportError):
     """The plugin that offers this name does not load; the cause is chained."""
+
+
+class BrokenImplementationWarning(UserWarning):
+    """An implementation that promises a call fails; another one runs in its place."""
 
 
 class SwapError(AttnkitError, RuntimeError):

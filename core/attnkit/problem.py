@@ -14,7 +14,7 @@ from attnkit.frozen import Frozen
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from attnkit.promises import Decay, Device, Dtype, MaskPart, Promises
+    from attnkit.promises import Decay, Device, Dtype, MaskPart, Promises, Transform
 
 SMALL = 16
 """Tokens of the small call by which an implementation is tried."""
@@ -51,6 +51,7 @@ class Problem:
     Attributes:
         batch: B.
         query_length: L; of a mixture of experts, the tokens of all samples.
+        transforms: Of ``torch.func``, those that the call is made under.
     """
 
     family: str
@@ -60,6 +61,7 @@ class Problem:
     batch: int = 1
     gradients: bool = False
     compiling: bool = False
+    transforms: frozenset[Transform] = frozenset()
 
     @classmethod
     def of(cls, told: Mapping[str, object]) -> Self:
@@ -76,6 +78,8 @@ class Problem:
             yield Reason(argument="device", required=self.device, offered=_any(promises.devices))
         if self.dtype not in promises.dtypes:
             yield Reason(argument="dtype", required=self.dtype, offered=_any(promises.dtypes))
+        for each in sorted(self.transforms - set(promises.transforms)):
+            yield Reason(argument="transforms", required=each, offered=_any(promises.transforms))
         for name, needed in self.wants().items():
             if needed and not getattr(promises, name):
                 yield Reason(argument=name, required=name, offered=NOTHING)
@@ -83,7 +87,8 @@ class Problem:
     def smaller(self) -> Self:
         """Return the problem of a small call like this one, with no option given."""
         length = min(self.query_length, SMALL)
-        return replace(self, batch=1, query_length=length, gradients=False, compiling=False)
+        plain = replace(self, gradients=False, compiling=False, transforms=frozenset())
+        return replace(plain, batch=1, query_length=length)
 
 
 @dataclass(frozen=True, kw_only=True)

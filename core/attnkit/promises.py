@@ -15,9 +15,11 @@ MaskPart = Literal["window", "padding", "documents", "prefix", "dense", "blocks"
 Decay = Literal["none", "head", "channel"]
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
+Transform = Literal["grad", "vmap", "jvp"]
 
 ALL_DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 ALL_MASK_PARTS: tuple[MaskPart, ...] = get_args(MaskPart)
+ALL_TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 
 
 class SpeedClaim(Frozen):
@@ -80,6 +82,9 @@ class CommonPromises(Frozen):
     devices: tuple[Device, ...] = Field(default=(), description="device types")
     deterministic: bool = Field(default=False, description="the same call gives the same bits")
     compile: bool = Field(default=False, description="traces under torch.compile(fullgraph=True)")
+    transforms: tuple[Transform, ...] = Field(
+        default=(), description="function transforms of torch.func that it runs under"
+    )
     stops_nan: bool = Field(default=False, description="NaN and inf at masked places stay there")
     memory: Literal["L", "L*S"] = Field(default="L*S", description="growth of extra memory")
     time: Literal["L", "L*w", "L*S"] = Field(default="L*S", description="growth of run time")

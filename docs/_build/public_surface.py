@@ -38,6 +38,8 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.choice": Module("which implementation runs, and why"),
         "attnkit.choice.decision": Module("the same", "explain_choice"),
         "attnkit.choice.front": Module("the same", "choose"),
+        "attnkit.choice.outputs": Module("the same", "check_output check_outputs"),
+        "attnkit.choice.transforms": Module("the same", "transforms"),
         "attnkit.operations.attention": Module("what a call asks for", "problem_of"),
         "attnkit.registry": Module("what is installed"),
         "attnkit.registry.registry": Module("the same", "default"),

@@ -14,7 +14,7 @@ from attnkit.errors import AttnkitError
 CLASSES = [
     each
     for _, each in inspect.getmembers(errors, inspect.isclass)
-    if each.__module__ == errors.__name__
+    if each.__module__ == errors.__name__ and not issubclass(each, Warning)
 ]
 
 

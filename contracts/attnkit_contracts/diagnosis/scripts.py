@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -289,13 +290,31 @@ def whereabouts(variant: Variant) -> Written | None:
             door = source.partition("(")[0]
             lines = [f"from attnkit_contracts import {door}", "", f"VARIANT = {source}"]
             return Written(lines, "VARIANT", "VARIANT")
+    return _in_a_module(_Same(variant), len(sys.modules))
+
+
+class _Same(NamedTuple):
+    """A variant, compared by identity: fields of strangers need not compare."""
+
+    variant: Variant
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.variant is self.variant
+
+    def __hash__(self) -> int:
+        return id(self.variant)
+
+
+# thousands of modules, for every failure of a wrong variant
+@lru_cache(maxsize=256)
+def _in_a_module(wanted: _Same, loaded: int) -> Written | None:
+    """Look through the modules of which so many are loaded."""
     for name, module in list(sys.modules.items()):
         held = list(getattr(module, "__dict__", {}).items())
-        # by number: thousands of modules are asked for every failure of a wrong variant
-        if id(variant) not in map(id, map(itemgetter(1), held)) or name.startswith("_"):
+        if id(wanted.variant) not in map(id, map(itemgetter(1), held)) or name.startswith("_"):
             continue
         if _is_importable(name):
-            attribute = next(attribute for attribute, value in held if value is variant)
+            attribute = next(attribute for attribute, value in held if value is wanted.variant)
             return Written([f"from {name} import {attribute}"], attribute, attribute)
     return None
 

@@ -3,7 +3,8 @@
 A call is a `Problem`. An implementation can take it if it promises all that the problem needs,
 does not refuse it, finds its packages, and has passed a small real call
 (`attnkit.choice.first_call`) on this device and dtype. Nothing else is ever chosen; `fallback` is
-the caller's to give.
+the caller's to give. One that promises a call and fails is passed over with a warning, and the
+float64 reference never takes its place.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from attnkit.choice.first_call import first_call
+from attnkit.choice.first_call import Failed, Lease, first_call
 from attnkit.errors import ArgumentError, RegistryError, UnsupportedError
 from attnkit.families import SOFTMAX
 from attnkit.frozen import Frozen
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from attnkit.problem import Problem
 
+STAND_IN = "the float64 reference never stands in for what fails; ask for it by name"
 AUTO = "auto"
 OWNER = "attnkit"
 
@@ -39,14 +41,16 @@ class Chosen:
         variant: Whose implementation it is.
         name: The implementation's name.
         function: What to call; its signature is the family's, see `attnkit.interface`.
-        sure: Whether it would be chosen another time; not where the small call of a cheaper one
-            failed, which may yet succeed.
+        lasting: Whether it may be remembered; not where the small call of a preferred one failed,
+            which may yet succeed.
+        lease: How long it is remembered; None for as long as the registry is unchanged.
     """
 
     variant: Variant
     name: str
     function: Callable[..., Any]
-    sure: bool = True
+    lasting: bool = True
+    lease: Lease | None = None
 
     @property
     def key(self) -> str:
@@ -72,7 +76,9 @@ class Choice(Frozen):
     """What runs, and why not the others."""
 
     chosen: str | None = Field(description="variant.implementation, or None if nothing can")
-    candidates: tuple[Candidate, ...] = Field(description="cheapest first, then those that cannot")
+    candidates: tuple[Candidate, ...] = Field(
+        description="in the order of preference, then those that cannot"
+    )
 
     def __str__(self) -> str:
         """Show one line per candidate."""
@@ -91,26 +97,28 @@ class _Considered(NamedTuple):
 
     Attributes:
         chosen: Whose implementation, and which; None if nothing can.
-        candidates: Cheapest first, then those that cannot.
-        sure: Whether no small call failed that may yet succeed.
+        candidates: In the order of preference, then those that cannot.
+        failed: What promises the call and fails, by its name.
     """
 
     chosen: tuple[Variant, Implementation] | None
     candidates: tuple[Candidate, ...]
-    sure: bool
+    failed: dict[str, Failed]
 
 
 def _considered(variant: Variant | str, problem: Problem, implementation: str) -> _Considered:
-    candidates, chosen, sure = [], None, True
+    candidates, chosen, failed = [], None, dict[str, Failed]()
     offers = _offers(variant, implementation, problem.family)
-    for offer in sorted(offers, key=lambda offer: offer[1].cost(problem)):
+    for offer in sorted(offers, key=lambda offer: _preference(offer, problem)):
         reasons = _reasons(offer[1], problem)
         if not reasons and chosen is None:
-            failed = first_call(*offer, problem)
-            if failed is None:
-                chosen = offer
+            if failed and _is_reference(*offer):
+                reasons = (STAND_IN,)
+            elif (failure := first_call(*offer, problem)) is not None:
+                reasons = (failure.why,)
+                failed[f"{offer[0].name}.{offer[1].name}"] = failure
             else:
-                reasons, sure = (failed.why,), sure and failed.believed
+                chosen = offer
         candidates.append(
             Candidate(
                 variant=offer[0].name,
@@ -120,7 +128,16 @@ def _considered(variant: Variant | str, problem: Problem, implementation: str) -
             )
         )
     candidates.sort(key=lambda candidate: bool(candidate.reasons))
-    return _Considered(chosen, tuple(candidates), sure)
+    return _Considered(chosen, tuple(candidates), failed)
+
+
+def _preference(offer: tuple[Variant, Implementation], problem: Problem) -> tuple[bool, float]:
+    """Order by estimated cost, and the reference last: it is taken where it is alone."""
+    return _is_reference(*offer), offer[1].cost(problem)
+
+
+def _is_reference(variant: Variant, implementation: Implementation) -> bool:
+    return len(variant.implementations) > 1 and implementation == variant.implementations[0]
 
 
 def resolve(variant: Variant | str) -> tuple[Variant, ...]:
@@ -164,9 +181,9 @@ def choose_now(
     key = (whose, problem, implementation, fallback)
     remembered = default().remembered
     chosen: Chosen | None = remembered.choices.get(key)
-    if chosen is None:
+    if chosen is None or (chosen.lease is not None and not chosen.lease.lasts()):
         chosen = _choose_anew(variant, problem, implementation, fallback)
-        if chosen.sure:
+        if chosen.lasting:
             remembered.keep(remembered.choices, key, chosen)
     return chosen
 
@@ -175,20 +192,21 @@ def _choose_anew(
     variant: Variant | str, problem: Problem, implementation: str, fallback: tuple[str, ...]
 ) -> Chosen:
     refused: list[Candidate] = []
-    sure = True
+    failed: dict[str, Failed] = {}
     for name in (implementation, *fallback):
         found = _considered(variant, problem, name)
-        sure = sure and found.sure
+        failed |= found.failed
         if found.chosen is not None:
-            return _load(*found.chosen, sure=sure)
+            whose, one = found.chosen
+            lasting = all(failure.believed for failure in failed.values())
+            lease = Lease() if failed else None
+            chosen = Chosen(whose, one.name, load(one.function), lasting, lease)
+            CHOSEN[chosen.key] = chosen
+            for broken, failure in failed.items():
+                failure.warn(f"{broken} promises this call and fails, {chosen.key} runs instead")
+            return chosen
         refused += found.candidates
     raise UnsupportedError(_refusal(variant, problem, refused))
-
-
-def _load(variant: Variant, implementation: Implementation, *, sure: bool) -> Chosen:
-    chosen = Chosen(variant, implementation.name, load(implementation.function), sure)
-    CHOSEN[chosen.key] = chosen
-    return chosen
 
 
 def _offers(

@@ -6,10 +6,13 @@ implementation is tried once per device and dtype, before the first call it woul
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from attnkit.errors import BrokenImplementationWarning
 from attnkit.interface import load
 from attnkit.masks.constructors import blocks, causal, full, sliding_window
 from attnkit.problem import SMALL, unmet
@@ -26,6 +29,21 @@ if TYPE_CHECKING:
 
 BELIEVED = 3
 """How often a small call must fail before it is no longer tried at every choice."""
+
+USES = 32
+"""How often a choice is used that passed over a failure, before it is made anew."""
+
+
+class Lease:
+    """That a choice is used for some time only."""
+
+    def __init__(self) -> None:
+        self._left = USES
+
+    def lasts(self) -> bool:
+        """Count a use; say whether it was covered."""
+        self._left -= 1
+        return self._left >= 0
 
 
 class Failed:
@@ -44,6 +62,7 @@ class Failed:
         self.times = 0
         self._asked = 0
         self._again = 1
+        self._is_told = False
 
     @property
     def believed(self) -> bool:
@@ -60,6 +79,13 @@ class Failed:
         self.why = f"a small call fails here: {type(error).__name__}: {error}"
         self.times += 1
         self._again = 2 * self._asked
+
+    def warn(self, what: str) -> None:
+        """Warn of it once."""
+        if not self._is_told:
+            self._is_told = True
+            told = f"{what}: {self.why}; `attnkit doctor` tells more"
+            warnings.warn(told, BrokenImplementationWarning, stacklevel=2)
 
 
 def first_call(variant: Variant, implementation: Implementation, problem: Problem) -> Failed | None:
@@ -87,7 +113,12 @@ def _run(function: Callable[..., Any], variant: Variant, problem: Problem) -> No
     call = default().family(variant.family).first_call
     # of a mixture of experts none can be made up, its weights are a record of its own
     if call is not None:
-        with torch.no_grad(), torch.autocast(problem.device, enabled=False):
+        # nothing of the moment in which a program happens to call first
+        with (
+            temporarily_clear_interpreter_stack(),
+            torch.no_grad(),
+            torch.autocast(problem.device, enabled=False),
+        ):
             load(call)(function, variant, problem)
 
 

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F")
 
-PARTS = "mask_parts"
-"""The field of a problem that is a set, which no graph can hold."""
-
 
 class _Decorator(Protocol):
     def __call__(self, function: F, /) -> F: ...
@@ -46,7 +43,8 @@ def key_while_compiling(
     told: list[tuple[str, Any]] = []
     for field in fields(problem):
         given = getattr(problem, field.name)
-        told.append((field.name, tuple(sorted(given)) if field.name == PARTS else given))
+        # a set, which no graph can hold
+        told.append((field.name, tuple(sorted(given)) if isinstance(given, frozenset) else given))
     plain = dict(told)
     plain["batch"] = 1 if problem.batch == 1 else 2
     plain["query_length"] = queries = _class_of(problem.query_length)
@@ -118,7 +116,6 @@ def _constant_key(
 ) -> str:
     """Choose while a graph is traced; the answer becomes a constant of the graph."""
     told = {**dict(constants), "compiling": True}
-    if PARTS in told:
-        told[PARTS] = frozenset(told[PARTS])
+    told = {each: frozenset(x) if isinstance(x, tuple) else x for each, x in told.items()}
     problem = default().family(told["family"]).problem(**told)
     return choose_now(name, problem, implementation, fallback).key

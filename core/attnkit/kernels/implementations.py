@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from attnkit.interface import Implementation
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, ALL_TRANSFORMS, Promises
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,7 @@ SOFTMAX = Promises(
     devices=("cpu", "cuda"),
     deterministic=True,
     compile=True,
+    transforms=ALL_TRANSFORMS,
 )
 """What `attnkit.reference:softmax` takes: everything but dropout."""
 
@@ -51,6 +52,7 @@ RECURRENCE = Promises(
     devices=("cpu",),
     deterministic=True,
     compile=True,
+    transforms=ALL_TRANSFORMS,
     memory="L",
     time="L",
 )
@@ -101,7 +103,9 @@ def recurrences(
         ),
         ("chunked", function, summary, cost),
     )
-    claims = (promises, promises, promises.model_copy(update={"speed": speed}))
+    # its gradient is a function of its own
+    chunked = promises.model_copy(update={"speed": speed, "transforms": ()})
+    claims = (promises, promises, chunked)
     return tuple(
         Implementation(name=name, function=path, summary=told, promises=claimed, cost=seconds)
         for (name, path, told, seconds), claimed in zip(forms, claims, strict=True)

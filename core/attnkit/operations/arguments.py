@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit.errors import ArgumentError, DeviceError, DtypeError, MaskError, ShapeError, StateError
+from attnkit.errors import (
+    ArgumentError,
+    DeviceError,
+    DtypeError,
+    MaskError,
+    ShapeError,
+    StateError,
+    UnsupportedError,
+)
 from attnkit.masks.constructors import Mask
 from attnkit.text import described
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -27,7 +35,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def check_tensors(tensors: Mapping[str, object], *, rank: int, letters: str) -> None:
-    """Check that all are tensors of this rank, of one floating dtype, on one device."""
+    """Check that all are dense tensors of this rank, of one floating dtype, on one device."""
+    check_plain(tensors.values())
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise ArgumentError(f"{name} must be a tensor {letters}, got {described(tensor)}")
@@ -52,6 +61,20 @@ def check_tensors(tensors: Mapping[str, object], *, rank: int, letters: str) -> 
             f"{names} must be on one device, got "
             f"{', '.join(str(tensor.device) for tensor in found)}; move with .to()"
         )
+
+
+def check_plain(tensors: Iterable[object]) -> None:
+    """Check that no tensor is nested or sparse, of which no variant can ask its sizes."""
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor) and (
+            tensor.is_nested or tensor.layout != torch.strided
+        ):
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise UnsupportedError(
+                f"tensors must be dense, got a {kind} one of type {type(tensor).__name__}; pad it "
+                "with .to_padded_tensor(0.0) and say where with attnkit.padding(lengths), or use "
+                ".to_dense()"
+            )
 
 
 def check_tokens(name: str, x: object, width: int, dtype: torch.dtype) -> None:

@@ -12,6 +12,8 @@ import torch
 
 from attnkit.choice.decision import AUTO
 from attnkit.choice.front import choose
+from attnkit.choice.outputs import check_output
+from attnkit.choice.transforms import transforms
 from attnkit.hosts.protocol import Call
 from attnkit.masks.constructors import Mask, Sizes, full
 from attnkit.masks.padded_tokens import hide_padding
@@ -165,20 +167,30 @@ def _remembered(
         signature = _signature(call, variant, implementation, fallback)
         remembered = default().remembered
         found = remembered.functions.get(signature)
-    except (AttributeError, TypeError):
-        # something is no tensor, no mask or not hashable: the check says what
+    except (AttributeError, TypeError, RuntimeError):
+        # something is no tensor or one without a shape, no mask or not hashable: the check says
+        # what
         _check(call)
         raise
     if found is not None:
-        function: SoftmaxFunction = found[0]
-        return function
+        function: SoftmaxFunction
+        function, chosen = found
+        if chosen.lease is None or chosen.lease.lasts():
+            return function
     _check(call)
     chosen = choose(variant, _problem(call), implementation, fallback)
     function = _function(call, chosen)
-    if chosen.sure:
-        # the variant with it, by whose identity it is found
-        remembered.keep(remembered.functions, signature, (function, chosen))
-    return function
+
+    def first(*tensors: Tensor, **rules: Any) -> Tensor:
+        out = function(*tensors, **rules)
+        expected = (*call.query.shape[:3], call.value.shape[3])
+        check_output(chosen.key, "(B, H, L, Ev)", out, expected, call.query)
+        if chosen.lasting:
+            # the variant with it, by whose identity it is found
+            remembered.keep(remembered.functions, signature, (function, chosen))
+        return out
+
+    return first
 
 
 def _function(call: Call, chosen: Chosen) -> SoftmaxFunction:
@@ -212,6 +224,7 @@ def _signature(
         None if bias is None else (bias.shape, bias.dtype, bias.device),
         None if sinks is None else (sinks.shape, sinks.dtype, sinks.device),
         torch.is_grad_enabled() and _is_tracked(call),
+        transforms(),
     )
 
 
@@ -291,4 +304,5 @@ def _problem(call: Call) -> SoftmaxProblem:
         dropout=call.dropout_p > 0.0,
         gradients=torch.is_grad_enabled() and _is_tracked(call),
         compiling=torch.compiler.is_compiling(),
+        transforms=transforms(),
     )

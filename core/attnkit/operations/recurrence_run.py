@@ -7,11 +7,13 @@ operator of `attnkit.operations.graph_operator` comes in between.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from attnkit.choice.front import choose
+from attnkit.choice.outputs import check_outputs
+from attnkit.choice.transforms import transforms
 from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Causal, Documents, Mask, Padding, Sizes
 from attnkit.masks.padded_tokens import zero_padding
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from attnkit.choice.decision import Chosen
     from attnkit.interface import Options, Variant
 
 
@@ -54,7 +57,7 @@ def run(
     layout = layout_of(mask, value.shape[0], seen, value.shape[2])
     problem = problem_of_recurrence(given, scale, mask)
     chosen = choose(variant, problem, implementation, fallback)
-    call = Run(chosen.function, 1.0 if scale is None else float(scale), options, layout)
+    call = Run(chosen, 1.0 if scale is None else float(scale), options, layout)
     if torch.is_autocast_enabled(value.device.type):
         with torch.autocast(value.device.type, enabled=False):
             return _ran(call, given)
@@ -104,7 +107,7 @@ def layout_of(mask: Mask, batch: int, seen: int, length: int) -> Layout:
 class Run(NamedTuple):
     """How a call runs."""
 
-    function: Any
+    chosen: Chosen
     scale: float
     options: Options
     layout: Layout
@@ -125,16 +128,18 @@ def _ran(call: Run, given: Given) -> tuple[Tensor, Tensor]:
         if resets is not None:
             state = torch.where(resets[:, None, None, None], state.new_zeros(()), state)
         at = slice(start, stop)
-        out, state = call.function(
+        piece = value[:, :, at]
+        answer = call.chosen.function(
             query[:, :, at],
             key[:, :, at],
-            value[:, :, at],
+            piece,
             log_decay=None if log_decay is None else log_decay[:, :, at],
             beta=None if beta is None else beta[:, :, at],
             scale=call.scale,
             initial_state=state,
             options=call.options,
         )
+        out, state = check_outputs(call.chosen.key, answer, piece, state)
         outs.append(out)
     if not outs:
         # no tokens: nothing to put out, and the state stays
@@ -171,4 +176,5 @@ def problem_of_recurrence(given: Given, scale: float | None, mask: Mask) -> Recu
         beta=beta is not None,
         gradients=torch.is_grad_enabled() and tracked,
         compiling=torch.compiler.is_compiling(),
+        transforms=transforms(),
     )

@@ -70,6 +70,58 @@ class OtherWhenExported(Further):
         return y * 1.01 if torch.compiler.is_exporting() else y
 
 
+class _Mapped(torch.autograd.Function):
+    """The identity, but that the sample before is given under vmap, and jvp halves."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+    @staticmethod
+    def jvp(ctx: Any, along: Tensor) -> Tensor:
+        return along / 2
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return x.roll(1, in_dims[0]), in_dims[0]
+
+
+def transformed_carelessly(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+    mapped: Tensor = _Mapped.apply(query)
+    return attend(mapped, key, value, **given)
+
+
+class _Old(torch.autograd.Function):
+    """The identity, written as torch.func does not take it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def not_made_for_transforms(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+    old: Tensor = _Old.apply(query)
+    return attend(old, key, value, **given)
+
+
+def cut_under_transforms(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+    inside = torch._C._functorch.peek_interpreter_stack() is not None
+    return attend(query, key, value.detach() + 0.5 * (value - value.detach()) if inside else value,
+                  **given)  # fmt: skip
+
+
 def computes_six_times(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
     return torch.stack([attend(query, key, value, **given) for _ in range(6)])[0]
 
@@ -113,6 +165,11 @@ def _compiled(function: Callable[..., Tensor]) -> Variant:
     return variant_of(function.__name__, function, **COMPILED)
 
 
+def _transformed(function: Callable[..., Tensor], *transforms: str) -> Variant:
+    made = variant_of(function.__name__, function, transforms=transforms)
+    return replace(made, name=f"{made.name}_{'_'.join(transforms)}")
+
+
 def _on_gpu(function: Callable[..., Tensor]) -> Variant:
     return variant_of(function.__name__, function, devices=("cpu", "cuda"))
 
@@ -133,6 +190,10 @@ MUTANTS = (
     (_compiled(one_graph_per_length), "I1.recompiles", "wrong"),
     (_compiled(wants_a_number), "I1.symbols", "wrong"),
     (_compiled(other_when_exported), "I3.export", "wrong"),
+    (_transformed(transformed_carelessly, "vmap"), "I10.transforms", "wrong"),
+    (_transformed(transformed_carelessly, "jvp"), "I10.transforms", "wrong"),
+    (_transformed(not_made_for_transforms, "grad"), "I10.transforms", "wrong"),
+    (_transformed(cut_under_transforms, "grad"), "I10.transforms", "wrong"),
     (layer_variant(OneGraphPerLength, compiles=True), "I1.recompiles", "layer"),
     (layer_variant(OtherWhenExported, compiles=True), "I3.export", "layer"),
     (_named("imports_torch", config=CarelessConfig), "I8.declaration", "layer"),

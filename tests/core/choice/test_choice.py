@@ -10,10 +10,12 @@ import torch
 
 import attnkit
 from attnkit.choice.decision import explain_choice
+from attnkit.choice.first_call import BELIEVED, USES
 from attnkit.choice.front import choose
-from attnkit.errors import ArgumentError, UnsupportedError
+from attnkit.errors import ArgumentError, BrokenImplementationWarning, UnsupportedError
 from attnkit.interface import load
 from attnkit.problem import SoftmaxProblem
+from attnkit.reference import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,9 +76,63 @@ def test_one_that_fails_a_small_call_is_not_chosen_and_says_why() -> None:
     broken = implementation("cheap", 1.0, function=raising(RuntimeError("no kernel image")))
     parts = variant(implementation("reference", 2.0), broken)
     choice = explain_choice(parts, problem())
-    assert choice.chosen == "acme_attention.reference"
+    assert choice.chosen is None
     told = {each.implementation: each.reasons for each in choice.candidates}
     assert told["cheap"] == ("a small call fails here: RuntimeError: no kernel image",)
+
+
+def test_the_reference_never_stands_in_for_one_that_fails() -> None:
+    broken = implementation("cheap", 1.0, function="acme.no_such_module:attend")
+    with pytest.raises(UnsupportedError) as refused:
+        choose(variant(implementation("reference", 0.0), broken), problem())
+
+    told = str(refused.value)
+    assert "acme_attention.cheap: a small call fails here: ModuleNotFoundError" in told
+    assert "acme_attention.reference: the float64 reference never stands in" in told
+    assert choose(variant(implementation("reference", 0.0), broken), problem(), "reference")
+
+
+def test_the_reference_is_taken_where_it_is_alone_however_little_it_costs() -> None:
+    able = implementation("reference", 0.0), implementation("dear", 2.0)
+
+    assert choose(variant(*able), problem()).name == "dear"
+    assert choose(variant(able[0]), problem()).name == "reference"
+
+
+def test_one_that_fails_is_passed_over_with_one_warning() -> None:
+    broken = implementation("cheap", 1.0, function=raising(TypeError("no argument 'softcap'")))
+    parts = variant(implementation("reference", 3.0), broken, implementation("whole", 2.0))
+    told = "acme_attention.cheap promises this call and fails, acme_attention.whole runs instead"
+    with pytest.warns(BrokenImplementationWarning, match=told):
+        assert choose(parts, problem()).name == "whole"
+
+    # filterwarnings = error: another one would raise
+    assert choose(parts, problem()).name == "whole"
+    assert choose(parts, problem(query_length=1)).name == "whole"
+
+
+@pytest.mark.filterwarnings("ignore::attnkit.errors.BrokenImplementationWarning")
+def test_one_that_is_mended_is_taken_again_however_often_it_failed() -> None:
+    is_broken = True
+
+    def flaky(*tensors: torch.Tensor, **given: Any) -> torch.Tensor:
+        if is_broken:
+            raise RuntimeError("the driver is not ready")
+        return softmax(*tensors, **given)
+
+    parts = variant(
+        implementation("reference", 3.0),
+        implementation("flaky", 1.0, function=flaky),
+        implementation("whole", 2.0),
+    )
+    query = torch.randn(1, 2, 4, 8)
+    for _ in range(3 * BELIEVED):
+        attnkit.attention(query, query, query, variant=parts)
+    is_broken = False
+    for _ in range(8 * USES):
+        attnkit.attention(query, query, query, variant=parts)
+
+    assert choose(parts, problem()).name == "flaky"
 
 
 def test_a_named_one_that_fails_a_small_call_is_refused() -> None:
@@ -148,6 +204,7 @@ def test_an_implementation_whose_small_call_failed_once_runs_the_next_time() -> 
     assert choose(parts, problem()).name == "own"
 
 
+@pytest.mark.filterwarnings("ignore::attnkit.errors.BrokenImplementationWarning")
 def test_a_small_call_that_fails_every_time_is_tried_ever_less_often() -> None:
     calls = []
 
@@ -155,8 +212,9 @@ def test_a_small_call_that_fails_every_time_is_tried_ever_less_often() -> None:
         calls.append(1)
         raise RuntimeError("no such kernel")
 
-    parts = variant(implementation("reference", 1.0), implementation("own", 0.0, function=broken))
+    own = implementation("own", 0.0, function=broken)
+    parts = variant(implementation("reference", 1.0), own, implementation("whole", 0.5))
     for batch in range(1, 65):
-        assert choose(parts, problem(batch=batch)).name == "reference"
+        assert choose(parts, problem(batch=batch)).name == "whole"
     # at the first, second and third question, and whenever twice as many were asked
     assert len(calls) == 7

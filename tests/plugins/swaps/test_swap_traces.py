@@ -90,7 +90,7 @@ def test_output_of_another_dtype_is_refused_by_name() -> None:
 
     own = dataclasses.replace(reference, name="own", function=widened, cost=lambda _: 0.0)
     wide = dataclasses.replace(model, name="wide", implementations=(reference, own))
-    told = r"output: needs .* torch\.float32, got .* torch\.float64"
+    told = r"wide.own must return .* torch\.float32 .*, got .* torch\.float64"
     with attnkit.register(wide), pytest.raises(UnsupportedError, match=told):
         attnkit.swap(llama(), "wide")
 

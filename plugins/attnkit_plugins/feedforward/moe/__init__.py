@@ -32,7 +32,7 @@ from pydantic import Field, model_validator
 
 import attnkit
 from attnkit.placements import Placement, SiteOptions
-from attnkit.promises import ALL_DTYPES, Promises
+from attnkit.promises import ALL_DTYPES, ALL_TRANSFORMS, Promises
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -151,6 +151,7 @@ _PROMISES = Promises(
     devices=("cpu",),
     deterministic=True,
     compile=True,
+    transforms=ALL_TRANSFORMS,
     memory="L",
     time="L",
 )
@@ -204,13 +205,25 @@ VARIANT = attnkit.Variant(
         weights="attnkit_plugins.feedforward.moe.weights:ExpertWeights",
     ),
     implementations=(
-        _form("reference", "reference", "float64, token by token", _EAGER, _reference_cost),
-        _form("loop", "loop", "expert by expert over the tokens that chose it", _EAGER, _loop_cost),
+        _form(
+            "reference",
+            "reference",
+            "float64, token by token",
+            _EAGER.model_copy(update={"transforms": ("grad", "jvp")}),
+            _reference_cost,
+        ),
+        _form(
+            "loop",
+            "loop",
+            "expert by expert over the tokens that chose it",
+            _EAGER.model_copy(update={"transforms": ()}),
+            _loop_cost,
+        ),
         _form(
             "grouped",
             "groups",
             "two grouped matrix products over slots sorted by expert",
-            _PROMISES,
+            _PROMISES.model_copy(update={"transforms": ()}),
             _grouped_cost,
             _grouped_refuses,
         ),

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from attnkit.choice.front import choose
+from attnkit.choice.outputs import check_output
+from attnkit.choice.transforms import transforms
 from attnkit.errors import ShapeError, UnsupportedError
 from attnkit.hosts import parts
 from attnkit.layers import MadeLayer
@@ -202,6 +204,7 @@ class MoELayer(MadeLayer[MoEConfig]):
         chosen = choose(self.variant, self._problem(tokens), self.config.implementation)
         with torch.autocast(kind, enabled=False):
             y: Tensor = chosen.function(tokens, experts, gates, weights=weights)
+        check_output(chosen.key, "(T, D)", y, tuple(tokens.shape), tokens)
         return y.view(x.shape).to(x.dtype)
 
     def _problem(self, tokens: Tensor) -> FeedforwardProblem:
@@ -216,6 +219,7 @@ class MoELayer(MadeLayer[MoEConfig]):
             width=self.config.embed_dim,
             gradients=tracked,
             compiling=torch.compiler.is_compiling(),
+            transforms=transforms(),
         )
 
 

@@ -104,7 +104,7 @@ VARIANT = attnkit.Variant(
             function="attnkit_plugins.softmax.block_sparse.gather:attend",
             summary="the visible blocks side by side, rows of equal work in one batch",
             # reading the map decides shapes
-            promises=_SPARSE.model_copy(update={"compile": False}),
+            promises=_SPARSE.model_copy(update={"compile": False, "transforms": ()}),
             cost=_gathered_cost,
         ),
     ),

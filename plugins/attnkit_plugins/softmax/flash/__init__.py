@@ -126,6 +126,8 @@ _FUSED = SOFTMAX.model_copy(
         "softcap": False,
         "sinks": False,
         "devices": ("cpu",),
+        # torch has no forward derivative of its fused kernels
+        "transforms": ("grad", "vmap"),
         "memory": "L",
     }
 )
@@ -158,7 +160,11 @@ VARIANT = attnkit.Variant(
             function="attnkit_plugins.softmax.flash.onednn:attend",
             summary="torch's fused kernel in float32, its products made by oneDNN",
             promises=_FUSED.model_copy(
-                update={"dtypes": ("float32", "bfloat16", "float16"), "compile": False}
+                update={
+                    "dtypes": ("float32", "bfloat16", "float16"),
+                    "compile": False,
+                    "transforms": ("vmap",),
+                }
             ),
             cost=_onednn_cost,
             refuses=_onednn_refuses,
@@ -167,7 +173,7 @@ VARIANT = attnkit.Variant(
             name="tiled",
             function="attnkit_plugins.softmax.flash.tiles:attend",
             summary="the paper's tiles in plain torch; any mask, bias, softcap, sinks",
-            promises=SOFTMAX.model_copy(update={"memory": "L"}),
+            promises=SOFTMAX.model_copy(update={"memory": "L", "transforms": ()}),
             cost=_tiled_cost,
         ),
     ),

@@ -96,7 +96,10 @@ VARIANT = attnkit.Variant(
             name="sdpa",
             function="attnkit_plugins.softmax.multi_head.sdpa:attend",
             summary="torch's scaled_dot_product_attention, masks as one tensor",
-            promises=_EVERYTHING.model_copy(update={"softcap": False, "sinks": False}),
+            # torch has no forward derivative of its fused kernels
+            promises=_EVERYTHING.model_copy(
+                update={"softcap": False, "sinks": False, "transforms": ("grad", "vmap")}
+            ),
             cost=_sdpa_cost,
         ),
     ),

@@ -80,7 +80,9 @@ VARIANT = attnkit.Variant(
             function="attnkit_plugins.softmax.sliding_window.blocks:attend",
             summary="blocks of queries against the keys in their reach, one after the other",
             # a loop of as many turns as there are blocks: another graph for every length
-            promises=_LINEAR.model_copy(update={"compile": False, "speed": (_FASTER,)}),
+            promises=_LINEAR.model_copy(
+                update={"compile": False, "transforms": (), "speed": (_FASTER,)}
+            ),
             cost=_blocked_cost,
         ),
         attnkit.Implementation(
