@@ -187,7 +187,7 @@ def error_classes() -> Iterator[str]:
             _headline(cls),
         )
         for cls in vars(errors).values()
-        if inspect.isclass(cls) and issubclass(cls, errors.AttnkitError)
+        if inspect.isclass(cls) and issubclass(cls, errors.AttnkitError | Warning)
     )
     yield from _table(("error", "is also", "means"), rows)
 
