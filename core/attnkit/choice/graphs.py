@@ -115,7 +115,7 @@ def _constant_key(
     constants: tuple[tuple[str, Any], ...],
 ) -> str:
     """Choose while a graph is traced; the answer becomes a constant of the graph."""
-    told = {**dict(constants), "compiling": True}
-    told = {each: frozenset(x) if isinstance(x, tuple) else x for each, x in told.items()}
+    told: dict[str, Any] = {**dict(constants), "compiling": True}
+    told |= {name: frozenset(given) for name, given in constants if isinstance(given, tuple)}
     problem = default().family(told["family"]).problem(**told)
     return choose_now(name, problem, implementation, fallback).key

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch._C._functorch as _functorch
 from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from attnkit.promises import Transform
 
 # torch tells of its transforms nowhere else
-_peek = torch._C._functorch.peek_interpreter_stack
-_stack = torch._C._functorch.get_interpreter_stack
+_peek = _functorch.peek_interpreter_stack
+_stack = _functorch.get_interpreter_stack
 
 _NONE: frozenset[Transform] = frozenset()
 _NAMES: dict[str, Transform] = {"Grad": "grad", "Vmap": "vmap", "Jvp": "jvp"}

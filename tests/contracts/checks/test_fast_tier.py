@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-# in float32, all implementations, auto and the layer; measured when each of them took 2.0 to 2.4 s
-# of one core, and up to a sixth more. 3 s are the most that a variant may take in a dtype
-OPERATIONS = {"gated_linear": 460_000, "flash": 222_000, "moe": 320_000}
+# in float32, every third instance of all implementations, auto and the layer; measured when all
+# instances of a variant took 2.0 to 2.4 s of one core, and a tenth more. 3 s are the most that a
+# variant may take in a dtype
+OPERATIONS = {"gated_linear": 200_000, "flash": 86_000, "moe": 99_000}
 
 
 class Counter(TorchDispatchMode):
@@ -37,7 +38,8 @@ class Counter(TorchDispatchMode):
 
 @pytest.mark.parametrize("variant", OPERATIONS)
 def test_a_variant_is_checked_with_few_operations(variant: str) -> None:
-    instances = attnkit_contracts.plan(variant, dtypes=["float32"])
+    # counting takes longer than what is counted
+    instances = attnkit_contracts.plan(variant, dtypes=["float32"])[::3]
     with Counter() as counter:
         records = [each.run(explain=False) for each in instances]
 

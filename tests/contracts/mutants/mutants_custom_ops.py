@@ -82,7 +82,7 @@ def _ending_in(operation: Callable[[Tensor], Tensor], name: str, **promised: Any
     def function(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
         return operation(attend(query, key, value, **given))
 
-    return variant_of(name, function, **promised)
+    return variant_of(name, function, transforms=(), **promised)
 
 
 def _wrong(name: str, *given: Any, **registered: Any) -> Variant:
