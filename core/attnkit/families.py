@@ -7,6 +7,7 @@ torch is named as ``"package.module:attribute"``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,6 @@ from attnkit.promises import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from attnkit.sites import Kind
 
 

@@ -10,6 +10,7 @@ Imports no torch: a variant's declaration imports it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,6 @@ from pydantic import Field
 from attnkit.frozen import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from attnkit.promises import Decay, Relation
     from attnkit.sites import Site
 

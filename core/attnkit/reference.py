@@ -9,14 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from attnkit.masks.constructors import Sizes
+from attnkit.masks.constructors import Mask, Sizes
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from attnkit.interface import Options
-    from attnkit.masks.constructors import Mask
 
 
 def softmax(

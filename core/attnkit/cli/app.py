@@ -7,6 +7,7 @@ command: 0 all is well, 1 something was found, 2 the command was wrong.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -15,14 +16,11 @@ import typer
 from attnkit.cli import models as model_commands
 from attnkit.cli.terminal import FOUND, AsJson, fail, say, show_table
 from attnkit.errors import AttnkitError, RegistryError
-from attnkit.families import SOFTMAX
+from attnkit.families import SOFTMAX, Family
 from attnkit.promises import ALL_MASK_PARTS, Decay
 from attnkit.registry.registry import default
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from attnkit.families import Family
     from attnkit.interface import Variant
     from attnkit.registry.variant_table import VariantRow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -16,8 +17,6 @@ from attnkit.registry.registry import default
 from attnkit.versions import version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from attnkit.interface import Implementation, Variant
 
 PACKAGES = ("attnkit", "torch", "triton", "pydantic", "pluggy", "pytest", "transformers")

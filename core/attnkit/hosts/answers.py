@@ -8,22 +8,20 @@ plugin offers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from attnkit.errors import HostError
-from attnkit.hosts.protocol import Attachment, FeedforwardHost, Host, Opener, Prober
+from attnkit.hosts.protocol import Attachment, FeedforwardHost, Host, Mixer, Opener, Probe, Prober
 from attnkit.sites import ROOT, Site
 from attnkit.text import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor, nn
 
     from attnkit.hosts.parts import Weights
-    from attnkit.hosts.protocol import Mixer, Probe
 
 _MAY = (Opener, Prober, FeedforwardHost)
 

@@ -6,19 +6,13 @@ takes more than one sample; the others need to know where tokens and masks are i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from attnkit.hosts.outputs import numbers
-from attnkit.hosts.protocol import Pair, Probe
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import Tensor
-
-    from attnkit.hosts.protocol import Inputs, Rows
+from attnkit.hosts.protocol import Inputs, Pair, Probe, Rows
 
 
 def neighbours(sample: Inputs, *, axis: int = 0, flat: Tensor | None = None) -> tuple[Probe, ...]:

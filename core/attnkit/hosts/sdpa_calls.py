@@ -8,11 +8,13 @@ these calls, and no others, to the mixer of its mount.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -22,10 +24,6 @@ from attnkit.masks.constructors import Sizes, causal, dense, full
 from attnkit.masks.reader import read_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import Tensor
-
     from attnkit.hosts.mounts import Mount
 
 NAME = "scaled_dot_product_attention"

@@ -15,16 +15,16 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
-    from torch import Tensor
 
 Inputs = TypeVarTuple("Inputs")
 Outputs = TypeVar("Outputs")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from attnkit.interface import LayerConfig
-
-if TYPE_CHECKING:
-    from attnkit.interface import Variant
+from attnkit.interface import LayerConfig, Variant
 
 Config = TypeVar("Config", bound=LayerConfig)
 

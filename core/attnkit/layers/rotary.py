@@ -8,12 +8,8 @@ Source: Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 
 def rotate(x: Tensor, *, first: int, base: float) -> Tensor:

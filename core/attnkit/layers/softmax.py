@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnkit.errors import ArgumentError, ShapeError, UnsupportedError
-from attnkit.layers.construction import MadeLayer
+from attnkit.layers.construction import MadeLayer, New
 from attnkit.layers.heads import split_heads
 from attnkit.layers.rotary import rotate
 from attnkit.layers.softmax_config import SoftmaxConfig
@@ -19,10 +19,6 @@ from attnkit.operations.attention import attention
 from attnkit.state import KVCache, Stateless, WindowCache
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.layers.construction import New
-
     SoftmaxState = KVCache | WindowCache | Stateless
 
 

@@ -6,6 +6,7 @@ Inside a graph of ``torch.compile`` such an operator is one node, whatever it do
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from attnkit.errors import MaskError
@@ -13,8 +14,6 @@ from attnkit.masks.algebra import CAUSAL, FULL, And, Causal, Full, Mask, Or, Sli
 from attnkit.masks.tensors import Blocks, Dense, Documents, Padding, PrefixLM, Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from torch import Tensor
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import (
@@ -25,11 +26,6 @@ from attnkit.masks.constructors import (
     padding,
     sliding_window,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
 
 
 def lift(seen: Tensor, sizes: Sizes, window: int | None = None) -> Mask:

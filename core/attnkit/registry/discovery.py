@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING
 
 from attnkit.hookspecs import EXTENSION_GROUP, VARIANT_GROUP
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SESSION = "this session"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Callable, Iterator
+from typing import get_args
 
 from attnkit.families import BUILT_IN, Family
 from attnkit.interface import Implementation, LayerConfig, Options, Variant
@@ -11,9 +12,6 @@ from attnkit.problem import Problem
 from attnkit.promises import CommonPromises, Promises, Relation
 from attnkit.sites import Kind
 from attnkit.text import kind_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 def complaint(variant: object, family_of: Callable[[str], Family | None]) -> str | None:

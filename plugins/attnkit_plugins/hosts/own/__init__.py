@@ -12,13 +12,12 @@ function.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attnkit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from torch import Tensor, nn
 
     from attnkit.hosts.protocol import Attachment, Host, Mixer, Probe

@@ -12,13 +12,12 @@ Here is the declaration, which imports neither torch nor timm. `sites` has all t
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attnkit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from torch import Tensor, nn
 
     from attnkit.hosts.protocol import Attachment, Host, Mixer

@@ -6,12 +6,11 @@ and under `MARK` the `Binding` that the function of that name asks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from attnkit.hosts.protocol import Mixer

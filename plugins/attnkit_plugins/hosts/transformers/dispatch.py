@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from attnkit.errors import ShapeError, SwapError, UnsupportedError
 from attnkit.hosts.mounts import submodule
-from attnkit.hosts.protocol import Call
+from attnkit.hosts.protocol import Call, Mixer
 from attnkit.masks.constructors import causal, full, sliding_window
 from attnkit_plugins.hosts.transformers.bond import MARK, Bound, bind, own_config
 from attnkit_plugins.hosts.transformers.interface import own_function
 from attnkit_plugins.hosts.transformers.masks import Reading, read
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from attnkit.hosts.protocol import Mixer
 
 KEY = "attnkit"
 

@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from attnkit.errors import SwapError
 from attnkit.hosts.mounts import original, submodule
 from attnkit.hosts.parts import Routing, Weights
-from attnkit.hosts.protocol import LayerMixer
+from attnkit.hosts.protocol import Attachment, LayerMixer, Mixer
 from attnkit.sites import ROOT
 from attnkit_plugins.hosts.transformers.bond import MARK, bind, own_config
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.hosts.protocol import Attachment, Mixer
 
 KEY = "attnkit"
 

@@ -7,20 +7,17 @@ logit survives: the lowest of its dtype, or -inf; other numbers are a bias.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple
 from weakref import ref
 
 import torch
+from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Mask, Sizes, dense, full, sliding_window
 from attnkit.masks.recognition import lift
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping, Sequence
-
-    from torch import Tensor
 
 
 class Reading(NamedTuple):

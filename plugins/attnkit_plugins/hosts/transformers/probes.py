@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from attnkit.hosts.leak_probes import by_shape, everything, exchanged, neighbours, second_half
-from attnkit.hosts.protocol import Pair, Probe
+from attnkit.hosts.protocol import Inputs, Pair, Probe, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import Tensor, nn
-
-    from attnkit.hosts.protocol import Inputs, Rows
     from attnkit.swaps.api import Site
 
 _TOKENS = ("input_ids", "inputs_embeds")

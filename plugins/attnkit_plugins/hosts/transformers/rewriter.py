@@ -12,12 +12,11 @@ swapped model are compared with those of the model as it was.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from attnkit.hosts.protocol import Attachment

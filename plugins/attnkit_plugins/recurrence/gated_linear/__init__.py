@@ -20,11 +20,10 @@ import attnkit
 from attnkit.kernels.implementations import RECURRENCE, ChunkSize, chunked_cost, recurrences
 from attnkit.layers import HeadsConfig, check_multiple
 from attnkit.placements import Placement, SiteOptions
-from attnkit.promises import SpeedClaim
+from attnkit.promises import Decay, SpeedClaim
 
 if TYPE_CHECKING:
     from attnkit.problem import RecurrenceProblem
-    from attnkit.promises import Decay
 
 
 class GatedLinearOptions(attnkit.Options):

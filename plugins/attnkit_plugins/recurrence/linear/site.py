@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from attnkit.hosts.parts import Inputs
-from attnkit_plugins.recurrence.linear import LinearOptions
+from attnkit_plugins.recurrence.linear import LinearOptions, LinearSiteOptions
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from attnkit.sites import Site
-    from attnkit_plugins.recurrence.linear import LinearSiteOptions
 
 
 class LinearSite(nn.Module):

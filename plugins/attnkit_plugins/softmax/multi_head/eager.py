@@ -6,19 +6,15 @@ no key is repeated; for one query this is the fastest form there is on a CPU.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
+from torch import Tensor
 
-from attnkit.masks import Sizes
+from attnkit.masks import Mask, Sizes
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
-    from torch import Tensor
-
     from attnkit.interface import SoftmaxRules
-    from attnkit.masks import Mask
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
 import torch
+from torch import Tensor
 
 import attnkit
 from attnkit.errors import UnsupportedError
-from attnkit.layers import MadeLayer
-from attnkit.masks import Sizes, causal, full, hide_padding, real_tokens, zero_padding
+from attnkit.layers import MadeLayer, New
+from attnkit.masks import Mask, Sizes, causal, full, hide_padding, real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.state import KVCache
 from attnkit_plugins.softmax.self_attention import SelfAttentionConfig
 from attnkit_plugins.softmax.self_attention.plain import weigh
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.layers import New
-    from attnkit.masks import Mask
 
 
 class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):

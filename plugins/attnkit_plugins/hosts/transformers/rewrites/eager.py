@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 _SETTINGS: dict[str, Any] = {"attn_implementation": "eager"}
 EAGER: Any = PreTrainedConfig(**_SETTINGS)
