@@ -114,18 +114,10 @@ def attend(
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor | None,
-        sinks: Tensor | None,
-        rules: Rules,
-    ) -> Tensor:
-        out, logsumexp = forward(query, key, value, bias, sinks, rules)
-        ctx.save_for_backward(query, key, value, bias, sinks, out, logsumexp)
-        ctx.rules = rules
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        out, logsumexp = forward(*given)
+        *tensors, ctx.rules = given
+        ctx.save_for_backward(*tensors, out, logsumexp)
         return out
 
     @staticmethod

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 # widths 16 to 128; most within 30 %. What oneDNN gains depends on the processor: it is measured.
 
 
-class FlashConfig(SoftmaxConfig):
-    """Configuration of the FlashAttention layer."""
-
-
 def _reference_cost(problem: SoftmaxProblem) -> float:
     return costs.reference(problem) + (30e-6 if problem.mask_parts else 0.0)
 
@@ -141,7 +137,7 @@ VARIANT = attnkit.Variant(
     promises=SOFTMAX.model_copy(
         update={"memory": "L", "state": True, "reorder": True, "truncate": True}
     ),
-    config=FlashConfig,
+    config=SoftmaxConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
     implementations=(
         reference_softmax(SOFTMAX, _reference_cost),

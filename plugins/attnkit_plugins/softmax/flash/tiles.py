@@ -58,19 +58,9 @@ _NOT_TENSORS = "str words, SymInt[] numbers, Tensor[] mask, float scale, float? 
         f"{_NOT_TENSORS}) -> (Tensor, Tensor)"
     ),
 )
-def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    words: str,
-    numbers: list[int],
-    mask: list[Tensor],
-    scale: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
-    rules = _rules(decode(words, numbers, mask), scale, softcap)
+def _forward(query: Tensor, key: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    value, bias, sinks, *code, scale, softcap = given
+    rules = _rules(decode(*code), scale, softcap)
     # what tensors hold was not known while the graph was traced
     batch, heads, length, _ = query.shape
     rules.mask.check(Sizes(batch, heads, length, key.shape[2]))
@@ -87,27 +77,12 @@ def _forward(
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 )
-def _backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    out: Tensor,
-    logsumexp: Tensor,
-    words: str,
-    numbers: list[int],
-    mask: list[Tensor],
-    scale: float,
-    softcap: float | None,
-    bias_too: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward(grad_out: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *kept, words, numbers, mask, scale, softcap, bias_too = given
     rules = _rules(decode(words, numbers, mask), scale, softcap)
-    kept = tiles.Kept(query, key, value, bias, sinks, out, logsumexp)
     with fast_products():
-        found = tiles.backward(grad_out, kept, rules, bias_too)
-    absent = query.new_empty(0)
+        found = tiles.backward(grad_out, tiles.Kept(*kept), rules, bias_too)
+    absent = grad_out.new_empty(0)
     return (
         found.query,
         found.key,
@@ -125,16 +100,8 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Te
 
 
 @_backward.register_fake
-def _(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    *given: Any,
-) -> tuple[Tensor, ...]:
-    bias_too = given[-1]
+def _(grad_out: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    query, key, value, bias, sinks, *_, bias_too = given
     likes = (query, key, value, bias if bias_too else None, sinks)
     return tuple(query.new_empty(0) if x is None else x.new_empty(x.shape) for x in likes)
 

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from attnkit.problem import SoftmaxProblem
 
 
-class MultiHeadConfig(SoftmaxConfig):
-    """Configuration of the multi-head layer."""
-
-
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 1 to 2048 in
 # float32, bfloat16 and float16; most within 30 %.
 
@@ -81,7 +77,7 @@ VARIANT = attnkit.Variant(
     source="Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.2",
     relation="exact",
     promises=_EVERYTHING.model_copy(update={"state": True, "reorder": True, "truncate": True}),
-    config=MultiHeadConfig,
+    config=SoftmaxConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
     implementations=(
         reference_softmax(SOFTMAX, _reference_cost),
