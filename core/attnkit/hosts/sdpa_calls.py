@@ -140,8 +140,6 @@ class Arrived:
             mask=mask,
             bias=bias,
             scale=self.scale,
-            softcap=None,
-            sinks=None,
             dropout_p=self.dropout_p,
             # a causal layer with more keys than queries has a cache before them
             aligned=length == keys or bool(needs.causal),

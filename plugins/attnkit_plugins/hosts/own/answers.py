@@ -68,7 +68,6 @@ class Arrived:
             bias=bias,
             scale=needs.scale,
             softcap=needs.softcap,
-            sinks=None,
             dropout_p=needs.dropout if module.training else 0.0,
             aligned=self.query.shape[2] == self.key.shape[2] or bool(needs.causal),
         )

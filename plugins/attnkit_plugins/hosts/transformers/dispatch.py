@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from attnkit.errors import ShapeError, SwapError, UnsupportedError
 from attnkit.hosts.mounts import submodule
 from attnkit.hosts.protocol import Call, Mixer
+from attnkit.hosts.sdpa_calls import autocast, fit
 from attnkit.masks.constructors import causal, full, sliding_window
 from attnkit_plugins.hosts.transformers.bond import MARK, Bound, bind, own_config
 from attnkit_plugins.hosts.transformers.interface import own_function
@@ -100,7 +101,7 @@ def attend(
     # `device.type` costs more than all the rest of this
     kind = "cpu" if query.is_cpu else query.device.type
     if torch.is_autocast_enabled(kind):
-        query, key, value = _lowered(kind, query, key, value)
+        query, key, value = autocast(query, key, value)
     out = binding.mixer(Arrived(module, query, key, value, attention_mask, keywords))
     batch, heads, length, _ = query.shape
     wanted = (batch, heads, length, value.shape[3])
@@ -153,16 +154,12 @@ class Arrived:
         )
 
     def own(self, query: Tensor, key: Tensor, value: Tensor, samples: slice) -> Tensor:
-        def fit(given: Any) -> Any:
-            """Cut a tensor's batch and give it the dtype of the query."""
-            if not isinstance(given, torch.Tensor):
-                return given
-            if given.dim() == 4 and given.shape[0] == self.query.shape[0] > 1:
-                given = given[samples]
-            return given.to(query.dtype) if given.is_floating_point() else given
-
-        keywords = {name: fit(value) for name, value in self.keywords.items()}
-        mask = fit(self.attention_mask)
+        batch, dtype = self.query.shape[0], query.dtype
+        keywords = {
+            name: fit(each, batch, dtype, samples) if isinstance(each, torch.Tensor) else each
+            for name, each in self.keywords.items()
+        }
+        mask = fit(self.attention_mask, batch, dtype, samples)
         out, _ = own_function(self.module)(self.module, query, key, value, mask, **keywords)
         result: Tensor = out.transpose(1, 2)
         return result
@@ -224,12 +221,6 @@ def check_keywords(layer: str, given: dict[str, Any]) -> None:
             f"{', '.join(unknown)}: {layer} passes on what attnkit has no translation for; it "
             f"knows {', '.join(sorted(TRANSLATED))}"
         )
-
-
-def _lowered(kind: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast to the dtype of autocast, as torch's own attention does."""
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t.to(dtype) if t.dtype != torch.float64 else t for t in tensors)
 
 
 def _visible_mask(*args: Any, **keywords: Any) -> Tensor:
