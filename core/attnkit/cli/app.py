@@ -211,38 +211,24 @@ def _variant(name: str) -> Variant:
 
 
 def _row(row: VariantRow) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "name": row.name,
-        "owner": row.owner,
-        "version": row.version,
-        "module": row.module,
-    }
+    told: dict[str, Any] = _told(row, "name", "owner", "version", "module")
     try:
         variant = row.variant
     except RegistryError as error:
         return {**told, "trouble": str(error)}
-    return {
-        **told,
-        "family": variant.family,
-        "relation": variant.relation,
-        "promises": variant.promises.model_dump(mode="json"),
-    }
+    promises = variant.promises.model_dump(mode="json")
+    return {**told, **_told(variant, "family", "relation"), "promises": promises}
 
 
 def _described(variant: Variant) -> dict[str, Any]:
     return {
-        "name": variant.name,
-        "family": variant.family,
-        "summary": variant.summary,
-        "source": variant.source,
-        "relation": variant.relation,
+        **_told(variant, "name", "family", "summary", "source", "relation"),
         "promises": variant.promises.model_dump(mode="json"),
         "config": variant.config.model_json_schema(),
         "options": variant.options.model_json_schema(),
         "implementations": [
             {
-                "name": each.name,
-                "summary": each.summary,
+                **_told(each, "name", "summary"),
                 "dtypes": ", ".join(each.promises.dtypes),
                 "devices": ", ".join(each.promises.devices),
                 "promises": each.promises.model_dump(mode="json"),
@@ -250,6 +236,10 @@ def _described(variant: Variant) -> dict[str, Any]:
             for each in default().implementations(variant.name)
         ],
     }
+
+
+def _told(record: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in names}
 
 
 def _promise_rows(variant: Variant) -> list[tuple[str, str, str]]:

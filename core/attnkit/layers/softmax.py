@@ -56,7 +56,7 @@ class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
         config = self.config
         if config.context_dim is not None:
             return Stateless(batch_size)
-        self._check_runs_stepwise()
+        self.check_runs_stepwise(is_causal=self.config.is_causal)
         weight = self.k_proj.weight
         kind = weight.device.type
         autocast = torch.is_autocast_enabled(kind)
@@ -194,18 +194,11 @@ class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
         if state is None:
             return
         if config.context_dim is None:
-            self._check_runs_stepwise()
+            self.check_runs_stepwise(is_causal=self.config.is_causal)
         expected = (
             Stateless if context is not None else WindowCache if config.window_size else KVCache
         )
         check_state(state, expected, x.shape[0])
-
-    def _check_runs_stepwise(self) -> None:
-        if not self.config.is_causal:
-            raise UnsupportedError(
-                f"variant {self.variant.name!r} cannot carry a state with is_causal=False: every "
-                "token sees later ones; set is_causal=True"
-            )
 
 
 def drop_first(mask: Mask, count: int) -> Mask:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import attnkit
-from attnkit.errors import UnsupportedError
 from attnkit.layers import MadeLayer, New
 from attnkit.masks import Mask, Sizes, causal, full, hide_padding, real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
@@ -42,7 +41,7 @@ class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
         Raises:
             UnsupportedError: The layer looks at later tokens, so it cannot run step by step.
         """
-        self._check_runs_stepwise()
+        self.check_runs_stepwise(is_causal=self.config.is_causal)
         weight = self.out_proj.weight
         kind = weight.device.type
         autocast = torch.is_autocast_enabled(kind)
@@ -129,14 +128,7 @@ class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
         check_mask(mask)
         seen = 0
         if state is not None:
-            self._check_runs_stepwise()
+            self.check_runs_stepwise(is_causal=self.config.is_causal)
             check_state(state, KVCache, x.shape[0])
             seen = state.tokens
         mask.check(Sizes(x.shape[0], 1, x.shape[1], seen + x.shape[1]))
-
-    def _check_runs_stepwise(self) -> None:
-        if not self.config.is_causal:
-            raise UnsupportedError(
-                f"variant {self.variant.name!r} cannot carry a state with is_causal=False: every "
-                "token sees later ones; set is_causal=True"
-            )
