@@ -90,9 +90,7 @@ FEEDFORWARD = Family(
     swap="attnkit.swaps.feedforward_site:FAMILY",
 )
 MIXER = Family(
-    name="mixer",
-    summary="a layer alone, whatever it computes",
-    door="its layer, attnkit.create",
+    name="mixer", summary="a layer alone, whatever it computes", door="its layer, attnkit.create"
 )
 
 BUILT_IN: dict[str, Family] = {

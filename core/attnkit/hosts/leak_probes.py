@@ -46,9 +46,7 @@ def neighbours(sample: Inputs, *, axis: int = 0, flat: Tensor | None = None) -> 
 
 
 def exchanged(
-    sample: Inputs,
-    places: Mapping[str, Tensor],
-    content: Callable[[Tensor], Tensor] | None = None,
+    sample: Inputs, places: Mapping[str, Tensor], content: Callable[[Tensor], Tensor] | None = None
 ) -> Inputs:
     """Return a sample with other content at some places.
 

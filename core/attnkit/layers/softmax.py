@@ -80,12 +80,7 @@ class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
 
     @overload
     def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Mask = ...,
-        context: Tensor | None = None,
-        state: SoftmaxState,
+        self, x: Tensor, *, mask: Mask = ..., context: Tensor | None = None, state: SoftmaxState
     ) -> tuple[Tensor, SoftmaxState]: ...
 
     def forward(

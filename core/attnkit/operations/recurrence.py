@@ -113,11 +113,7 @@ def recurrence(
 
 
 def _in_a_graph(
-    chosen: Chosen,
-    options: Options,
-    tensors: Given,
-    numbers: tuple[float | None, int],
-    mask: Mask,
+    chosen: Chosen, options: Options, tensors: Given, numbers: tuple[float | None, int], mask: Mask
 ) -> tuple[Tensor, Tensor]:
     """Make one operator of a call, which reads the mask when it runs."""
     # not on top: it registers operators, and loads what traces

@@ -42,10 +42,7 @@ if TYPE_CHECKING:
 
 
 def reapply(
-    model: nn.Module,
-    receipt: Receipt | str | Path,
-    *,
-    sample: Mapping[str, object] | None = None,
+    model: nn.Module, receipt: Receipt | str | Path, *, sample: Mapping[str, object] | None = None
 ) -> Swap:
     """Make a saved swap again in a model that was loaded without it.
 

@@ -168,12 +168,7 @@ def _form(
 ) -> attnkit.Implementation:
     function = f"attnkit_plugins.feedforward.moe.{module}:feedforward"
     return attnkit.Implementation(
-        name=name,
-        function=function,
-        summary=summary,
-        promises=promises,
-        cost=cost,
-        refuses=refuses,
+        name=name, function=function, summary=summary, promises=promises, cost=cost, refuses=refuses
     )
 
 

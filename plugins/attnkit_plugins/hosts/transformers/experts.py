@@ -226,10 +226,7 @@ def told(config: Any, implementation: str = KEY) -> Any:
 
 def _is_gated(module: nn.Module) -> bool:
     """Say whether a layer is W_down (activation(W_gate x) * W_up x), without biases."""
-    names = [
-        {"gate_proj", "up_proj", "down_proj"},
-        {"gate_up_proj", "down_proj"},
-    ]
+    names = [{"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}]
     matrices = {
         name: child for name, child in module.named_children() if isinstance(child, nn.Linear)
     }

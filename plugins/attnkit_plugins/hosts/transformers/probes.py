@@ -88,14 +88,7 @@ class _Varied:
         self.pad: int | None = getattr(text, "pad_token_id", None)
         self.sample = sample
 
-    def padding(
-        self,
-        name: str,
-        hidden: Tensor,
-        lifted: Inputs,
-        stay: Rows,
-        move: Rows,
-    ) -> Probe:
+    def padding(self, name: str, hidden: Tensor, lifted: Inputs, stay: Rows, move: Rows) -> Probe:
         """Change what is hidden; without the mask, the other tokens must see it."""
         stays = Pair(self.sample, self.change(self.sample, name, hidden), stay)
         moves = Pair(lifted, self.change(lifted, name, hidden), move)

@@ -19,12 +19,7 @@ class LinearSite(nn.Module):
     """Takes query, key and value as they come; the layer's scale has no place here."""
 
     def __init__(
-        self,
-        site: Site,
-        options: LinearSiteOptions,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, site: Site, options: LinearSiteOptions, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.options = LinearOptions(

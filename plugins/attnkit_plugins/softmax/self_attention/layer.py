@@ -64,12 +64,7 @@ class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
     ) -> tuple[Tensor, Tensor]: ...
     @overload
     def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Mask = ...,
-        state: KVCache,
-        need_weights: Literal[False] = False,
+        self, x: Tensor, *, mask: Mask = ..., state: KVCache, need_weights: Literal[False] = False
     ) -> tuple[Tensor, KVCache]: ...
     @overload
     def forward(
