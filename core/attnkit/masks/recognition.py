@@ -45,7 +45,10 @@ def lift(seen: Tensor, sizes: Sizes, window: int | None = None) -> Mask:
     if sizes.queries == 1:
         return _of_one_query(seen, sizes, window)
     whole = seen.expand(-1, 1, sizes.queries, sizes.keys)
-    return next((g for g in _guesses(whole, sizes, window) if _equal(g, whole, sizes)), dense(seen))
+    for guess in _guesses(whole, sizes, window):
+        if bool((guess.to_bool(sizes, seen.device) == whole).all()):
+            return guess
+    return dense(seen)
 
 
 def lift_causal(seen: Tensor, sizes: Sizes) -> Mask:
@@ -137,8 +140,3 @@ def _paddings(columns: Tensor, sizes: Sizes) -> Iterator[Mask]:
         yield left_padding(starts)
     else:
         yield left_padding(starts) & padding(ends)
-
-
-def _equal(guess: Mask, seen: Tensor, sizes: Sizes) -> bool:
-    made = guess.to_bool(sizes, seen.device)
-    return bool((made == seen).all())

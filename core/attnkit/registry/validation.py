@@ -15,12 +15,7 @@ from attnkit.text import kind_of
 
 
 def complaint(variant: object, family_of: Callable[[str], Family | None]) -> str | None:
-    """Return the first thing wrong with a declaration, in words, or None.
-
-    Args:
-        variant: The declaration.
-        family_of: Finds a family by its name.
-    """
+    """Return the first thing wrong with a declared variant, in words, or None."""
     if not isinstance(variant, Variant):
         return f"expected a Variant, got {kind_of(variant)}"
     return next(_complaints(variant, family_of), None)

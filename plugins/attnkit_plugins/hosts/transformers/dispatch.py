@@ -79,18 +79,9 @@ def attend(
     attention_mask: Tensor | None = None,
     **keywords: Any,
 ) -> tuple[Tensor, None]:
-    """Answer a call of transformers' attention interface.
+    """Answer a call of transformers' attention interface: (B, L, H, Ev), and no weights.
 
-    Args:
-        module: The layer; must be swapped.
-        query: (B, H, L, E).
-        key: (B, Hkv, S, E).
-        value: (B, Hkv, S, Ev).
-        attention_mask: As the model's own implementation takes it.
-        keywords: See `TRANSLATED` and `INERT`; others are refused.
-
-    Returns:
-        (B, L, H, Ev), and no attention weights.
+    Keywords other than `TRANSLATED` and `INERT` are refused.
     """
     binding = module.__dict__.get(MARK)
     if binding is None:

@@ -76,8 +76,8 @@ def read(
 
     Args:
         given: (B or 1, H or 1, L or 1, S), bool or floating.
-        query: (B, H, L, E), the query's shape.
-        key: (B, Hkv, S, E), the key's.
+        query: Shape of the query.
+        key: Shape of the key.
         window: A window that the layer has, if it says so.
         layer: Who asks.
         config: What all layers of its model share.
