@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from attnkit.placements import SiteOptions, WindowOptions
 from attnkit.problem import FeedforwardProblem, Problem, RecurrenceProblem, SoftmaxProblem
@@ -20,9 +19,7 @@ from attnkit.promises import (
     RecurrencePromises,
     SoftmaxPromises,
 )
-
-if TYPE_CHECKING:
-    from attnkit.sites import Kind
+from attnkit.sites import Kind
 
 
 @dataclass(frozen=True, kw_only=True)

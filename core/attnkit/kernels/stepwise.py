@@ -9,13 +9,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from attnkit.interface import RecurrenceRules
+from attnkit.interface import RecurrenceRules
 
 
 def recur(

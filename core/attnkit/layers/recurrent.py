@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
+from attnkit.interface import Options
 from attnkit.layers.construction import Config, MadeLayer
 from attnkit.layers.heads import split_heads as split_heads
 from attnkit.masks.constructors import Mask, full
@@ -15,9 +16,6 @@ from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.operations.recurrence import recurrence
 from attnkit.operations.recurrence_run import Layout, layout_of
 from attnkit.state import RecurrentState
-
-if TYPE_CHECKING:
-    from attnkit.interface import Options
 
 
 class Past(NamedTuple):

@@ -11,16 +11,12 @@ Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 (forward
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import attnkit
 from attnkit.kernels import costs
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers import SoftmaxConfig
+from attnkit.problem import SoftmaxProblem
 from attnkit.promises import SpeedClaim
-
-if TYPE_CHECKING:
-    from attnkit.problem import SoftmaxProblem
 
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 1 to 2048,
 # widths 16 to 128; most within 30 %. What oneDNN gains depends on the processor: it is measured.

@@ -7,18 +7,16 @@ calls do without, as an operator costs them tens of microseconds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from attnkit.interface import SoftmaxRules
 from attnkit.kernels import tiles
 from attnkit.kernels.onednn import fast_products
 from attnkit.masks import Mask, Sizes
 from attnkit.masks.codes import decode, encode
-
-if TYPE_CHECKING:
-    from attnkit.interface import SoftmaxRules
 
 # measured in float32 on one AVX-512 core with L 512 and 2048, 2 and 8 heads
 TILE_ROWS = 128

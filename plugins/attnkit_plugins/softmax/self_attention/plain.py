@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from attnkit.interface import SoftmaxRules
 from attnkit.masks import Mask, Sizes
-
-if TYPE_CHECKING:
-    from attnkit.interface import SoftmaxRules
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:

@@ -8,16 +8,14 @@ product, one softmax and another product. There is no loop over blocks, so a gra
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from attnkit.interface import SoftmaxRules
 from attnkit.masks import Mask, Sizes
-
-if TYPE_CHECKING:
-    from attnkit.interface import SoftmaxRules
 
 # as few as keep the overlap of blocks small with w from 64 on
 BLOCK_ROWS = 64
