@@ -31,29 +31,18 @@ _TENSORS = slice(1, 7)
 """Where the arguments are that may need gradients."""
 
 
-def _run(
-    settings: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor | None,
-    beta: Tensor | None,
-    initial_state: Tensor,
-    scale: float | None,
-    seen: int,
-    mask_words: str,
-    mask_numbers: list[int],
-    mask_tensors: list[Tensor],
-) -> tuple[Tensor, Tensor]:
+def _run(settings: str, *given: Any) -> tuple[Tensor, Tensor]:
     """Run `attnkit.recurrence`; what is no tensor and no number is told by ``settings``, JSON."""
     told = json.loads(settings)
     (variant,) = resolve(told["variant"])
-    sizes = Sizes(value.shape[0], 1, value.shape[2], seen + value.shape[2])
+    *tensors, scale, seen, words, numbers, held = given
+    asked = Given(*tensors)
+    batch, _, length, _ = asked.value.shape
     out, state = run(
         variant,
-        Given(query, key, value, log_decay, beta, initial_state),
+        asked,
         scale=scale,
-        mask=_read(decode(mask_words, mask_numbers, mask_tensors), sizes),
+        mask=_read(decode(words, numbers, held), Sizes(batch, 1, length, seen + length)),
         seen=seen,
         options=variant.options.model_validate_json(told["options"]),
         implementation=told["implementation"],
