@@ -6,13 +6,10 @@ under ``jvp`` a kernel without a forward derivative fails late, with an error of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.autograd import forward_ad
 
-if TYPE_CHECKING:
-    from attnkit.promises import Transform
+from attnkit.promises import Transform
 
 # torch tells of its transforms nowhere else
 _peek = torch._C._functorch.peek_interpreter_stack

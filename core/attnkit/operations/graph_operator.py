@@ -8,9 +8,10 @@ that cannot be traced included. Its gradients come from a second run, as under c
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnkit.choice.decision import resolve
 from attnkit.masks.codes import decode
@@ -18,9 +19,6 @@ from attnkit.masks.constructors import Mask, Sizes, full
 from attnkit.masks.recognition import lift_causal
 from attnkit.masks.tensors import Unread
 from attnkit.operations.recurrence_run import Given, run
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _GIVEN = (
     "str settings, Tensor query, Tensor key, Tensor value, Tensor? log_decay, Tensor? beta, "
