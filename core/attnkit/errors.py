@@ -1,5 +1,25 @@
 """Every error attnkit raises on purpose, one class per reaction a caller may have.
 
+    AttnkitError
+    ├── ShapeError (ValueError)            a size or rank is wrong
+    ├── DtypeError (TypeError)             a dtype is wrong
+    ├── DeviceError (ValueError)           tensors lie on different devices
+    ├── ArgumentError (ValueError)         any other argument is wrong
+    │   ├── MaskError                      a mask does not fit the tensors, or is no mask
+    │   └── ConfigError                    a configuration field is unknown, missing or wrong
+    ├── UnsupportedError (NotImplementedError)   nobody asked can honour this request
+    ├── ImplementationError (RuntimeError)  an implementation returned what its door cannot pass on
+    ├── MissingPackageError (ImportError)  a package of one of attnkit's extras is not installed
+    ├── StateError (ValueError)            a state does not fit, or cannot be cut there
+    ├── RegistryError (LookupError)
+    │   ├── UnknownVariantError            no variant has this name
+    │   ├── DuplicateVariantError          several distributions offer this name
+    │   └── BrokenPluginError (ImportError)      the plugin behind the name does not load
+    └── SwapError (RuntimeError)           a model was left as it was
+        ├── SwapRefusedError (UnsupportedError)   sites cannot take what the plan gives them
+        ├── HostError                      an adapter does not keep the contract of hosts
+        └── VerificationError              a swap ran but did not compute the same
+
 Each message says what was wrong, what came and what is allowed. `BrokenImplementationWarning` says
 once of an implementation that it was passed over because it fails.
 """

@@ -22,14 +22,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from attnkit.errors import HostError, UnsupportedError, VerificationError
 from attnkit.swaps.outputs import compare_outputs, noise_of
 from attnkit.swaps.receipts import LeakReceipt, OutputReceipt, SiteReceipt
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from attnkit.hosts.protocol import Inputs, Mixer, Outputs, Pair, Probe
 
 
