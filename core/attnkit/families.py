@@ -7,8 +7,8 @@ torch is named as ``"package.module:attribute"``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from attnkit.placements import SiteOptions, WindowOptions
 from attnkit.problem import FeedforwardProblem, Problem, RecurrenceProblem, SoftmaxProblem
@@ -19,11 +19,7 @@ from attnkit.promises import (
     RecurrencePromises,
     SoftmaxPromises,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from attnkit.sites import Kind
+from attnkit.sites import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +87,7 @@ FEEDFORWARD = Family(
     swap="attnkit.swaps.feedforward_site:FAMILY",
 )
 MIXER = Family(
-    name="mixer",
-    summary="a layer alone, whatever it computes",
-    door="its layer, attnkit.create",
+    name="mixer", summary="a layer alone, whatever it computes", door="its layer, attnkit.create"
 )
 
 BUILT_IN: dict[str, Family] = {

@@ -7,13 +7,12 @@ the group ``attnkit.extensions``, which a command loads when it first needs them
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from attnkit.families import Family
     from attnkit.hosts.protocol import Host
     from attnkit.interface import Implementation, Variant

@@ -15,6 +15,7 @@ What needs torch is named as ``"package.module:attribute"`` and imported on firs
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, overload
 
@@ -24,8 +25,6 @@ from attnkit.errors import ArgumentError
 from attnkit.frozen import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from attnkit.masks.constructors import Mask

@@ -10,18 +10,15 @@ Imports no torch: a variant's declaration imports it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from attnkit.frozen import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from attnkit.promises import Decay, Relation
-    from attnkit.sites import Site
+from attnkit.promises import Decay, Relation
+from attnkit.sites import Site
 
 
 class SiteOptions(Frozen):

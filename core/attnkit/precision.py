@@ -17,14 +17,10 @@ Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, sections 3.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import Tensor
+from torch import Tensor
 
 LOW = (torch.bfloat16, torch.float16)
 PROBES = 8

@@ -6,15 +6,12 @@ which yes/no promises it needs (`Problem.wants`) and every reason why promises d
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from attnkit.frozen import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from attnkit.promises import Decay, Device, Dtype, MaskPart, Promises, Transform
+from attnkit.promises import Decay, Device, Dtype, MaskPart, Promises, Transform
 
 SMALL = 16
 """Tokens of the small call by which an implementation is tried."""

@@ -6,17 +6,11 @@ to the masks and arguments they take. Written to be checked by eye, not to be fa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 
-from attnkit.masks.constructors import Sizes
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.interface import Options
-    from attnkit.masks.constructors import Mask
+from attnkit.interface import Options
+from attnkit.masks.constructors import Mask, Sizes
 
 
 def softmax(

@@ -8,16 +8,13 @@ call, `attnkit.swaps.transaction` what is done with a site.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field
 
 from attnkit.frozen import Frozen
 from attnkit.text import table
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 Kind = Literal["attention", "feedforward"]
 

@@ -8,14 +8,12 @@ of these disturbs another. A KV cache still appends in amortised O(1): see `KVCa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 import torch
+from torch import Tensor
 
 from attnkit.errors import StateError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class State(Protocol):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING
 
 from attnkit.errors import MissingPackageError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def missing(error: ModuleNotFoundError, extra: str, what: str) -> MissingPackageError:

@@ -113,7 +113,7 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         "attnkit.hosts.own_modules": Module(
             "modules that a user declares", "Declaration declaration"
         ),
-        "attnkit.hosts.outputs": Module("running a model", "numbers run_model"),
+        "attnkit.hosts.outputs": Module("running a model", "named_tensors numbers run_model"),
         "attnkit.hosts.leak_probes": Module(
             "inputs that show a leak",
             "by_shape everything exchanged is_causal neighbours second_half sees",

@@ -10,8 +10,9 @@ float64 reference never takes its place.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -20,13 +21,8 @@ from attnkit.errors import ArgumentError, RegistryError, UnsupportedError
 from attnkit.families import SOFTMAX
 from attnkit.frozen import Frozen
 from attnkit.interface import Implementation, Variant, load
-from attnkit.problem import unmet
+from attnkit.problem import Problem, unmet
 from attnkit.registry.registry import default
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from attnkit.problem import Problem
 
 STAND_IN = "the float64 reference never stands in for what fails; ask for it by name"
 AUTO = "auto"

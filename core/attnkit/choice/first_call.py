@@ -7,25 +7,18 @@ implementation is tried once per device and dtype, before the first call it woul
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from attnkit.errors import BrokenImplementationWarning
-from attnkit.interface import load
-from attnkit.masks.constructors import blocks, causal, full, sliding_window
-from attnkit.problem import SMALL, unmet
+from attnkit.interface import Implementation, Variant, load
+from attnkit.masks.constructors import Mask, blocks, causal, full, sliding_window
+from attnkit.problem import SMALL, Problem, RecurrenceProblem, SoftmaxProblem, unmet
 from attnkit.registry.registry import default
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from attnkit.interface import Implementation, Variant
-    from attnkit.masks.constructors import Mask
-    from attnkit.problem import Problem, RecurrenceProblem, SoftmaxProblem
 
 BELIEVED = 3
 """How often a small call must fail before it is no longer tried at every choice."""

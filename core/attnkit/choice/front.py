@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import torch
 
 from attnkit.choice.decision import AUTO, CHOSEN, Chosen, choose_now
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from attnkit.interface import Variant
-    from attnkit.problem import Problem
+from attnkit.interface import Variant
+from attnkit.problem import Problem
 
 
 def choose(

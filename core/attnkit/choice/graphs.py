@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from attnkit.choice.decision import choose_now, resolve
-from attnkit.problem import LENGTH_CLASSES
+from attnkit.interface import Variant
+from attnkit.problem import LENGTH_CLASSES, Problem
 from attnkit.registry.registry import default
-
-if TYPE_CHECKING:
-    from attnkit.interface import Variant
-    from attnkit.problem import Problem
 
 F = TypeVar("F")
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 
 from attnkit.errors import ImplementationError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def check_output(whose: str, what: str, out: object, shape: tuple[int, ...], like: Tensor) -> None:

@@ -6,14 +6,11 @@ under ``jvp`` a kernel without a forward derivative fails late, with an error of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch._C._functorch as _functorch
 from torch.autograd import forward_ad
 
-if TYPE_CHECKING:
-    from attnkit.promises import Transform
+from attnkit.promises import Transform
 
 # torch tells of its transforms nowhere else
 _peek = _functorch.peek_interpreter_stack

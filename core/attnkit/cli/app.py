@@ -7,6 +7,7 @@ command: 0 all is well, 1 something was found, 2 the command was wrong.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -15,14 +16,11 @@ import typer
 from attnkit.cli import models as model_commands
 from attnkit.cli.terminal import FOUND, AsJson, fail, say, show_table
 from attnkit.errors import AttnkitError, RegistryError
-from attnkit.families import SOFTMAX
+from attnkit.families import SOFTMAX, Family
 from attnkit.promises import ALL_MASK_PARTS, Decay
 from attnkit.registry.registry import default
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from attnkit.families import Family
     from attnkit.interface import Variant
     from attnkit.registry.variant_table import VariantRow
 
@@ -213,38 +211,24 @@ def _variant(name: str) -> Variant:
 
 
 def _row(row: VariantRow) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "name": row.name,
-        "owner": row.owner,
-        "version": row.version,
-        "module": row.module,
-    }
+    told: dict[str, Any] = _told(row, "name", "owner", "version", "module")
     try:
         variant = row.variant
     except RegistryError as error:
         return {**told, "trouble": str(error)}
-    return {
-        **told,
-        "family": variant.family,
-        "relation": variant.relation,
-        "promises": variant.promises.model_dump(mode="json"),
-    }
+    promises = variant.promises.model_dump(mode="json")
+    return {**told, **_told(variant, "family", "relation"), "promises": promises}
 
 
 def _described(variant: Variant) -> dict[str, Any]:
     return {
-        "name": variant.name,
-        "family": variant.family,
-        "summary": variant.summary,
-        "source": variant.source,
-        "relation": variant.relation,
+        **_told(variant, "name", "family", "summary", "source", "relation"),
         "promises": variant.promises.model_dump(mode="json"),
         "config": variant.config.model_json_schema(),
         "options": variant.options.model_json_schema(),
         "implementations": [
             {
-                "name": each.name,
-                "summary": each.summary,
+                **_told(each, "name", "summary"),
                 "dtypes": ", ".join(each.promises.dtypes),
                 "devices": ", ".join(each.promises.devices),
                 "promises": each.promises.model_dump(mode="json"),
@@ -252,6 +236,10 @@ def _described(variant: Variant) -> dict[str, Any]:
             for each in default().implementations(variant.name)
         ],
     }
+
+
+def _told(record: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in names}
 
 
 def _promise_rows(variant: Variant) -> list[tuple[str, str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from pydantic import Field
 
@@ -11,14 +11,10 @@ from attnkit.choice.decision import implementations_of
 from attnkit.choice.first_call import first_call
 from attnkit.errors import RegistryError
 from attnkit.frozen import Frozen
+from attnkit.interface import Implementation, Variant
 from attnkit.problem import unmet
 from attnkit.registry.registry import default
 from attnkit.versions import version_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from attnkit.interface import Implementation, Variant
 
 PACKAGES = ("attnkit", "torch", "triton", "pydantic", "pluggy", "pytest", "transformers")
 

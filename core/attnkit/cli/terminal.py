@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Annotated, NoReturn
 
 import typer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 FOUND, WRONG = 1, 2
 

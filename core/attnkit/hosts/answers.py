@@ -8,22 +8,19 @@ plugin offers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from attnkit.errors import HostError
-from attnkit.hosts.protocol import Attachment, FeedforwardHost, Host, Opener, Prober
+from attnkit.hosts.parts import Weights
+from attnkit.hosts.protocol import Attachment, FeedforwardHost, Host, Mixer, Opener, Probe, Prober
 from attnkit.sites import ROOT, Site
 from attnkit.text import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor, nn
-
-    from attnkit.hosts.parts import Weights
-    from attnkit.hosts.protocol import Mixer, Probe
 
 _MAY = (Opener, Prober, FeedforwardHost)
 
@@ -89,8 +86,6 @@ def probes_of(
     host: Prober, model: nn.Module, sites: Sequence[Site], sample: Mapping[str, object]
 ) -> Sequence[Probe]:
     """Make probes of a model."""
-    from attnkit.hosts.protocol import Probe
-
     made: object = host.probes(model, sites, sample)
     if not isinstance(made, Sequence) or not all(isinstance(each, Probe) for each in made):
         _refuse(host, "probes", kind_of(made), "a sequence of attnkit.hosts.protocol.Probe")
@@ -99,8 +94,6 @@ def probes_of(
 
 def weights_of(host: FeedforwardHost, model: nn.Module, path: str) -> Weights:
     """Ask for the weights of a feed-forward site."""
-    from attnkit.hosts.parts import Weights
-
     found: object = host.weights(model, path)
     allowed = "attnkit.hosts.parts.Weights with gate_up (E, 2F, D) and down (E, D, F)"
     if not isinstance(found, Weights):

@@ -6,19 +6,13 @@ takes more than one sample; the others need to know where tokens and masks are i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from attnkit.hosts.outputs import numbers
-from attnkit.hosts.protocol import Pair, Probe
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import Tensor
-
-    from attnkit.hosts.protocol import Inputs, Rows
+from attnkit.hosts.protocol import Inputs, Pair, Probe, Rows
 
 
 def neighbours(sample: Inputs, *, axis: int = 0, flat: Tensor | None = None) -> tuple[Probe, ...]:
@@ -40,7 +34,8 @@ def neighbours(sample: Inputs, *, axis: int = 0, flat: Tensor | None = None) -> 
     probes = []
     for which, told in ((0, "another first sample"), (count - 1, "another last sample")):
         same = torch.arange(count) != which
-        places = {name: _along(same, axis, _tensor(sample[name])) for name in names}
+        # in the leading sizes of each tensor, up to its batch axis
+        places = {n: same.expand(_tensor(sample[n]).shape[: axis + 1]) for n in names}
         other = exchanged(sample, {name: ~each for name, each in places.items()})
         shapes = [*places.values(), same]
         if flat is not None:
@@ -52,9 +47,7 @@ def neighbours(sample: Inputs, *, axis: int = 0, flat: Tensor | None = None) -> 
 
 
 def exchanged(
-    sample: Inputs,
-    places: Mapping[str, Tensor],
-    content: Callable[[Tensor], Tensor] | None = None,
+    sample: Inputs, places: Mapping[str, Tensor], content: Callable[[Tensor], Tensor] | None = None
 ) -> Inputs:
     """Return a sample with other content at some places.
 
@@ -135,11 +128,6 @@ def _has_content(name: str, given: object, axis: int) -> bool:
         and not given.is_complex()
         and not any(word in name for word in ("mask", "position"))
     )
-
-
-def _along(same: Tensor, axis: int, given: Tensor) -> Tensor:
-    """Return a mask of samples in the leading sizes of a tensor, up to its batch axis."""
-    return same.expand(given.shape[: axis + 1])
 
 
 def _tensor(given: object) -> Tensor:

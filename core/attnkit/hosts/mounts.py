@@ -8,19 +8,17 @@ pickled with their module.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from attnkit.errors import SwapError
-from attnkit.sites import ROOT, Needs, Site
+from attnkit.sites import ROOT, Kind, Needs, Site
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from torch import nn
 
     from attnkit.hosts.protocol import Attachment, Mixer
-    from attnkit.sites import Kind
 
 
 @dataclass(eq=False)

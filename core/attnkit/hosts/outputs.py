@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
 
 def run_model(
@@ -26,7 +21,20 @@ def run_model(
     Returns:
         Its float outputs by name, nested names joined by dots.
     """
-    return dict(_tensors("", model(**sample), keep))
+    return named_tensors(model(**sample), keep)
+
+
+def named_tensors(
+    out: object, keep: Tensor | None = None, *, without: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Return the float tensors of what a model returned, as `run_model` does.
+
+    Args:
+        out: It.
+        keep: See `run_model`.
+        without: Keys of mappings that are passed over.
+    """
+    return dict(_tensors("", out, keep, without))
 
 
 def numbers(*shape: int, like: Tensor, seed: int = 0) -> Tensor:
@@ -34,16 +42,19 @@ def numbers(*shape: int, like: Tensor, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
 
-def _tensors(name: str, out: object, keep: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    name: str, out: object, keep: Tensor | None, without: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
     if isinstance(out, torch.Tensor):
         if out.is_floating_point():
             yield name or "output", _rows(out, keep)
     elif isinstance(out, Mapping):
         for key, value in out.items():
-            yield from _tensors(f"{name}.{key}".strip("."), value, keep)
+            if key not in without:
+                yield from _tensors(f"{name}.{key}".strip("."), value, keep, without)
     elif isinstance(out, tuple | list):
         for number, value in enumerate(out):
-            yield from _tensors(f"{name}.{number}".strip("."), value, keep)
+            yield from _tensors(f"{name}.{number}".strip("."), value, keep, without)
 
 
 def _rows(out: Tensor, keep: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ tensors that reach it, in float64, before anything is changed.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -27,8 +28,6 @@ from attnkit.errors import ArgumentError
 from attnkit.sites import Needs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
 Layout = Literal["BHLE", "BLHE"]

@@ -33,11 +33,11 @@ What always holds:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from attnkit.sites import Site
     from attnkit.state import RecurrentState
 
-    Inputs = Mapping[str, object]
-    Outputs = Mapping[str, Tensor]
-    Rows = Callable[[str, Tensor], Tensor | None]
+Inputs: TypeAlias = Mapping[str, object]
+Outputs: TypeAlias = "Mapping[str, Tensor]"
+Rows: TypeAlias = "Callable[[str, Tensor], Tensor | None]"
 
 
 # what a host must implement

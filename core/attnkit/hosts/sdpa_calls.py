@@ -8,11 +8,13 @@ these calls, and no others, to the mixer of its mount.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -22,10 +24,6 @@ from attnkit.masks.constructors import Sizes, causal, dense, full
 from attnkit.masks.reader import read_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import Tensor
-
     from attnkit.hosts.mounts import Mount
 
 NAME = "scaled_dot_product_attention"
@@ -77,21 +75,9 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Answer a call of torch's attention function.
+    """Answer a call of torch's attention function, whose arguments these are.
 
-    Args:
-        mount: Of the module that called.
-        query: (..., H, L, E), any number of dimensions from 2.
-        key: (..., Hkv, S, E).
-        value: (..., Hkv, S, Ev).
-        attn_mask: Broadcastable to (..., H, L, S). Bool: True may attend. Float: added.
-        dropout_p: Share of probabilities to drop.
-        is_causal: Row l sees keys 0..l, upper-left aligned; excludes ``attn_mask``.
-        scale: None means ``E ** -0.5``.
-        enable_gqa: Whether Hkv may differ from H; a matter of shapes here.
-
-    Returns:
-        (..., H, L, Ev).
+    Tensors have any number of dimensions from 2; ``enable_gqa`` is a matter of shapes here.
     """
     if is_causal and attn_mask is not None:
         raise UnsupportedError(
@@ -142,8 +128,6 @@ class Arrived:
             mask=mask,
             bias=bias,
             scale=self.scale,
-            softcap=None,
-            sinks=None,
             dropout_p=self.dropout_p,
             # a causal layer with more keys than queries has a cache before them
             aligned=length == keys or bool(needs.causal),
@@ -194,13 +178,9 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _four(given: Tensor, rank: int, lead: torch.Size, *, whole: bool) -> Tensor:
-    """Bring a tensor of a call to 4 dimensions: (..., H, L, E) to (B, H, L, E).
+    """Bring a tensor to 4 dimensions, as the query's ``rank`` and leading sizes say.
 
-    Args:
-        given: Of ``rank`` dimensions, or fewer that are broadcast.
-        rank: Number of dimensions of the query.
-        lead: All of the query's sizes but the last two.
-        whole: Whether a batch of one must become the query's.
+    It may have fewer, that are broadcast; ``whole``: a batch of one must become the query's.
     """
     tensor = given[(None,) * (rank - given.dim())]
     if rank < 4:

@@ -21,18 +21,15 @@ https://arxiv.org/abs/2312.06635, section 4.2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
+from torch import Tensor
 
 from attnkit.kernels.onednn import fast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Unpack
-
-    from torch import Tensor
-
     from attnkit.interface import RecurrenceRules
 
     Span = Callable[..., tuple[Tensor, Tensor]]

@@ -5,10 +5,7 @@ Seconds are those of one thread of an AMD Zen 5 with torch 2.13.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from attnkit.problem import SoftmaxProblem
+from attnkit.problem import SoftmaxProblem
 
 
 def passes(problem: SoftmaxProblem) -> float:

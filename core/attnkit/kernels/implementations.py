@@ -7,18 +7,14 @@ Costs of recurrences are seconds in float32 on one thread of a Zen 5 CPU, torch 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import Annotated
 
 from pydantic import Field
 
 from attnkit.interface import Implementation
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, ALL_TRANSFORMS, Promises
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from attnkit.problem import RecurrenceProblem, SoftmaxProblem
-    from attnkit.promises import SpeedClaim
+from attnkit.problem import RecurrenceProblem, SoftmaxProblem
+from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, ALL_TRANSFORMS, Promises, SpeedClaim
 
 SOFTMAX = Promises(
     causal=True,

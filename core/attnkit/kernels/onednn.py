@@ -15,16 +15,12 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
+from collections.abc import Callable
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-
-    from torch import Tensor
 
 Inputs = TypeVarTuple("Inputs")
 Outputs = TypeVar("Outputs")
@@ -41,12 +37,7 @@ class fast_products:  # noqa: N801  # read as a verb, like torch.no_grad
     def __enter__(self) -> None:
         self.entered = not torch.compiler.is_compiling() and stays_exact() and _switch.enter()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.entered:
             _switch.leave()
 

@@ -8,17 +8,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Unpack
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Unpack
-
-    from torch import Tensor
-
-    from attnkit.interface import RecurrenceRules
+from attnkit.interface import RecurrenceRules
 
 
 def recur(

@@ -22,6 +22,7 @@ Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,13 +30,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attnkit.kernels.onednn import fast_products
-from attnkit.masks.constructors import Sizes
+from attnkit.masks.constructors import Mask, Sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from attnkit.masks.constructors import Mask
-
     Span = tuple[int, int]
 
 LOG2_E = math.log2(math.e)
@@ -117,18 +114,10 @@ def attend(
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor | None,
-        sinks: Tensor | None,
-        rules: Rules,
-    ) -> Tensor:
-        out, logsumexp = forward(query, key, value, bias, sinks, rules)
-        ctx.save_for_backward(query, key, value, bias, sinks, out, logsumexp)
-        ctx.rules = rules
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        out, logsumexp = forward(*given)
+        *tensors, ctx.rules = given
+        ctx.save_for_backward(*tensors, out, logsumexp)
         return out
 
     @staticmethod

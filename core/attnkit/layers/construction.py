@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
-from attnkit.interface import LayerConfig
-
-if TYPE_CHECKING:
-    from attnkit.interface import Variant
+from attnkit.errors import UnsupportedError
+from attnkit.interface import LayerConfig, Variant
 
 Config = TypeVar("Config", bound=LayerConfig)
 
@@ -59,6 +57,14 @@ class MadeLayer(nn.Module, Generic[Config]):
         self.config = config
         self.variant = variant
         self.make(New(device, dtype))
+
+    def check_runs_stepwise(self, *, is_causal: bool) -> None:
+        """Raise `UnsupportedError` where the layer looks at later tokens."""
+        if not is_causal:
+            raise UnsupportedError(
+                f"variant {self.variant.name!r} cannot carry a state with is_causal=False: every "
+                "token sees later ones; set is_causal=True"
+            )
 
     def make(self, new: New) -> None:
         """Set the parameters and what else the layer keeps; the configuration is there."""

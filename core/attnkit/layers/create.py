@@ -9,13 +9,11 @@ from pydantic import ValidationError
 
 from attnkit.choice.decision import AUTO, implementations_of, resolve
 from attnkit.errors import ArgumentError, ConfigError
-from attnkit.interface import LayerConfig, Variant, load
+from attnkit.interface import Layer, LayerConfig, Variant, load
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from attnkit.interface import Layer
 
     class LayerModule(Layer, nn.Module):
         """What `create` returns, to a type checker."""

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import torch
+from torch import Tensor, nn
 
+from attnkit.interface import Options
 from attnkit.layers.construction import Config, MadeLayer
 from attnkit.layers.heads import split_heads as split_heads
-from attnkit.masks.constructors import full
+from attnkit.masks.constructors import Mask, full
 from attnkit.masks.padded_tokens import zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.operations.recurrence import recurrence
-from attnkit.operations.recurrence_run import layout_of
+from attnkit.operations.recurrence_run import Layout, layout_of
 from attnkit.state import RecurrentState
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from attnkit.interface import Options
-    from attnkit.masks.constructors import Mask
-    from attnkit.operations.recurrence_run import Layout
 
 
 class Past(NamedTuple):

@@ -8,24 +8,14 @@ Source: Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 
 def rotate(x: Tensor, *, first: int, base: float) -> Tensor:
-    """Turn x by its positions.
+    """Turn x, (B, H, L, E) with E even, by its positions, of which ``first`` is the first.
 
-    Args:
-        x: (B, H, L, E), E even.
-        first: Position of the first of the L tokens.
-        base: Pair c turns by ``position * base ** (-2 c / E)`` radians.
-
-    Returns:
-        (B, H, L, E) in the dtype of ``x``; computed in at least float32.
+    Pair c turns by ``position * base ** (-2 c / E)`` radians, in at least float32.
     """
     length, width = x.shape[2:]
     # float64: at position 1e5 a float32 angle is off by 0.01 radian

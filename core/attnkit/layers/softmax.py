@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnkit.errors import ArgumentError, ShapeError, UnsupportedError
-from attnkit.layers.construction import MadeLayer
+from attnkit.layers.construction import MadeLayer, New
 from attnkit.layers.heads import split_heads
 from attnkit.layers.rotary import rotate
 from attnkit.layers.softmax_config import SoftmaxConfig
@@ -19,10 +19,6 @@ from attnkit.operations.attention import attention
 from attnkit.state import KVCache, Stateless, WindowCache
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.layers.construction import New
-
     SoftmaxState = KVCache | WindowCache | Stateless
 
 
@@ -60,7 +56,7 @@ class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
         config = self.config
         if config.context_dim is not None:
             return Stateless(batch_size)
-        self._check_runs_stepwise()
+        self.check_runs_stepwise(is_causal=self.config.is_causal)
         weight = self.k_proj.weight
         kind = weight.device.type
         autocast = torch.is_autocast_enabled(kind)
@@ -84,12 +80,7 @@ class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
 
     @overload
     def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Mask = ...,
-        context: Tensor | None = None,
-        state: SoftmaxState,
+        self, x: Tensor, *, mask: Mask = ..., context: Tensor | None = None, state: SoftmaxState
     ) -> tuple[Tensor, SoftmaxState]: ...
 
     def forward(
@@ -198,18 +189,11 @@ class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
         if state is None:
             return
         if config.context_dim is None:
-            self._check_runs_stepwise()
+            self.check_runs_stepwise(is_causal=self.config.is_causal)
         expected = (
             Stateless if context is not None else WindowCache if config.window_size else KVCache
         )
         check_state(state, expected, x.shape[0])
-
-    def _check_runs_stepwise(self) -> None:
-        if not self.config.is_causal:
-            raise UnsupportedError(
-                f"variant {self.variant.name!r} cannot carry a state with is_causal=False: every "
-                "token sees later ones; set is_causal=True"
-            )
 
 
 def drop_first(mask: Mask, count: int) -> Mask:

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attnkit.errors import MaskError
 from attnkit.text import described
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
-
     import torch
     from torch import Tensor
 

@@ -6,16 +6,33 @@ Inside a graph of ``torch.compile`` such an operator is one node, whatever it do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from attnkit.errors import MaskError
-from attnkit.masks.algebra import CAUSAL, FULL, And, Causal, Full, Mask, Or, SlidingWindow
+from attnkit.masks.algebra import And, Causal, Full, Mask, Or, SlidingWindow
 from attnkit.masks.tensors import Blocks, Dense, Documents, Padding, PrefixLM, Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from torch import Tensor
+
+
+FORMS: dict[str, tuple[type[Mask], tuple[str, ...]]] = {
+    "full": (Full, ()),
+    "causal": (Causal, ()),
+    "window": (SlidingWindow, ("window_size",)),
+    "both_paddings": (Padding, ("starts", "lengths")),
+    "padding": (Padding, ("lengths",)),
+    "left_padding": (Padding, ("starts",)),
+    "documents": (Documents, ("ids",)),
+    "prefix": (PrefixLM, ("prefix",)),
+    "dense": (Dense, ("tensor",)),
+    "unread": (Unread, ("tensor",)),
+    "blocks": (Blocks, ("block_size", "block_map")),
+}
+"""By word: the class of a mask, and what it is made of; the first that fits a mask is its own."""
+
+NUMBERS = frozenset({"window_size", "block_size"})
 
 
 class MaskCode(NamedTuple):
@@ -57,7 +74,8 @@ def decode(words: str, numbers: Sequence[int], tensors: Sequence[Tensor]) -> Mas
             right, left = made.pop(), made.pop()
             made.append(Or(left, right))
         else:
-            made.append(_made(word, sizes, held))
+            kind, names = FORMS[word]
+            made.append(kind(**{name: next(sizes if name in NUMBERS else held) for name in names}))
     (mask,) = made
     return mask
 
@@ -72,64 +90,22 @@ def _take_apart(mask: Mask, words: list[str], numbers: list[int], tensors: list[
         _take_apart(mask.left, words, numbers, tensors)
         _take_apart(mask.right, words, numbers, tensors)
         words.append("or")
-    elif isinstance(mask, Full):
-        words.append("full")
-    elif isinstance(mask, Causal):
-        words.append("causal")
-    elif isinstance(mask, SlidingWindow):
-        words.append("window")
-        numbers.append(mask.window_size)
-    elif isinstance(mask, Padding):
-        if mask.starts is None:
-            words.append("padding")
-        else:
-            words.append("left_padding" if mask.lengths is None else "both_paddings")
-            tensors.append(mask.starts)
-        if mask.lengths is not None:
-            tensors.append(mask.lengths)
-    elif isinstance(mask, Documents):
-        words.append("documents")
-        tensors.append(mask.ids)
-    elif isinstance(mask, PrefixLM):
-        words.append("prefix")
-        tensors.append(mask.prefix)
-    elif isinstance(mask, Dense):
-        words.append("unread" if isinstance(mask, Unread) else "dense")
-        tensors.append(mask.tensor)
-    elif isinstance(mask, Blocks):
-        words.append("blocks")
-        numbers.append(mask.block_size)
-        tensors.append(mask.block_map)
     else:
-        raise MaskError(
-            f"mask must be made of attnkit's masks to enter a graph, got {type(mask).__name__}; "
-            "give it as attnkit.dense(tensor)"
-        )
+        word = _word(mask)
+        words.append(word)
+        for name in FORMS[word][1]:
+            given = getattr(mask, name)
+            if name in NUMBERS:
+                numbers.append(given)
+            else:
+                tensors.append(given)
 
 
-def _made(word: str, numbers: Iterator[int], tensors: Iterator[Tensor]) -> Mask:
-    match word:
-        case "full":
-            return FULL
-        case "causal":
-            return CAUSAL
-        case "window":
-            return SlidingWindow(next(numbers))
-        case "padding":
-            return Padding(None, next(tensors))
-        case "left_padding":
-            return Padding(next(tensors), None)
-        case "both_paddings":
-            return Padding(next(tensors), next(tensors))
-        case "documents":
-            return Documents(next(tensors))
-        case "prefix":
-            return PrefixLM(next(tensors))
-        case "dense":
-            return Dense(next(tensors))
-        case "unread":
-            return Unread(next(tensors))
-        case "blocks":
-            return Blocks(next(tensors), next(numbers))
-        case _:
-            raise AssertionError(word)
+def _word(mask: Mask) -> str:
+    for word, (kind, names) in FORMS.items():
+        if type(mask) is kind and all(getattr(mask, name) is not None for name in names):
+            return word
+    raise MaskError(
+        f"mask must be made of attnkit's masks to enter a graph, got {type(mask).__name__}; "
+        "give it as attnkit.dense(tensor)"
+    )

@@ -13,6 +13,7 @@ Masks are made here. `attnkit.masks.algebra` has the masks without tensors and h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from attnkit.errors import MaskError
@@ -32,8 +33,6 @@ from attnkit.masks.tensors import PrefixLM as PrefixLM
 from attnkit.text import described
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
     from torch import Tensor
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attnkit.masks.algebra import Sizes
+from attnkit.masks.algebra import Mask, Sizes
 from attnkit.masks.tensors import Padding
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from attnkit.masks.algebra import Mask
 
 
 def real_tokens(mask: Mask, batch: int, seen: int, length: int) -> Tensor | None:

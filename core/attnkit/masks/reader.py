@@ -6,19 +6,16 @@ no logit survives, the lowest of its dtype or -inf, and the other numbers are a 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import MutableMapping
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from attnkit.errors import MaskError, ShapeError
 from attnkit.masks.constructors import Mask, Sizes, dense, full
 from attnkit.masks.recognition import lift
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping
-
-    from torch import Tensor
 
 
 class Reading(NamedTuple):

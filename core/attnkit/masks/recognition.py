@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import (
@@ -25,11 +26,6 @@ from attnkit.masks.constructors import (
     padding,
     sliding_window,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
 
 
 def lift(seen: Tensor, sizes: Sizes, window: int | None = None) -> Mask:
@@ -49,7 +45,10 @@ def lift(seen: Tensor, sizes: Sizes, window: int | None = None) -> Mask:
     if sizes.queries == 1:
         return _of_one_query(seen, sizes, window)
     whole = seen.expand(-1, 1, sizes.queries, sizes.keys)
-    return next((g for g in _guesses(whole, sizes, window) if _equal(g, whole, sizes)), dense(seen))
+    for guess in _guesses(whole, sizes, window):
+        if bool((guess.to_bool(sizes, seen.device) == whole).all()):
+            return guess
+    return dense(seen)
 
 
 def lift_causal(seen: Tensor, sizes: Sizes) -> Mask:
@@ -141,8 +140,3 @@ def _paddings(columns: Tensor, sizes: Sizes) -> Iterator[Mask]:
         yield left_padding(starts)
     else:
         yield left_padding(starts) & padding(ends)
-
-
-def _equal(guess: Mask, seen: Tensor, sizes: Sizes) -> bool:
-    made = guess.to_bool(sizes, seen.device)
-    return bool((made == seen).all())

@@ -21,7 +21,7 @@ class Padding(Mask):
     parts = frozenset({"padding"})
     per_batch = True
 
-    def __init__(self, starts: Tensor | None, lengths: Tensor | None) -> None:
+    def __init__(self, starts: Tensor | None = None, lengths: Tensor | None = None) -> None:
         self.starts = starts
         self.lengths = lengths
         self.key = ("padding", starts is not None, lengths is not None)
@@ -48,13 +48,9 @@ class Padding(Mask):
 
         given = self.lengths if self.lengths is not None else self.starts
         assert given is not None
-        positions = torch.arange(sizes.keys, device=given.device)  # (S,)
-        real = torch.ones(sizes.batch, sizes.keys, dtype=torch.bool, device=given.device)
-        if self.lengths is not None:
-            real = real & (positions < self.lengths[:, None])
-        if self.starts is not None:
-            real = real & (positions >= self.starts[:, None])
-        return real
+        b = torch.arange(sizes.batch, device=given.device)[:, None]
+        j = torch.arange(sizes.keys, device=given.device)
+        return self.allows(b, b, j, j, sizes)
 
     def __repr__(self) -> str:
         return "attnkit.padding()" if self.starts is None else "attnkit.left_padding()"

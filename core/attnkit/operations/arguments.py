@@ -46,16 +46,14 @@ def check_tensors(tensors: Mapping[str, object], *, rank: int, letters: str) -> 
             )
     found = [tensor for tensor in tensors.values() if isinstance(tensor, torch.Tensor)]
     names, first = " and ".join(tensors), found[0]
+    rule = ""
     if any(tensor.dtype not in FLOATING for tensor in found):
-        raise DtypeError(
-            f"{names} must be float32, bfloat16, float16 or float64, got "
-            f"{', '.join(dtype_name(tensor.dtype) for tensor in found)}; convert with .to()"
-        )
-    if any(tensor.dtype != first.dtype for tensor in found):
-        raise DtypeError(
-            f"{names} must have one dtype, got "
-            f"{', '.join(dtype_name(tensor.dtype) for tensor in found)}; convert with .to()"
-        )
+        rule = "be float32, bfloat16, float16 or float64"
+    elif any(tensor.dtype != first.dtype for tensor in found):
+        rule = "have one dtype"
+    if rule:
+        dtypes = ", ".join(dtype_name(tensor.dtype) for tensor in found)
+        raise DtypeError(f"{names} must {rule}, got {dtypes}; convert with .to()")
     if any(tensor.device != first.device for tensor in found):
         raise DeviceError(
             f"{names} must be on one device, got "
@@ -148,18 +146,12 @@ def check_groups(value: Tensor, key: Tensor) -> None:
 def check_gate(name: str, gate: object, value: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
     """Check a gate of a recurrence: floating, on the device, of one of these shapes."""
     if not isinstance(gate, torch.Tensor):
-        raise ArgumentError(
-            f"{name} must be a floating tensor {_either(shapes)}, got {described(gate)}"
-        )
-    if gate.dtype not in FLOATING:
-        raise DtypeError(f"{name} must be floating, got {described(gate)}")
+        either = " or ".join(map(str, shapes))
+        raise ArgumentError(f"{name} must be a floating tensor {either}, got {described(gate)}")
+    _floating(name, gate, "floating tensor", value)
     if tuple(gate.shape) not in shapes:
-        raise ShapeError(f"{name} must be {_either(shapes)}, got {tuple(gate.shape)}")
-    _check_device(name, gate, value)
-
-
-def _either(shapes: tuple[tuple[int, ...], ...]) -> str:
-    return " or ".join(map(str, shapes))
+        either = " or ".join(map(str, shapes))
+        raise ShapeError(f"{name} must be {either}, got {tuple(gate.shape)}")
 
 
 def check_mask(mask: object) -> None:
@@ -200,36 +192,30 @@ def check_share(name: str, given: object) -> None:
 
 def check_bias(bias: object, query: Tensor, key: Tensor) -> None:
     """Check that the bias is floating, on the device, and broadcasts to (B, H, L, S)."""
+    hint = "; a bool tensor that hides keys is a mask, attnkit.dense(tensor)"
+    shape = _floating("bias", bias, "floating tensor or None", query, hint).shape
     wanted = (*query.shape[:3], key.shape[2])
-    if not isinstance(bias, torch.Tensor):
-        raise ArgumentError(f"bias must be a floating tensor or None, got {described(bias)}")
-    if bias.dtype not in FLOATING:
-        raise DtypeError(
-            f"bias must be floating, got {described(bias)}; "
-            "a bool tensor that hides keys is a mask, attnkit.dense(tensor)"
-        )
-    fits = bias.dim() <= 4 and all(
-        got in (1, size) for got, size in zip(reversed(bias.shape), reversed(wanted), strict=False)
-    )
-    if not fits:
-        raise ShapeError(f"bias must broadcast to (B, H, L, S) = {wanted}, got {tuple(bias.shape)}")
-    _check_device("bias", bias, query)
+    pairs = zip(reversed(shape), reversed(wanted), strict=False)
+    if len(shape) > 4 or any(got not in (1, size) for got, size in pairs):
+        raise ShapeError(f"bias must broadcast to (B, H, L, S) = {wanted}, got {tuple(shape)}")
 
 
 def check_sinks(sinks: object, query: Tensor) -> None:
     """Check that the sinks are floating, on the device, and one per query head."""
-    if not isinstance(sinks, torch.Tensor):
-        raise ArgumentError(f"sinks must be a floating tensor (H,) or None, got {described(sinks)}")
-    if sinks.dtype not in FLOATING:
-        raise DtypeError(f"sinks must be floating, got {described(sinks)}")
-    if tuple(sinks.shape) != (query.shape[1],):
-        raise ShapeError(f"sinks must be (H,) = ({query.shape[1]},), got {tuple(sinks.shape)}")
-    _check_device("sinks", sinks, query)
+    shape = _floating("sinks", sinks, "floating tensor (H,) or None", query).shape
+    if tuple(shape) != (query.shape[1],):
+        raise ShapeError(f"sinks must be (H,) = ({query.shape[1]},), got {tuple(shape)}")
 
 
-def _check_device(name: str, tensor: Tensor, query: Tensor) -> None:
-    if tensor.device != query.device:
+def _floating(name: str, given: object, kind: str, like: Tensor, hint: str = "") -> Tensor:
+    """Return what is given if it is a floating tensor on the device of another one."""
+    if not isinstance(given, torch.Tensor):
+        raise ArgumentError(f"{name} must be a {kind}, got {described(given)}")
+    if given.dtype not in FLOATING:
+        raise DtypeError(f"{name} must be floating, got {described(given)}{hint}")
+    if given.device != like.device:
         raise DeviceError(
-            f"{name} must be on the device of the others, got {tensor.device} and {query.device}; "
+            f"{name} must be on the device of the others, got {given.device} and {like.device}; "
             "move with .to()"
         )
+    return given

@@ -6,28 +6,23 @@ given), the implementation is chosen once per signature, and both are remembered
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from attnkit.choice.decision import AUTO
+from attnkit.choice.decision import AUTO, Chosen
 from attnkit.choice.front import choose
 from attnkit.choice.outputs import check_output
 from attnkit.choice.transforms import transforms
 from attnkit.hosts.protocol import Call
+from attnkit.interface import SoftmaxFunction, Variant
 from attnkit.masks.constructors import Mask, Sizes, full
 from attnkit.masks.padded_tokens import hide_padding
 from attnkit.operations import arguments as validation
 from attnkit.problem import SoftmaxProblem
 from attnkit.registry.registry import default
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from attnkit.choice.decision import Chosen
-    from attnkit.interface import SoftmaxFunction, Variant
 
 
 def attention(

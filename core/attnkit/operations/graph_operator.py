@@ -8,9 +8,10 @@ that cannot be traced included. Its gradients come from a second run, as under c
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnkit.choice.decision import resolve
 from attnkit.masks.codes import decode
@@ -18,9 +19,6 @@ from attnkit.masks.constructors import Mask, Sizes, full
 from attnkit.masks.recognition import lift_causal
 from attnkit.masks.tensors import Unread
 from attnkit.operations.recurrence_run import Given, run
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _GIVEN = (
     "str settings, Tensor query, Tensor key, Tensor value, Tensor? log_decay, Tensor? beta, "
@@ -31,29 +29,18 @@ _TENSORS = slice(1, 7)
 """Where the arguments are that may need gradients."""
 
 
-def _run(
-    settings: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor | None,
-    beta: Tensor | None,
-    initial_state: Tensor,
-    scale: float | None,
-    seen: int,
-    mask_words: str,
-    mask_numbers: list[int],
-    mask_tensors: list[Tensor],
-) -> tuple[Tensor, Tensor]:
+def _run(settings: str, *given: Any) -> tuple[Tensor, Tensor]:
     """Run `attnkit.recurrence`; what is no tensor and no number is told by ``settings``, JSON."""
     told = json.loads(settings)
     (variant,) = resolve(told["variant"])
-    sizes = Sizes(value.shape[0], 1, value.shape[2], seen + value.shape[2])
+    *tensors, scale, seen, words, numbers, held = given
+    asked = Given(*tensors)
+    batch, _, length, _ = asked.value.shape
     out, state = run(
         variant,
-        Given(query, key, value, log_decay, beta, initial_state),
+        asked,
         scale=scale,
-        mask=_read(decode(mask_words, mask_numbers, mask_tensors), sizes),
+        mask=_read(decode(words, numbers, held), Sizes(batch, 1, length, seen + length)),
         seen=seen,
         options=variant.options.model_validate_json(told["options"]),
         implementation=told["implementation"],

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from attnkit.choice.decision import AUTO, resolve
+from attnkit.choice.decision import AUTO, Chosen, resolve
 from attnkit.choice.front import choose
 from attnkit.errors import ArgumentError, DeviceError, DtypeError, ShapeError
 from attnkit.families import RECURRENCE
+from attnkit.interface import Options, Variant
 from attnkit.masks.codes import encode
 from attnkit.masks.constructors import Mask, full
 from attnkit.operations import arguments as validation
 from attnkit.operations.recurrence_run import Given, problem_of_recurrence, run
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from attnkit.choice.decision import Chosen
-    from attnkit.interface import Options, Variant
 
 
 def recurrence(
@@ -113,11 +107,7 @@ def recurrence(
 
 
 def _in_a_graph(
-    chosen: Chosen,
-    options: Options,
-    tensors: Given,
-    numbers: tuple[float | None, int],
-    mask: Mask,
+    chosen: Chosen, options: Options, tensors: Given, numbers: tuple[float | None, int], mask: Mask
 ) -> tuple[Tensor, Tensor]:
     """Make one operator of a call, which reads the mask when it runs."""
     # not on top: it registers operators, and loads what traces

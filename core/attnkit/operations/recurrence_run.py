@@ -7,9 +7,11 @@ operator of `attnkit.operations.graph_operator` comes in between.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from attnkit.choice.front import choose
 from attnkit.choice.outputs import check_outputs
@@ -21,10 +23,6 @@ from attnkit.operations import arguments as validation
 from attnkit.problem import RecurrenceProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
     from attnkit.choice.decision import Chosen
     from attnkit.interface import Options, Variant
 

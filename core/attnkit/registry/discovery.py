@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import TYPE_CHECKING
 
 from attnkit.hookspecs import EXTENSION_GROUP, VARIANT_GROUP
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SESSION = "this session"
 
@@ -75,35 +72,25 @@ def _mentions_us(distribution: metadata.Distribution) -> bool:
 
 def _entries(name: str) -> Iterator[Entry]:
     distribution = metadata.distribution(name)
-    try:
-        points = tuple(distribution.entry_points)
-    except UnicodeDecodeError:
-        yield _unreadable(distribution, "is not UTF-8")
-        return
-    except (TypeError, ValueError):
-        text = distribution.read_text("entry_points.txt") or ""
-        yield _unreadable(distribution, f"is malformed{_where(text)}")
-        return
-    for point in points:
-        if point.group in (VARIANT_GROUP, EXTENSION_GROUP):
-            yield Entry(
-                name=point.name,
-                owner=distribution.name,
-                version=distribution.version,
-                module=point.value,
-                group=point.group,
-            )
-
-
-def _unreadable(distribution: metadata.Distribution, reason: str) -> Entry:
-    return Entry(
-        name=distribution.name,
-        owner=distribution.name,
+    owner = distribution.name
+    file = Entry(
+        name=owner,
+        owner=owner,
         version=distribution.version,
         module="entry_points.txt",
         group=EXTENSION_GROUP,
-        unreadable=reason,
     )
+    try:
+        points = tuple(distribution.entry_points)
+    except UnicodeDecodeError:
+        yield replace(file, unreadable="is not UTF-8")
+    except (TypeError, ValueError):
+        text = distribution.read_text("entry_points.txt") or ""
+        yield replace(file, unreadable=f"is malformed{_where(text)}")
+    else:
+        for point in points:
+            if point.group in (VARIANT_GROUP, EXTENSION_GROUP):
+                yield replace(file, name=point.name, module=point.value, group=point.group)
 
 
 def _where(text: str) -> str:

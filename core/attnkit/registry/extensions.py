@@ -7,14 +7,13 @@ and passed over.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attnkit.registry import loader as plugin
 from attnkit.registry.loader import BrokenPlugin, Fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pluggy
 
     from attnkit.families import Family

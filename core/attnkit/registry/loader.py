@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -25,8 +25,6 @@ from attnkit.text import kind_of
 from attnkit.versions import version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from attnkit.hosts.protocol import Host
     from attnkit.registry.discovery import Entry
 

@@ -11,6 +11,7 @@ import difflib
 import functools
 import threading
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from attnkit.errors import (
@@ -28,8 +29,6 @@ from attnkit.registry.loader import BrokenPlugin, Fault
 from attnkit.registry.validation import complaint, family_complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from attnkit.hosts.protocol import Host
     from attnkit.interface import Implementation, Variant
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Callable, Iterator
+from typing import get_args
 
 from attnkit.families import BUILT_IN, Family
 from attnkit.interface import Implementation, LayerConfig, Options, Variant
@@ -12,17 +13,9 @@ from attnkit.promises import CommonPromises, Promises, Relation
 from attnkit.sites import Kind
 from attnkit.text import kind_of
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 
 def complaint(variant: object, family_of: Callable[[str], Family | None]) -> str | None:
-    """Return the first thing wrong with a declaration, in words, or None.
-
-    Args:
-        variant: The declaration.
-        family_of: Finds a family by its name.
-    """
+    """Return the first thing wrong with a declared variant, in words, or None."""
     if not isinstance(variant, Variant):
         return f"expected a Variant, got {kind_of(variant)}"
     return next(_complaints(variant, family_of), None)
@@ -30,30 +23,7 @@ def complaint(variant: object, family_of: Callable[[str], Family | None]) -> str
 
 def family_complaint(family: Family) -> str | None:
     """Return the first thing wrong with a family, in words, or None."""
-    if not _is_name(family.name):
-        return f"a family's name must be an {_NAME}, got {family.name!r}"
-    if family.name in BUILT_IN:
-        return f"family {family.name!r} is attnkit's own; give yours another name"
-    bases = {"problem": Problem, "promises": CommonPromises, "options": SiteOptions}
-    for field, base in bases.items():
-        value = getattr(family, field)
-        if not (isinstance(value, type) and issubclass(value, base)):
-            return f"{field} must be a subclass of {base.__name__}, got {kind_of(value)}"
-    if family.kind not in get_args(Kind):
-        return f"kind must be one of {_listed(get_args(Kind))}, got {family.kind!r}"
-    door: object = family.door
-    if not (isinstance(door, str) and door):
-        return f"door must say how its variants are run, got {kind_of(door)}"
-    operation: object = family.operation
-    if not isinstance(operation, bool):
-        return f"operation must be a bool, got {kind_of(operation)}"
-    if family.first_call is not None and not _is_reference(family.first_call):
-        return f"first_call must be {_REFERENCE} or None, got {kind_of(family.first_call)}"
-    for field in ("swap", "suite"):
-        value = getattr(family, field)
-        if isinstance(value, str) and not _is_reference(value):
-            return f"{field} must be 'package.module:attribute' or an object, got {value!r}"
-    return None
+    return next(_family_complaints(family), None)
 
 
 def implementation_complaint(implementation: object) -> str | None:
@@ -64,6 +34,29 @@ def implementation_complaint(implementation: object) -> str | None:
         return f"an implementation's name must be an {_NAME}, got {implementation.name!r}"
     wrong = next(_implementation_complaints(implementation), None)
     return wrong and f"implementation {implementation.name!r}: {wrong}"
+
+
+def _family_complaints(family: Family) -> Iterator[str]:
+    if not _is_name(family.name):
+        yield f"a family's name must be an {_NAME}, got {family.name!r}"
+    if family.name in BUILT_IN:
+        yield f"family {family.name!r} is attnkit's own; give yours another name"
+    yield from _not_derived("problem", family.problem, Problem)
+    yield from _not_derived("promises", family.promises, CommonPromises)
+    yield from _not_derived("options", family.options, SiteOptions)
+    if family.kind not in get_args(Kind):
+        yield f"kind must be one of {_listed(get_args(Kind))}, got {family.kind!r}"
+    if not family.door or type(family.door) is not str:
+        yield f"door must say how its variants are run, got {kind_of(family.door)}"
+    operation: object = family.operation
+    if not isinstance(operation, bool):
+        yield f"operation must be a bool, got {kind_of(operation)}"
+    if family.first_call is not None and not _is_reference(family.first_call):
+        yield f"first_call must be {_REFERENCE} or None, got {kind_of(family.first_call)}"
+    for field in ("swap", "suite"):
+        value = getattr(family, field)
+        if isinstance(value, str) and not _is_reference(value):
+            yield f"{field} must be 'package.module:attribute' or an object, got {value!r}"
 
 
 def _complaints(variant: Variant, family_of: Callable[[str], Family | None]) -> Iterator[str]:
@@ -83,10 +76,8 @@ def _complaints(variant: Variant, family_of: Callable[[str], Family | None]) -> 
         yield f"promises must be Promises, got {kind_of(promises)}"
     else:
         yield from _strange_promises(family, "promises", promises)
-    for field, base in (("config", LayerConfig), ("options", Options)):
-        value = getattr(variant, field)
-        if not (isinstance(value, type) and issubclass(value, base)):
-            yield f"{field} must be a subclass of {base.__name__}, got {kind_of(value)}"
+    yield from _not_derived("config", variant.config, LayerConfig)
+    yield from _not_derived("options", variant.options, Options)
     yield from _placement_complaints(variant.placement)
     if not _is_reference(variant.layer):
         yield f"layer must be {_REFERENCE}, got {kind_of(variant.layer)}"
@@ -122,9 +113,7 @@ def _placement_complaints(placement: object) -> Iterator[str]:
         return
     if not _is_reference(placement.build):
         yield f"placement.build must be {_REFERENCE}, got {kind_of(placement.build)}"
-    options: object = placement.options
-    if not (isinstance(options, type) and issubclass(options, SiteOptions)):
-        yield f"placement.options must be a subclass of SiteOptions, got {kind_of(options)}"
+    yield from _not_derived("placement.options", placement.options, SiteOptions)
 
 
 def _implementation_complaints(implementation: Implementation) -> Iterator[str]:
@@ -139,6 +128,11 @@ def _implementation_complaints(implementation: Implementation) -> Iterator[str]:
             yield f"{field} must be a function of a Problem, got {kind_of(value)}"
     if not _is_tuple(implementation.packages):
         yield f"packages must be a tuple of names, got {kind_of(implementation.packages)}"
+
+
+def _not_derived(field: str, value: object, base: type) -> Iterator[str]:
+    if not (isinstance(value, type) and issubclass(value, base)):
+        yield f"{field} must be a subclass of {base.__name__}, got {kind_of(value)}"
 
 
 _NAME = "identifier other than 'auto'"

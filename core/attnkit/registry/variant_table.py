@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from attnkit.errors import BrokenPluginError, RegistryError
-from attnkit.registry.registry import default
+from attnkit.registry.registry import Registry, default
 from attnkit.text import table
 
 if TYPE_CHECKING:
     from attnkit.interface import Variant
     from attnkit.promises import Promises
     from attnkit.registry.discovery import Entry
-    from attnkit.registry.registry import Registry
 
 COLUMNS = ("name", "family", "owner", "relation", "promises")
 

@@ -11,6 +11,7 @@ the protocol of the adapters.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnkit.errors import ArgumentError, SwapRefusedError
@@ -27,8 +28,6 @@ from attnkit.swaps.plan_files import PlanSource, written_out
 from attnkit.versions import untested
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from torch import nn
 
     from attnkit.promises import Relation

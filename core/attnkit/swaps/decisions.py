@@ -7,6 +7,7 @@ no softmax attention.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -14,16 +15,12 @@ from pydantic import Field
 from attnkit.frozen import Frozen
 from attnkit.promises import Relation
 from attnkit.sites import ROOT, Site, with_remarks
-from attnkit.swaps.families import swap_family
+from attnkit.swaps.families import Assignment, swap_family
 from attnkit.swaps.obstacles import unplaced
 from attnkit.text import table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from torch import nn
-
-    from attnkit.swaps.families import Assignment
 
 
 class Decision(Frozen):

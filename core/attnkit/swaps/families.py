@@ -6,23 +6,20 @@ The sites of attnkit's families, `softmax_site`, `recurrence_site` and `feedforw
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from attnkit.errors import ArgumentError
-from attnkit.hosts.protocol import Request
-from attnkit.interface import load
+from attnkit.hosts.protocol import Host, Mixer, Request
+from attnkit.interface import Variant, load
 from attnkit.placements import SiteOptions, WindowOptions
 from attnkit.registry.registry import default
 from attnkit.text import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
     from torch import Tensor, nn
 
-    from attnkit.hosts.protocol import Host, Mixer
-    from attnkit.interface import Variant
     from attnkit.problem import Problem
     from attnkit.promises import Relation
     from attnkit.sites import Site

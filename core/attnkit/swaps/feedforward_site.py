@@ -20,34 +20,26 @@ of silu. The errors of the terms of W_down h are independent, so their squares a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from attnkit.choice.front import choose
 from attnkit.errors import UnsupportedError
 from attnkit.hosts.answers import weights_of
-from attnkit.hosts.parts import Mixture, Routing, Weights
-from attnkit.hosts.protocol import FeedforwardHost, Passage
-from attnkit.interface import load
+from attnkit.hosts.parts import FeedforwardBuilder, Mixture, Routing, Weights
+from attnkit.hosts.protocol import FeedforwardHost, Host, Passage
+from attnkit.interface import Variant, load
 from attnkit.operations.arguments import dtype_name
 from attnkit.precision import accumulation, roundoff, smallest
 from attnkit.problem import FeedforwardProblem
-from attnkit.swaps.families import Attempt, Measure, Standing, SwapFamily
+from attnkit.swaps.families import Assignment, Attempt, Measure, Standing, SwapFamily
 from attnkit.swaps.obstacles import LENGTH, beyond_a_placement
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch import Tensor, nn
-
-    from attnkit.hosts.parts import FeedforwardBuilder
-    from attnkit.hosts.protocol import Host
-    from attnkit.interface import Variant
-    from attnkit.swaps.families import Assignment
 
 
 class _Network(Standing):

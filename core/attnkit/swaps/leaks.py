@@ -18,23 +18,19 @@ make probes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from attnkit.errors import HostError, UnsupportedError, VerificationError
 from attnkit.swaps.outputs import compare_outputs, noise_of
-from attnkit.swaps.receipts import LeakReceipt, OutputReceipt
+from attnkit.swaps.receipts import LeakReceipt, OutputReceipt, SiteReceipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     import torch
     from torch import Tensor
 
     from attnkit.hosts.protocol import Inputs, Mixer, Outputs, Pair, Probe
-    from attnkit.swaps.receipts import SiteReceipt
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,14 @@ A mistake in the mathematics is thousands of units at its site in float32, and i
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from attnkit.errors import VerificationError
 from attnkit.precision import roundoff, smallest
 from attnkit.swaps.receipts import OutputReceipt, SiteReceipt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from torch import Tensor
 
 NOISE_RUNS = 4
 

@@ -10,7 +10,7 @@ over the class of the layer, ``type:LlamaAttention``. The first pattern that fit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -22,8 +22,6 @@ from attnkit.registry.registry import default, get_variant
 from attnkit.swaps.families import Assignment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from attnkit.placements import SiteOptions
     from attnkit.sites import Kind, Site
 

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from attnkit.errors import ArgumentError, ConfigError, UnsupportedError
 from attnkit.interface import Variant
 from attnkit.sites import Site
 from attnkit.swaps.plan import Entry, Plan
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 PlanSource: TypeAlias = Plan | Path | Callable[[Site], Entry | None]
 """What `attnkit.swap` takes as a plan."""

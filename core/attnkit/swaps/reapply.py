@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +32,6 @@ from attnkit.swaps.plan import assign
 from attnkit.swaps.receipts import Receipt, receipt_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
     from torch import Tensor, nn
 
     from attnkit.sites import Site
@@ -42,10 +41,7 @@ if TYPE_CHECKING:
 
 
 def reapply(
-    model: nn.Module,
-    receipt: Receipt | str | Path,
-    *,
-    sample: Mapping[str, object] | None = None,
+    model: nn.Module, receipt: Receipt | str | Path, *, sample: Mapping[str, object] | None = None
 ) -> Swap:
     """Make a saved swap again in a model that was loaded without it.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -12,10 +13,6 @@ from attnkit.frozen import Frozen
 from attnkit.hosts.protocol import LeakName
 from attnkit.promises import Relation
 from attnkit.text import table
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 FILE = "attnkit.json"
 """Name of the receipt in the folder of a checkpoint."""

@@ -18,35 +18,30 @@ rounding unit of the dtype and s that of its sums, see `attnkit.precision`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from attnkit.choice.front import choose
 from attnkit.errors import ShapeError
 from attnkit.hosts.mounts import submodule
-from attnkit.hosts.protocol import Span
-from attnkit.interface import load
+from attnkit.hosts.protocol import Host, Memory, Mixer, Span
+from attnkit.interface import Variant, load
 from attnkit.operations.recurrence import recurrence
 from attnkit.operations.recurrence_run import Given, layout_of, problem_of_recurrence
 from attnkit.precision import accumulation, roundoff, smallest
 from attnkit.problem import RecurrenceProblem
 from attnkit.reference import recurrence as reference
 from attnkit.state import RecurrentState
-from attnkit.swaps.families import Attempt, Measure, Standing, SwapFamily
+from attnkit.swaps.families import Assignment, Attempt, Measure, Standing, SwapFamily
 from attnkit.swaps.obstacles import LENGTH, beyond_a_recurrence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor, nn
-
     from attnkit.hosts.parts import Inputs, RecurrenceBuilder
-    from attnkit.hosts.protocol import Host, Memory, Mixer
-    from attnkit.interface import Variant
     from attnkit.masks.constructors import Mask
-    from attnkit.swaps.families import Assignment
 
 
 @dataclass(frozen=True)

@@ -8,30 +8,26 @@ see `attnkit.precision` for both.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from attnkit import precision
 from attnkit.choice.front import choose
 from attnkit.errors import UnsupportedError
-from attnkit.masks.constructors import dense, full, sliding_window
+from attnkit.masks.constructors import Mask, Sizes, dense, full, sliding_window
 from attnkit.operations.attention import answer, attention, problem_of, sizes_of
 from attnkit.problem import SoftmaxProblem
-from attnkit.swaps.families import Attempt, Measure, Standing, SwapFamily
+from attnkit.swaps.families import Assignment, Attempt, Measure, Standing, SwapFamily
 from attnkit.swaps.obstacles import LENGTH, beyond_attention
 from attnkit.swaps.trial import SITE_BOUND
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor, nn
-
     from attnkit.hosts.protocol import Call, Host, Request
     from attnkit.interface import Variant
-    from attnkit.masks.constructors import Mask, Sizes
-    from attnkit.swaps.families import Assignment
 
 _ELEMENTS = 1 << 24
 """How many logits a float64 run may hold at a time."""

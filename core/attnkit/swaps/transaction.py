@@ -14,40 +14,35 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import torch
+from torch import Tensor, nn
 
 from attnkit.errors import ArgumentError, HostError, SwapError, SwapRefusedError, VerificationError
 from attnkit.hosts.answers import attached, named, outputs_of, probes_of, sample_of, sites_of
 from attnkit.hosts.leak_probes import neighbours
 from attnkit.hosts.mounts import undo_all
-from attnkit.hosts.protocol import Prober
+from attnkit.hosts.protocol import Attachment, Host, Mixer, Prober
 from attnkit.registry.registry import default
 from attnkit.swaps import weights as added
 from attnkit.swaps.decisions import refusal
-from attnkit.swaps.families import swap_family
+from attnkit.swaps.families import Assignment, Standing, swap_family
 from attnkit.swaps.isolation import Note, cuda_devices, fresh, undisturbed
 from attnkit.swaps.leaks import Subject, check_leaks
 from attnkit.swaps.outputs import compare_outputs, noise_of
-from attnkit.swaps.plan import spelled
+from attnkit.swaps.plan import Plan, spelled
 from attnkit.swaps.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
 from attnkit.swaps.trial import Counting, Trial
 from attnkit.text import described
 from attnkit.versions import version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
-
-    from attnkit.hosts.protocol import Attachment, Host, Mixer
     from attnkit.promises import Relation
-    from attnkit.swaps.families import Assignment, Standing
-    from attnkit.swaps.plan import Plan
 
 
 _NOTHING_COMPARED = (

@@ -18,14 +18,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from attnkit.errors import AttnkitError, HostError
 from attnkit.precision import worst
 from attnkit.swaps.receipts import SiteReceipt
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from attnkit.hosts.protocol import Mixer
     from attnkit.swaps.families import Assignment, Attempt, Standing
 

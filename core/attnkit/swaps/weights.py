@@ -11,6 +11,7 @@ are random and the new weights gone. So both are kept, by name:
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from attnkit.errors import ConfigError, UnsupportedError
 from attnkit.hosts.mounts import submodule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn

@@ -26,19 +26,16 @@ over the k largest logits is the same).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Iterator
+from typing import Self
 
 from pydantic import Field, model_validator
 
 import attnkit
 from attnkit.placements import Placement, SiteOptions
+from attnkit.problem import FeedforwardProblem
 from attnkit.promises import ALL_DTYPES, ALL_TRANSFORMS, Promises
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from attnkit.problem import FeedforwardProblem
-    from attnkit.sites import Site
+from attnkit.sites import Site
 
 
 class MoEConfig(attnkit.LayerConfig):
@@ -168,12 +165,7 @@ def _form(
 ) -> attnkit.Implementation:
     function = f"attnkit_plugins.feedforward.moe.{module}:feedforward"
     return attnkit.Implementation(
-        name=name,
-        function=function,
-        summary=summary,
-        promises=promises,
-        cost=cost,
-        refuses=refuses,
+        name=name, function=function, summary=summary, promises=promises, cost=cost, refuses=refuses
     )
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear, silu
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from attnkit_plugins.feedforward.moe.weights import ExpertWeights
 
 

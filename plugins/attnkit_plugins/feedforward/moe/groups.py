@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import grouped_mm, linear, silu
 
 from attnkit.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from attnkit_plugins.feedforward.moe.weights import ExpertWeights
 
 

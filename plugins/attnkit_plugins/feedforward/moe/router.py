@@ -35,12 +35,7 @@ class Routing:
 
 
 def route(
-    logits: Tensor,
-    keep: Tensor,
-    *,
-    top_k: int,
-    renormalise: bool,
-    capacity_factor: float | None,
+    logits: Tensor, keep: Tensor, *, top_k: int, renormalise: bool, capacity_factor: float | None
 ) -> Routing:
     """Choose each token's k most probable experts.
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attnkit_plugins.feedforward.moe import MoEConfig
+from attnkit_plugins.feedforward.moe import MoEConfig, MoESiteOptions
 from attnkit_plugins.feedforward.moe.layer import MoELayer
 
 if TYPE_CHECKING:
     from attnkit.hosts.parts import Weights
     from attnkit.interface import Variant
-    from attnkit_plugins.feedforward.moe import MoESiteOptions
 
 
 def upcycle(weights: Weights, options: MoESiteOptions, *, variant: Variant) -> MoELayer:

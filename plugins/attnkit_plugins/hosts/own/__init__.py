@@ -12,16 +12,15 @@ function.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import attnkit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from torch import nn
 
-    from torch import Tensor, nn
-
-    from attnkit.hosts.protocol import Attachment, Host, Mixer, Probe
+    from attnkit.hosts.protocol import Attachment, Host, Inputs, Mixer, Outputs, Probe
     from attnkit.swaps.api import Site
 
 
@@ -41,7 +40,7 @@ class OwnHost:
 
         return attach(model, site, mixer, label)
 
-    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
+    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Inputs:
         from attnkit.errors import SwapError
 
         raise SwapError(
@@ -49,23 +48,17 @@ class OwnHost:
             "arguments of the model's forward"
         )
 
-    def run(self, model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
+    def run(self, model: nn.Module, sample: Inputs) -> Outputs:
         from attnkit.hosts.outputs import run_model
 
         return run_model(model, sample)
 
-    def probes(
-        self, model: nn.Module, sites: Sequence[Site], sample: Mapping[str, object]
-    ) -> Sequence[Probe]:
+    def probes(self, model: nn.Module, sites: Sequence[Site], sample: Inputs) -> Sequence[Probe]:
         from attnkit_plugins.hosts.own.probes import make_probes
 
         return make_probes(model, sites, sample)
 
 
-HOST = OwnHost()
+HOST: Host = OwnHost()
 
-
-@attnkit.hookimpl
-def attnkit_hosts() -> tuple[Host, ...]:
-    """Offer the adapter."""
-    return (HOST,)
+attnkit_hosts = attnkit.hookimpl(lambda: (HOST,))

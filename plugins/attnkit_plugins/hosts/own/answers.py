@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from attnkit.errors import ArgumentError, UnsupportedError
 from attnkit.hosts.own_modules import Declaration, declaration
@@ -15,8 +16,6 @@ from attnkit.masks.constructors import Mask, Sizes, causal, full, sliding_window
 from attnkit.masks.reader import read_mask
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from attnkit.hosts.mounts import Mount
 
 
@@ -69,7 +68,6 @@ class Arrived:
             bias=bias,
             scale=needs.scale,
             softcap=needs.softcap,
-            sinks=None,
             dropout_p=needs.dropout if module.training else 0.0,
             aligned=self.query.shape[2] == self.key.shape[2] or bool(needs.causal),
         )

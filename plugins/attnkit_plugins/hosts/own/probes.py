@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from attnkit.hosts.leak_probes import by_shape, exchanged, is_causal, neighbours, second_half, sees
 from attnkit.hosts.own_modules import declaration
-from attnkit.hosts.protocol import Pair, Probe
+from attnkit.hosts.protocol import Inputs, Pair, Probe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import Tensor, nn
-
-    from attnkit.hosts.protocol import Inputs
     from attnkit.swaps.api import Site
 
 

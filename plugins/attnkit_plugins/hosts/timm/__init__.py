@@ -12,16 +12,15 @@ Here is the declaration, which imports neither torch nor timm. `sites` has all t
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import attnkit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from torch import nn
 
-    from torch import Tensor, nn
-
-    from attnkit.hosts.protocol import Attachment, Host, Mixer
+    from attnkit.hosts.protocol import Attachment, Host, Inputs, Mixer, Outputs
     from attnkit.swaps.api import Site
 
 
@@ -44,21 +43,17 @@ class TimmHost:
 
         return attach(model, site, mixer, label)
 
-    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
+    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Inputs:
         from attnkit_plugins.hosts.timm.sites import make_sample
 
         return make_sample(model)
 
-    def run(self, model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
+    def run(self, model: nn.Module, sample: Inputs) -> Outputs:
         from attnkit.hosts.outputs import run_model
 
         return run_model(model, sample)
 
 
-HOST = TimmHost()
+HOST: Host = TimmHost()
 
-
-@attnkit.hookimpl
-def attnkit_hosts() -> tuple[Host, ...]:
-    """Offer the adapter."""
-    return (HOST,)
+attnkit_hosts = attnkit.hookimpl(lambda: (HOST,))

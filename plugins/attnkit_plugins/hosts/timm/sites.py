@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +16,6 @@ from attnkit.hosts.sdpa_calls import calls_attention, intercept
 from attnkit.swaps.api import Needs, Site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from attnkit.hosts.protocol import Mixer
 
 _ATTENTION = re.compile(r"Attention|Attn")

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 import attnkit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
 
-    from attnkit.hosts.protocol import Attachment, Host, Mixer, Probe
+    from attnkit.hosts.protocol import Attachment, Host, Inputs, Mixer, Outputs, Probe
     from attnkit.swaps.api import Site
 
 
@@ -47,28 +47,22 @@ class TorchHost:
 
         return attach(model, site, mixer, label)
 
-    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
+    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Inputs:
         from attnkit_plugins.hosts.torch.samples import make_sample
 
         return make_sample(model)
 
-    def run(self, model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
+    def run(self, model: nn.Module, sample: Inputs) -> Outputs:
         from attnkit_plugins.hosts.torch.samples import run
 
         return run(model, sample)
 
-    def probes(
-        self, model: nn.Module, sites: Sequence[Site], sample: Mapping[str, object]
-    ) -> Sequence[Probe]:
+    def probes(self, model: nn.Module, sites: Sequence[Site], sample: Inputs) -> Sequence[Probe]:
         from attnkit_plugins.hosts.torch.probes import make_probes
 
         return make_probes(model, sample)
 
 
-HOST = TorchHost()
+HOST: Host = TorchHost()
 
-
-@attnkit.hookimpl
-def attnkit_hosts() -> tuple[Host, ...]:
-    """Offer the adapter."""
-    return (HOST,)
+attnkit_hosts = attnkit.hookimpl(lambda: (HOST,))

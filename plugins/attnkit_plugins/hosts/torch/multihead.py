@@ -105,9 +105,6 @@ class Arrived:
             value=self.value,
             mask=mask,
             bias=bias,
-            scale=None,
-            softcap=None,
-            sinks=None,
             dropout_p=self.dropout_p,
             aligned=self.query.shape[2] == self.key.shape[2],
         )

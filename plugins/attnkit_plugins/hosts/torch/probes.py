@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnkit.hosts.leak_probes import (
     by_shape,
@@ -17,14 +17,7 @@ from attnkit.hosts.leak_probes import (
     second_half,
     sees,
 )
-from attnkit.hosts.protocol import Pair, Probe
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
-    from attnkit.hosts.protocol import Inputs, Rows
+from attnkit.hosts.protocol import Inputs, Pair, Probe, Rows
 
 
 @dataclass(frozen=True)

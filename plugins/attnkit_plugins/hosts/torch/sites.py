@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from torch import nn
 
 from attnkit.hosts.mounts import Mount, site_at
 from attnkit.swaps.api import Needs, Site
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 

@@ -20,18 +20,18 @@ leak, `opener` saved models.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import attnkit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from attnkit.hosts.parts import Weights
-    from attnkit.hosts.protocol import Attachment, Host, Mixer, Probe
+    from attnkit.hosts.protocol import Attachment, Host, Inputs, Mixer, Outputs, Probe
     from attnkit.swaps.api import Site
 
 
@@ -80,19 +80,17 @@ class TransformersHost:
 
         return weights(submodule(model, path))
 
-    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
+    def sample(self, model: nn.Module, sites: Sequence[Site]) -> Inputs:
         from attnkit_plugins.hosts.transformers.samples import make_sample
 
         return make_sample(model, sites)
 
-    def run(self, model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
+    def run(self, model: nn.Module, sample: Inputs) -> Outputs:
         from attnkit_plugins.hosts.transformers.samples import run
 
         return run(model, sample)
 
-    def probes(
-        self, model: nn.Module, sites: Sequence[Site], sample: Mapping[str, object]
-    ) -> Sequence[Probe]:
+    def probes(self, model: nn.Module, sites: Sequence[Site], sample: Inputs) -> Sequence[Probe]:
         from attnkit_plugins.hosts.transformers.probes import make_probes
 
         return make_probes(model, sites, sample)
@@ -103,10 +101,6 @@ class TransformersHost:
         return open_folder(folder)
 
 
-HOST = TransformersHost()
+HOST: Host = TransformersHost()
 
-
-@attnkit.hookimpl
-def attnkit_hosts() -> tuple[Host, ...]:
-    """Offer the adapter."""
-    return (HOST,)
+attnkit_hosts = attnkit.hookimpl(lambda: (HOST,))

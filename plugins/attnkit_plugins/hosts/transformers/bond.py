@@ -6,12 +6,11 @@ and under `MARK` the `Binding` that the function of that name asks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from attnkit.hosts.protocol import Mixer
@@ -78,16 +77,7 @@ def bind(
     told: Callable[[Any], Any],
     register: Callable[[], None],
 ) -> Bound:
-    """Put a mixer at a module, on top of one that may be there.
-
-    Args:
-        module: The module.
-        path: Of its site.
-        mixer: Answers its calls.
-        label: Name of what is swapped in.
-        told: Returns a copy of a config that says ``attnkit``.
-        register: See `Binding`.
-    """
+    """Put a mixer at a module, on top of one that may be there; ``told`` copies its config."""
     below = module.__dict__.get(MARK)
     binding = Binding(mixer, label, own_config(module), below, register)
     if below is None:

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from attnkit.errors import ShapeError, SwapError, UnsupportedError
 from attnkit.hosts.mounts import submodule
-from attnkit.hosts.protocol import Call
+from attnkit.hosts.protocol import Call, Mixer
+from attnkit.hosts.sdpa_calls import autocast, fit
 from attnkit.masks.constructors import causal, full, sliding_window
 from attnkit_plugins.hosts.transformers.bond import MARK, Bound, bind, own_config
 from attnkit_plugins.hosts.transformers.interface import own_function
 from attnkit_plugins.hosts.transformers.masks import Reading, read
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from attnkit.hosts.protocol import Mixer
 
 KEY = "attnkit"
 
@@ -82,18 +79,9 @@ def attend(
     attention_mask: Tensor | None = None,
     **keywords: Any,
 ) -> tuple[Tensor, None]:
-    """Answer a call of transformers' attention interface.
+    """Answer a call of transformers' attention interface: (B, L, H, Ev), and no weights.
 
-    Args:
-        module: The layer; must be swapped.
-        query: (B, H, L, E).
-        key: (B, Hkv, S, E).
-        value: (B, Hkv, S, Ev).
-        attention_mask: As the model's own implementation takes it.
-        keywords: See `TRANSLATED` and `INERT`; others are refused.
-
-    Returns:
-        (B, L, H, Ev), and no attention weights.
+    Keywords other than `TRANSLATED` and `INERT` are refused.
     """
     binding = module.__dict__.get(MARK)
     if binding is None:
@@ -104,7 +92,7 @@ def attend(
     # `device.type` costs more than all the rest of this
     kind = "cpu" if query.is_cpu else query.device.type
     if torch.is_autocast_enabled(kind):
-        query, key, value = _lowered(kind, query, key, value)
+        query, key, value = autocast(query, key, value)
     out = binding.mixer(Arrived(module, query, key, value, attention_mask, keywords))
     batch, heads, length, _ = query.shape
     wanted = (batch, heads, length, value.shape[3])
@@ -157,16 +145,12 @@ class Arrived:
         )
 
     def own(self, query: Tensor, key: Tensor, value: Tensor, samples: slice) -> Tensor:
-        def fit(given: Any) -> Any:
-            """Cut a tensor's batch and give it the dtype of the query."""
-            if not isinstance(given, torch.Tensor):
-                return given
-            if given.dim() == 4 and given.shape[0] == self.query.shape[0] > 1:
-                given = given[samples]
-            return given.to(query.dtype) if given.is_floating_point() else given
-
-        keywords = {name: fit(value) for name, value in self.keywords.items()}
-        mask = fit(self.attention_mask)
+        batch, dtype = self.query.shape[0], query.dtype
+        keywords = {
+            name: fit(each, batch, dtype, samples) if isinstance(each, torch.Tensor) else each
+            for name, each in self.keywords.items()
+        }
+        mask = fit(self.attention_mask, batch, dtype, samples)
         out, _ = own_function(self.module)(self.module, query, key, value, mask, **keywords)
         result: Tensor = out.transpose(1, 2)
         return result
@@ -228,12 +212,6 @@ def check_keywords(layer: str, given: dict[str, Any]) -> None:
             f"{', '.join(unknown)}: {layer} passes on what attnkit has no translation for; it "
             f"knows {', '.join(sorted(TRANSLATED))}"
         )
-
-
-def _lowered(kind: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast to the dtype of autocast, as torch's own attention does."""
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t.to(dtype) if t.dtype != torch.float64 else t for t in tensors)
 
 
 def _visible_mask(*args: Any, **keywords: Any) -> Tensor:

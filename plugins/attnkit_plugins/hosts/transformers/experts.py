@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from attnkit.errors import SwapError
 from attnkit.hosts.mounts import original, submodule
 from attnkit.hosts.parts import Routing, Weights
-from attnkit.hosts.protocol import LayerMixer
+from attnkit.hosts.protocol import Attachment, LayerMixer, Mixer
 from attnkit.sites import ROOT
 from attnkit_plugins.hosts.transformers.bond import MARK, bind, own_config
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.hosts.protocol import Attachment, Mixer
 
 KEY = "attnkit"
 
@@ -231,10 +226,7 @@ def told(config: Any, implementation: str = KEY) -> Any:
 
 def _is_gated(module: nn.Module) -> bool:
     """Say whether a layer is W_down (activation(W_gate x) * W_up x), without biases."""
-    names = [
-        {"gate_proj", "up_proj", "down_proj"},
-        {"gate_up_proj", "down_proj"},
-    ]
+    names = [{"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}]
     matrices = {
         name: child for name, child in module.named_children() if isinstance(child, nn.Linear)
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnkit_plugins.hosts.transformers.bond import own_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from types import CodeType, FunctionType
 
     from torch import nn

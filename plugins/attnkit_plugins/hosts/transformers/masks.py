@@ -7,20 +7,17 @@ logit survives: the lowest of its dtype, or -inf; other numbers are a bias.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple
 from weakref import ref
 
 import torch
+from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Mask, Sizes, dense, full, sliding_window
 from attnkit.masks.recognition import lift
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping, Sequence
-
-    from torch import Tensor
 
 
 class Reading(NamedTuple):
@@ -79,8 +76,8 @@ def read(
 
     Args:
         given: (B or 1, H or 1, L or 1, S), bool or floating.
-        query: (B, H, L, E), the query's shape.
-        key: (B, Hkv, S, E), the key's.
+        query: Shape of the query.
+        key: Shape of the key.
         window: A window that the layer has, if it says so.
         layer: Who asks.
         config: What all layers of its model share.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from attnkit.hosts.leak_probes import by_shape, everything, exchanged, neighbours, second_half
-from attnkit.hosts.protocol import Pair, Probe
+from attnkit.hosts.protocol import Inputs, Pair, Probe, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import Tensor, nn
-
-    from attnkit.hosts.protocol import Inputs, Rows
     from attnkit.swaps.api import Site
 
 _TOKENS = ("input_ids", "inputs_embeds")
@@ -91,14 +88,7 @@ class _Varied:
         self.pad: int | None = getattr(text, "pad_token_id", None)
         self.sample = sample
 
-    def padding(
-        self,
-        name: str,
-        hidden: Tensor,
-        lifted: Inputs,
-        stay: Rows,
-        move: Rows,
-    ) -> Probe:
+    def padding(self, name: str, hidden: Tensor, lifted: Inputs, stay: Rows, move: Rows) -> Probe:
         """Change what is hidden; without the mask, the other tokens must see it."""
         stays = Pair(self.sample, self.change(self.sample, name, hidden), stay)
         moves = Pair(lifted, self.change(lifted, name, hidden), move)

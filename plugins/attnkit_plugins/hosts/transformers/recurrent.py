@@ -13,6 +13,7 @@ from threading import local
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from attnkit.errors import StateError, UnsupportedError
@@ -24,8 +25,6 @@ from attnkit_plugins.hosts.transformers import dispatch
 from attnkit_plugins.hosts.transformers.bond import MARK, Bound
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from attnkit.hosts.protocol import Call, Memory, Mixer, StateMixer
     from attnkit.state import RecurrentState
 

@@ -12,12 +12,11 @@ swapped model are compared with those of the model as it was.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from attnkit.hosts.protocol import Attachment
@@ -80,13 +79,7 @@ def seen_as(layer: nn.Module, stand_in: type) -> nn.Module:
 
 
 def attach(layer: nn.Module, stand_in: type, put: Callable[[], Attachment]) -> Rewritten:
-    """Give a layer another class, and put a mixer there.
-
-    Args:
-        layer: The layer.
-        stand_in: What `rewritten` returns for its class.
-        put: Puts the mixer at the layer, once it calls the interface.
-    """
+    """Give a layer another class, see `rewritten`, and then ``put`` a mixer there."""
     own, held = type(layer), "config" in vars(layer)
     layer.__class__ = stand_in
     try:

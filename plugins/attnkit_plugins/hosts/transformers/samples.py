@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attnkit.errors import SwapError
+from attnkit.hosts.outputs import named_tensors, numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import Tensor, nn
-
     from attnkit.swaps.api import Site
 
 LENGTH = 17
 BEYOND_WINDOW = 5
 LONGEST = 512
 PADDING = 3
+
+_CACHE = ("past_key_values",)
+"""What it holds at padding is nobody's output."""
 
 
 def make_sample(model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
@@ -45,7 +46,8 @@ def run(model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
     out = model(**sample)
     padded = sample.get("attention_mask")
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    outputs = dict(_tensors("", out, None if encodes else padded))
+    keep = padded.bool() if isinstance(padded, torch.Tensor) and not encodes else None
+    outputs = named_tensors(out, keep, without=_CACHE)
     cache = getattr(out, "past_key_values", None)
     ids = sample.get("input_ids")
     plain = set(sample) <= {"input_ids", "attention_mask"} and not encodes
@@ -53,7 +55,8 @@ def run(model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
         step: dict[str, Any] = {"input_ids": ids[:, :1], "past_key_values": cache}
         if isinstance(padded, torch.Tensor):
             step["attention_mask"] = torch.cat([padded, torch.ones_like(padded[:, :1])], 1)
-        outputs |= _tensors("next step ", model(**step), None)
+        found = named_tensors(model(**step), without=_CACHE)
+        outputs |= {f"next step {name}": each for name, each in found.items()}
     return outputs
 
 
@@ -89,27 +92,4 @@ def _pixels(model: PreTrainedModel) -> Mapping[str, object]:
         )
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     shape = (2, getattr(config, "num_channels", 3), height, width)
-    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    first = next(model.parameters())
-    return {"pixel_values": pixels.to(first)}
-
-
-def _tensors(name: str, out: object, padded: object) -> Iterator[tuple[str, Tensor]]:
-    """Yield the float tensors of an output by name, rows of padding taken out."""
-    if isinstance(out, torch.Tensor):
-        if out.is_floating_point():
-            yield name.strip(" .") or "output", _rows(out, padded)
-    elif isinstance(out, Mapping):
-        for key, value in out.items():
-            # what a cache holds at padding is nobody's output
-            if key != "past_key_values":
-                yield from _tensors(f"{name}{key}.", value, padded)
-    elif isinstance(out, tuple | list):
-        for number, value in enumerate(out):
-            yield from _tensors(f"{name}{number}.", value, padded)
-
-
-def _rows(out: Tensor, padded: object) -> Tensor:
-    if isinstance(padded, torch.Tensor) and padded.shape == out.shape[:2] and out.dim() > 2:
-        return out[padded.bool()]
-    return out if out.dim() else out.reshape(1)
+    return {"pixel_values": numbers(*shape, like=next(model.parameters()))}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from attnkit.hosts.mounts import original, site_at, site_path
@@ -21,11 +23,6 @@ from attnkit_plugins.hosts.transformers.experts import (
 )
 from attnkit_plugins.hosts.transformers.interface import Caller, caller, crosses
 from attnkit_plugins.hosts.transformers.rewriter import rewritten, seen_as
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import nn
 
 HOST = "transformers"
 

@@ -12,7 +12,7 @@ for the layer; fixed decays: Sun et al. 2023, https://arxiv.org/abs/2307.08621, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,11 +20,8 @@ import attnkit
 from attnkit.kernels.implementations import RECURRENCE, ChunkSize, chunked_cost, recurrences
 from attnkit.layers import HeadsConfig, check_multiple
 from attnkit.placements import Placement, SiteOptions
-from attnkit.promises import SpeedClaim
-
-if TYPE_CHECKING:
-    from attnkit.problem import RecurrenceProblem
-    from attnkit.promises import Decay
+from attnkit.problem import RecurrenceProblem
+from attnkit.promises import Decay, SpeedClaim
 
 
 class GatedLinearOptions(attnkit.Options):

@@ -13,15 +13,11 @@ decays of any strength, -inf included, keep full precision. Letters as in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from attnkit.kernels import chunks
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def span(

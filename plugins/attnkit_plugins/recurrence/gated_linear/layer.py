@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu
 
-from attnkit.layers import Past, RecurrentLayer, split_heads
+from attnkit.layers import New, Past, RecurrentLayer, split_heads
 from attnkit_plugins.recurrence.gated_linear import GatedLinearConfig, GatedLinearOptions
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.layers import New
 
 
 class GatedLinearLayer(RecurrentLayer[GatedLinearConfig]):

@@ -15,20 +15,14 @@ once trained.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from attnkit.hosts.parts import Inputs
-from attnkit_plugins.recurrence.gated_linear import GatedLinearOptions
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.sites import Site
-    from attnkit_plugins.recurrence.gated_linear import GatedLinearSiteOptions
+from attnkit.sites import Site
+from attnkit_plugins.recurrence.gated_linear import GatedLinearOptions, GatedLinearSiteOptions
 
 FASTEST, SLOWEST = 1 / 32, 1 / 512
 """What a state loses per token at the start, in the first and the last head."""

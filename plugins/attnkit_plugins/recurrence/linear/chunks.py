@@ -9,14 +9,11 @@ by side in the other products. Letters as in `attnkit.kernels.chunks`.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from attnkit.kernels import chunks
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def span(query: Tensor, key: Tensor, value: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

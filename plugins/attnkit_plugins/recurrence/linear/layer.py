@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attnkit.layers import Past, RecurrentLayer, split_heads
+from attnkit.layers import New, Past, RecurrentLayer, split_heads
 from attnkit_plugins.recurrence.linear import LinearConfig, LinearOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from attnkit.layers import New
 
 
 class LinearLayer(RecurrentLayer[LinearConfig]):

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from attnkit.hosts.parts import Inputs
-from attnkit_plugins.recurrence.linear import LinearOptions
+from attnkit_plugins.recurrence.linear import LinearOptions, LinearSiteOptions
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from attnkit.sites import Site
-    from attnkit_plugins.recurrence.linear import LinearSiteOptions
 
 
 class LinearSite(nn.Module):
     """Takes query, key and value as they come; the layer's scale has no place here."""
 
     def __init__(
-        self,
-        site: Site,
-        options: LinearSiteOptions,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, site: Site, options: LinearSiteOptions, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.options = LinearOptions(

@@ -16,7 +16,7 @@ section 6 for the chunked form, section 7.1 and figure 6 for the layer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -24,10 +24,8 @@ import attnkit
 from attnkit.kernels.implementations import RECURRENCE, ChunkSize, chunked_cost, recurrences
 from attnkit.layers import check_multiple
 from attnkit.placements import Placement, SiteOptions
-
-if TYPE_CHECKING:
-    from attnkit.problem import RecurrenceProblem
-    from attnkit.promises import Decay
+from attnkit.problem import RecurrenceProblem
+from attnkit.promises import Decay
 
 
 class StateSpaceOptions(attnkit.Options):

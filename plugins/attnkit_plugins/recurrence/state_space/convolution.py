@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from attnkit.operations.recurrence_run import Layout
 
 

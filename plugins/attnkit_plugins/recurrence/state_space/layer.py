@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
-from attnkit.layers import Past, RecurrentLayer, split_heads
+from attnkit.layers import New, Past, RecurrentLayer, split_heads
 from attnkit.masks import zero_padding
 from attnkit_plugins.recurrence.state_space import StateSpaceConfig, StateSpaceOptions
 from attnkit_plugins.recurrence.state_space.convolution import convolve
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.layers import New
 
 
 class StateSpaceLayer(RecurrentLayer[StateSpaceConfig]):

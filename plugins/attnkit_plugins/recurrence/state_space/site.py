@@ -14,20 +14,14 @@ that is A = -1; D = 0, as the model's residual connection carries the token itse
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
 from attnkit.hosts.parts import Inputs
-from attnkit_plugins.recurrence.state_space import StateSpaceOptions
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.sites import Site
-    from attnkit_plugins.recurrence.state_space import StateSpaceSiteOptions
+from attnkit.sites import Site
+from attnkit_plugins.recurrence.state_space import StateSpaceOptions, StateSpaceSiteOptions
 
 LONGEST, SHORTEST = 0.1, 0.001
 """dt of the first and the last head at the start."""

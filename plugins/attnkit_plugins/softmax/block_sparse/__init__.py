@@ -14,7 +14,7 @@ global keys only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -22,9 +22,7 @@ import attnkit
 from attnkit.kernels import costs
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers import SoftmaxConfig
-
-if TYPE_CHECKING:
-    from attnkit.problem import SoftmaxProblem
+from attnkit.problem import SoftmaxProblem
 
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to b = 32. A problem
 # does not say how full the map is: a quarter is assumed, and the estimate errs as that does.

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from attnkit.layers import SoftmaxLayer
-from attnkit.masks import blocks
+from attnkit.masks import Mask, blocks
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.masks import Mask
     from attnkit_plugins.softmax.block_sparse import BlockSparseConfig
 
 

@@ -11,23 +11,15 @@ Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 (forward
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import attnkit
 from attnkit.kernels import costs
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers import SoftmaxConfig
+from attnkit.problem import SoftmaxProblem
 from attnkit.promises import SpeedClaim
-
-if TYPE_CHECKING:
-    from attnkit.problem import SoftmaxProblem
 
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 1 to 2048,
 # widths 16 to 128; most within 30 %. What oneDNN gains depends on the processor: it is measured.
-
-
-class FlashConfig(SoftmaxConfig):
-    """Configuration of the FlashAttention layer."""
 
 
 def _reference_cost(problem: SoftmaxProblem) -> float:
@@ -141,7 +133,7 @@ VARIANT = attnkit.Variant(
     promises=SOFTMAX.model_copy(
         update={"memory": "L", "state": True, "reorder": True, "truncate": True}
     ),
-    config=FlashConfig,
+    config=SoftmaxConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
     implementations=(
         reference_softmax(SOFTMAX, _reference_cost),

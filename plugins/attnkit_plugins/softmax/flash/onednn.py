@@ -5,14 +5,12 @@ Half inputs are widened first: torch's half kernels run at float32 speed on a CP
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from attnkit.kernels.onednn import fast
 from attnkit_plugins.softmax.flash import sdpa
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from torch import Tensor
 
     from attnkit.interface import SoftmaxRules

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnkit.masks import Sizes
+from attnkit.masks import Mask, Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from attnkit.masks import Mask
 
 
 # spelt out: a dict of keywords would cost a small call half a microsecond

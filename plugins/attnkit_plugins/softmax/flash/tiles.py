@@ -7,22 +7,16 @@ calls do without, as an operator costs them tens of microseconds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import torch
+from torch import Tensor
 
+from attnkit.interface import SoftmaxRules
 from attnkit.kernels import tiles
 from attnkit.kernels.onednn import fast_products
-from attnkit.masks import Sizes
+from attnkit.masks import Mask, Sizes
 from attnkit.masks.codes import decode, encode
-
-if TYPE_CHECKING:
-    from typing import Unpack
-
-    from torch import Tensor
-
-    from attnkit.interface import SoftmaxRules
-    from attnkit.masks import Mask
 
 # measured in float32 on one AVX-512 core with L 512 and 2048, 2 and 8 heads
 TILE_ROWS = 128
@@ -62,19 +56,9 @@ _NOT_TENSORS = "str words, SymInt[] numbers, Tensor[] mask, float scale, float? 
         f"{_NOT_TENSORS}) -> (Tensor, Tensor)"
     ),
 )
-def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    words: str,
-    numbers: list[int],
-    mask: list[Tensor],
-    scale: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
-    rules = _rules(decode(words, numbers, mask), scale, softcap)
+def _forward(query: Tensor, key: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    value, bias, sinks, *code, scale, softcap = given
+    rules = _rules(decode(*code), scale, softcap)
     # what tensors hold was not known while the graph was traced
     batch, heads, length, _ = query.shape
     rules.mask.check(Sizes(batch, heads, length, key.shape[2]))
@@ -91,27 +75,12 @@ def _forward(
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 )
-def _backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    out: Tensor,
-    logsumexp: Tensor,
-    words: str,
-    numbers: list[int],
-    mask: list[Tensor],
-    scale: float,
-    softcap: float | None,
-    bias_too: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward(grad_out: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *kept, words, numbers, mask, scale, softcap, bias_too = given
     rules = _rules(decode(words, numbers, mask), scale, softcap)
-    kept = tiles.Kept(query, key, value, bias, sinks, out, logsumexp)
     with fast_products():
-        found = tiles.backward(grad_out, kept, rules, bias_too)
-    absent = query.new_empty(0)
+        found = tiles.backward(grad_out, tiles.Kept(*kept), rules, bias_too)
+    absent = grad_out.new_empty(0)
     return (
         found.query,
         found.key,
@@ -129,16 +98,8 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Te
 
 
 @_backward.register_fake
-def _(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    *given: Any,
-) -> tuple[Tensor, ...]:
-    bias_too = given[-1]
+def _(grad_out: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    query, key, value, bias, sinks, *_, bias_too = given
     likes = (query, key, value, bias if bias_too else None, sinks)
     return tuple(query.new_empty(0) if x is None else x.new_empty(x.shape) for x in likes)
 

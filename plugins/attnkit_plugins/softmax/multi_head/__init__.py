@@ -12,20 +12,11 @@ Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.2.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import attnkit
 from attnkit.kernels import costs
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
 from attnkit.layers import SoftmaxConfig
-
-if TYPE_CHECKING:
-    from attnkit.problem import SoftmaxProblem
-
-
-class MultiHeadConfig(SoftmaxConfig):
-    """Configuration of the multi-head layer."""
-
+from attnkit.problem import SoftmaxProblem
 
 # Costs: seconds of one thread of an AMD Zen 5 with torch 2.13, fitted by hand to L 1 to 2048 in
 # float32, bfloat16 and float16; most within 30 %.
@@ -81,7 +72,7 @@ VARIANT = attnkit.Variant(
     source="Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.2",
     relation="exact",
     promises=_EVERYTHING.model_copy(update={"state": True, "reorder": True, "truncate": True}),
-    config=MultiHeadConfig,
+    config=SoftmaxConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
     implementations=(
         reference_softmax(SOFTMAX, _reference_cost),

@@ -7,17 +7,12 @@ where L = S; every other mask goes in as a tensor. A row that sees nothing is ze
 from __future__ import annotations
 
 from operator import index
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnkit.masks import Sizes
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.masks import Mask
+from attnkit.masks import Mask, Sizes
 
 
 # spelt out: a dict of keywords would cost a small call half a microsecond

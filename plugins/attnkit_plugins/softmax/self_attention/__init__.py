@@ -10,15 +10,11 @@ Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 import attnkit
 from attnkit.kernels.implementations import SOFTMAX, reference_softmax
-
-if TYPE_CHECKING:
-    from attnkit.problem import SoftmaxProblem
+from attnkit.problem import SoftmaxProblem
 
 
 class SelfAttentionConfig(attnkit.LayerConfig):

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
 import torch
+from torch import Tensor
 
 import attnkit
-from attnkit.errors import UnsupportedError
-from attnkit.layers import MadeLayer
-from attnkit.masks import Sizes, causal, full, hide_padding, real_tokens, zero_padding
+from attnkit.layers import MadeLayer, New
+from attnkit.masks import Mask, Sizes, causal, full, hide_padding, real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 from attnkit.state import KVCache
 from attnkit_plugins.softmax.self_attention import SelfAttentionConfig
 from attnkit_plugins.softmax.self_attention.plain import weigh
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.layers import New
-    from attnkit.masks import Mask
 
 
 class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
@@ -47,7 +41,7 @@ class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
         Raises:
             UnsupportedError: The layer looks at later tokens, so it cannot run step by step.
         """
-        self._check_runs_stepwise()
+        self.check_runs_stepwise(is_causal=self.config.is_causal)
         weight = self.out_proj.weight
         kind = weight.device.type
         autocast = torch.is_autocast_enabled(kind)
@@ -70,12 +64,7 @@ class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
     ) -> tuple[Tensor, Tensor]: ...
     @overload
     def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Mask = ...,
-        state: KVCache,
-        need_weights: Literal[False] = False,
+        self, x: Tensor, *, mask: Mask = ..., state: KVCache, need_weights: Literal[False] = False
     ) -> tuple[Tensor, KVCache]: ...
     @overload
     def forward(
@@ -134,14 +123,7 @@ class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
         check_mask(mask)
         seen = 0
         if state is not None:
-            self._check_runs_stepwise()
+            self.check_runs_stepwise(is_causal=self.config.is_causal)
             check_state(state, KVCache, x.shape[0])
             seen = state.tokens
         mask.check(Sizes(x.shape[0], 1, x.shape[1], seen + x.shape[1]))
-
-    def _check_runs_stepwise(self) -> None:
-        if not self.config.is_causal:
-            raise UnsupportedError(
-                f"variant {self.variant.name!r} cannot carry a state with is_causal=False: every "
-                "token sees later ones; set is_causal=True"
-            )

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Unpack
 
 import torch
+from torch import Tensor
 
-from attnkit.masks import Sizes
-
-if TYPE_CHECKING:
-    from typing import Unpack
-
-    from torch import Tensor
-
-    from attnkit.interface import SoftmaxRules
-    from attnkit.masks import Mask
+from attnkit.interface import SoftmaxRules
+from attnkit.masks import Mask, Sizes
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, **rules: Unpack[SoftmaxRules]) -> Tensor:

@@ -7,13 +7,11 @@ overwritten by the next block's: tiles as in `attnkit.kernels.tiles`, each as wi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from attnkit.kernels import tiles
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from torch import Tensor
 
     from attnkit.interface import SoftmaxRules

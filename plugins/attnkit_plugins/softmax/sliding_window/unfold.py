@@ -8,20 +8,14 @@ product, one softmax and another product. There is no loop over blocks, so a gra
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
-from attnkit.masks import Sizes
-
-if TYPE_CHECKING:
-    from typing import Unpack
-
-    from torch import Tensor
-
-    from attnkit.interface import SoftmaxRules
-    from attnkit.masks import Mask
+from attnkit.interface import SoftmaxRules
+from attnkit.masks import Mask, Sizes
 
 # as few as keep the overlap of blocks small with w from 64 on
 BLOCK_ROWS = 64

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 _SETTINGS: dict[str, Any] = {"attn_implementation": "eager"}
 EAGER: Any = PreTrainedConfig(**_SETTINGS)
@@ -28,21 +26,9 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **rest: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attend.
+    """Return (B, L, H, Ev), and the probabilities, (B, H, L, S); ``rest`` means nothing here.
 
-    Args:
-        module: The layer.
-        query: (B, H, L, E).
-        key: (B, H, S, E).
-        value: (B, H, S, Ev).
-        attention_mask: Broadcastable to (B, H, L, S). Bool: True may attend. Float: added.
-        scaling: Multiplies the products of queries and keys.
-        position_bias: Broadcastable to (B, H, L, S), added after that.
-        dropout: Share of probabilities to drop.
-        rest: Means nothing here.
-
-    Returns:
-        (B, L, H, Ev), and the probabilities, (B, H, L, S).
+    The mask, bool or added, and the bias, added to the scaled products, broadcast to (B, H, L, S).
     """
     logits = query @ key.mT * scaling
     if position_bias is not None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neo import modeling_gpt_neo
 
 from attnkit_plugins.hosts.transformers.dispatch import check_keywords
 from attnkit_plugins.hosts.transformers.rewrites.eager import wide_eager_attention_forward
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class GPTNeoSelfAttention(modeling_gpt_neo.GPTNeoSelfAttention):  # type: ignore[misc]  # transformers is untyped

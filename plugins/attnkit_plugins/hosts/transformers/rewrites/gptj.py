@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.codegen import modeling_codegen
 from transformers.models.gptj import modeling_gptj
 
 from attnkit_plugins.hosts.transformers.dispatch import check_keywords
 from attnkit_plugins.hosts.transformers.rewrites.eager import EAGER, wide_eager_attention_forward
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class _Rotated(nn.Module):
