@@ -41,7 +41,7 @@ def one_sample(subject: Subject, call: Call, fault: Fault) -> Call:
     batch = len(next(iter(call.tensors.values())))
     if batch <= 1:
         return call
-    first = _sample_of(fault)
+    first = 0 if fault.beyond is None else int(fault.beyond.nonzero()[0, 0])
     for sample in dict.fromkeys([first, 0, batch - 1]):
         alone = samples(call, [sample])
         again = fault_of(subject, alone)
@@ -50,19 +50,8 @@ def one_sample(subject: Subject, call: Call, fault: Fault) -> Call:
     return call
 
 
-def _sample_of(fault: Fault) -> int:
-    wrong = fault.beyond
-    return 0 if wrong is None else int(wrong.nonzero()[0, 0])
-
-
 def shrink(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> Call:
-    """Return the smallest call found for which the fault persists.
-
-    Args:
-        subject: Whose call it is.
-        call: A wrong one.
-        persists: Whether another call is wrong in the same way.
-    """
+    """Return the smallest call found for which the fault persists."""
     search = _Search(persists)
     compact = call.map(_written_out)
     if not search.tries(compact):
