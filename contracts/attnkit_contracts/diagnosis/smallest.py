@@ -52,13 +52,26 @@ def one_sample(subject: Subject, call: Call, fault: Fault) -> Call:
 
 def shrink(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> Call:
     """Return the smallest call found for which the fault persists."""
-    search = _Search(persists)
+    left, work = ATTEMPTS, WORK
+
+    def tries(other: Call) -> bool:
+        """Return whether the fault persists; False when the search is over."""
+        nonlocal left, work
+        if left <= 0 or work <= 0:
+            return False
+        left, work = left - 1, work - work_of(other)
+        try:
+            return persists(other)
+        # a call that is cut too far is refused, in many ways
+        except (AttnkitError, RuntimeError, ValueError, IndexError):
+            return False
+
     compact = call.map(_written_out)
-    if not search.tries(compact):
+    if not tries(compact):
         return call
     call = compact
     while True:
-        smaller = next((each for each in _smaller(subject, call) if search.tries(each)), None)
+        smaller = next((each for each in _smaller(subject, call) if tries(each)), None)
         if smaller is None:
             return call
         call = smaller
@@ -72,27 +85,6 @@ def _written_out(name: str, tensor: Tensor) -> Tensor:
     plain = tensor.detach().contiguous()
     missing = 4 - plain.dim() if name == "bias" else 0
     return plain.reshape(*[1] * missing, *plain.shape)
-
-
-class _Search:
-    """Counts attempts, and the work in them."""
-
-    def __init__(self, persists: Callable[[Call], bool]) -> None:
-        self.persists = persists
-        self.left = ATTEMPTS
-        self.work = WORK
-
-    def tries(self, call: Call) -> bool:
-        """Return whether the fault persists; False when the search is over."""
-        if self.left <= 0 or self.work <= 0:
-            return False
-        self.left -= 1
-        self.work -= work_of(call)
-        try:
-            return self.persists(call)
-        # a call that is cut too far is refused, in many ways
-        except (AttnkitError, RuntimeError, ValueError, IndexError):
-            return False
 
 
 def work_of(call: Call) -> int:

@@ -162,7 +162,8 @@ def independence(subject: SoftmaxOperation) -> Measured:
 def dropped_gradients(subject: SoftmaxOperation) -> Measured:
     """Let the values be unit vectors, read from the output what was dropped, and drop the same."""
     call = _showing(subject, batch=2)
-    return worst(_dropped_gradients(subject, call, *_trained(subject, call)))
+    leaves = call.leaves()
+    return worst(_dropped_gradients(subject, call, leaves, _dropped(subject, leaves)))
 
 
 def _in_company(promises: Promises) -> Iterator[Mapping[str, Any]]:
@@ -186,7 +187,8 @@ def company(subject: SoftmaxOperation, option: str) -> Measured:
     call = _showing_beside(subject, option)
     exact = subject.attend(call)
     tracks = subject.promises.gradients
-    leaves, out = _trained(subject, call) if tracks else (call, seeded(subject, _dropping(call), 3))
+    leaves = call.leaves() if tracks else call
+    out = _dropped(subject, leaves)
     kept = out.detach() != 0
     seen = exact.weights > 0
     left = exact._replace(
@@ -225,15 +227,10 @@ def _showing_beside(subject: SoftmaxOperation, option: str) -> Call:
     return subject.beside(showing_weights(call), [option], f"N6 {option} option")
 
 
-def _dropping(call: Call) -> Call:
-    return call.saying(dropout_p=SHARE)
-
-
-def _trained(subject: SoftmaxOperation, call: Call) -> tuple[Call, Tensor]:
-    """Return a call's leaves, and what it gives with dropout."""
-    leaves = call.leaves()
+def _dropped(subject: SoftmaxOperation, call: Call) -> Tensor:
+    """Return what a call gives with dropout."""
     with torch.enable_grad():
-        return leaves, seeded(subject, _dropping(leaves), 3)
+        return seeded(subject, call.saying(dropout_p=SHARE), 3)
 
 
 def _dropped_gradients(
