@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.judging.outputs import Bound
     from attnkit_contracts.subjects.subject import Bounds, Grads
     from attnkit_contracts.subjects.target import Reading, Target
 
@@ -129,9 +128,7 @@ class MixtureLayer(LayerSubject):
             keep=keep,
         )
 
-    def mixture_bounds(
-        self, call: Call, grads: Mapping[str, Tensor] | None = None, keep: Tensor | None = None
-    ) -> dict[str, Bound]:
+    def mixture_bounds(self, call: Call, grads: Grads = None, keep: Tensor | None = None) -> Bounds:
         """Return the definition's answer, and its gradients to the tokens and weights.
 
         What is no padding is kept, (B, L).
