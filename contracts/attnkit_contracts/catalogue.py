@@ -51,41 +51,16 @@ GROUPS = {
 }
 """Group letters and what they stand for; extensions may use others."""
 
-MODULES = (
-    "calls.shapes",
-    "calls.memory",
-    "calls.surroundings",
-    "calls.refusal",
-    "calls.options",
-    "calls.modes",
-    "masks.context",
-    "masks.visibility",
-    "masks.forms",
-    "masks.padding",
-    "masks.documents",
-    "algebra.linearity",
-    "algebra.identities",
-    "algebra.extremes",
-    "state.pieces",
-    "state.decode",
-    "state.steps",
-    "numerics.errors",
-    "numerics.combinations",
-    "numerics.gradients",
-    "numerics.dropout",
-    "numerics.autocast",
-    "numerics.growth",
-    "experts.router",
-    "experts.mixtures",
-    "integration.persistence",
-    "integration.compilation",
-    "integration.transforms",
-    "integration.custom_ops",
-    "integration.speed",
-    "integration.devices",
-    "integration.lint",
-)
-"""The modules of `attnkit_contracts.checks`, in the order of the catalogue."""
+MODULES = {
+    "calls": "shapes memory surroundings refusal options modes",
+    "masks": "context visibility forms padding documents",
+    "algebra": "linearity identities extremes",
+    "state": "pieces decode steps",
+    "numerics": "errors combinations gradients dropout autocast growth",
+    "experts": "router mixtures",
+    "integration": "persistence compilation transforms custom_ops speed devices lint",
+}
+"""The modules of `attnkit_contracts.checks` by room, in the order of the catalogue."""
 
 
 class BrokenError(AssertionError):
@@ -188,6 +163,15 @@ class Check:
 check = Check
 """Decorates the function of a check, with what a `Check` is made of."""
 
+call_check = partial(check, levels=ANYWHERE)
+"""The same, of operations and layers alike."""
+
+operation_check = partial(check, families=("softmax", "recurrence"))
+"""The same, of all operations."""
+
+recurrence_check = partial(check, families=("recurrence",))
+"""The same, of recurrences themselves."""
+
 softmax_check = partial(check, families=("softmax",), relations=("exact",))
 """The same, of softmax attention itself: what is approximate or different need not keep it."""
 
@@ -220,7 +204,8 @@ def all_checks() -> tuple[Check, ...]:
     """
     from attnkit.registry import registry
 
-    modules = (importlib.import_module(f"attnkit_contracts.checks.{name}") for name in MODULES)
+    names = (f"{room}.{name}" for room, listed in MODULES.items() for name in listed.split())
+    modules = (importlib.import_module(f"attnkit_contracts.checks.{name}") for name in names)
     own = [each for module in modules for each in vars(module).values() if isinstance(each, Check)]
     further = registry.default().contracts()
     for each in further:

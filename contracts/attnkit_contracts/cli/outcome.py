@@ -29,7 +29,7 @@ def conclude(
 ) -> None:
     """Run the suite, print and write what is asked for, and end with 1 if anything is red."""
     from attnkit_contracts.reports.expectations import read_expected
-    from attnkit_contracts.reports.formats import FORMATS
+    from attnkit_contracts.reports.records import FORMATS
 
     known = read_expected(reports.expected_failures) if reports.expected_failures else ()
     report = _checked(names, implementations, suite, known, jobs)

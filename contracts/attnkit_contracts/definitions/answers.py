@@ -41,13 +41,9 @@ class Answers:
 
 
 def question(about: str, call: Call, mask: Iterable[Tensor | None], *further: Tensor) -> bytes:
-    """Return a digest of all that an answer depends on.
+    """Return a digest of all that an answer depends on: a call, and what is read of its mask.
 
-    Args:
-        about: What is asked, of which variant and dtype.
-        call: Its tensors and extras.
-        mask: What the definition reads of the call's mask.
-        further: Other tensors that it reads.
+    What is asked, of which variant and dtype, is said by ``about``.
     """
     digest = hashlib.sha256(about.encode())
     digest.update(repr(sorted(call.extras.items())).encode())

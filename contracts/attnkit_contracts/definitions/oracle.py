@@ -206,41 +206,22 @@ def routing(
 
 
 def mixture(
-    x: Tensor,
-    router: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    *,
-    top_k: int,
-    renormalise: bool,
-    capacity_factor: float | None = None,
-    keep: Tensor | None = None,
+    x: Tensor, routed: Routed, gate_up: Tensor, down: Tensor, keep: Tensor | None = None
 ) -> Tensor:
-    """Send each token to its ``top_k`` most probable SwiGLU experts.
+    """Send each token to the SwiGLU experts that `routing` has chosen.
 
         y = sum_k gate_k * down_k (silu(gate_k x) * up_k x)
 
     Args:
         x: (B, L, D).
-        router: (E, D).
+        routed: Its experts and gates.
         gate_up: (E, 2F, D), the gate's rows above those of up.
         down: (E, D, F).
-        top_k: See `routing`.
-        renormalise: See `routing`.
-        capacity_factor: See `routing`.
         keep: (B, L), False at padding, which gives 0.
     """
     x, gate_up, down = x.double(), gate_up.double(), down.double()
-    routed = routing(
-        x,
-        router,
-        top_k=top_k,
-        renormalise=renormalise,
-        capacity_factor=capacity_factor,
-        keep=keep,
-    )
     y = torch.zeros_like(x)
-    for expert in range(len(router)):
+    for expert in range(len(down)):
         gate, up = torch.einsum("bld,fd->blf", x, gate_up[expert]).chunk(2, -1)  # (B, L, F) each
         answer = torch.einsum("blf,df->bld", torch.nn.functional.silu(gate) * up, down[expert])
         share = (routed.gates * (routed.experts == expert)).sum(-1, keepdim=True)  # (B, L, 1)

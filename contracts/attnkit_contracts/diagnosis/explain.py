@@ -15,11 +15,10 @@ import torch
 from attnkit_contracts.diagnosis import observations as experiments
 from attnkit_contracts.diagnosis import relations, scripts
 from attnkit_contracts.diagnosis import smallest as shrinking
-from attnkit_contracts.diagnosis.explanation import Explanation
 from attnkit_contracts.diagnosis.faults import fault_of, with_grad_out
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.inputs import layouts
-from attnkit_contracts.reports.diagnosis import Diagnosis, Explaining
+from attnkit_contracts.reports.diagnosis import Diagnosis, Explaining, Explanation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,12 +48,9 @@ NO_DEFINITION = (
 
 
 def explain(subject: Subject, rule: str, hint: Diagnosis | None = None) -> Explanation:
-    """Explain what a subject got wrong in the calls that a check made.
+    """Explain what a subject got wrong in the calls that a check, ``rule``, made.
 
-    Args:
-        subject: With the calls of a check that failed.
-        rule: The id of the check.
-        hint: The diagnosis of another failure of it; the mistakes it names are asked first.
+    The mistakes that the diagnosis of another failure names, ``hint``, are asked first.
     """
     last, calls = subject.last, tuple(subject.calls)
     try:
@@ -67,7 +63,8 @@ def explain(subject: Subject, rule: str, hint: Diagnosis | None = None) -> Expla
 def _explain(
     subject: Subject, calls: tuple[Call, ...], rule: str, hint: Diagnosis | None
 ) -> Explanation:
-    related = _explain_relation(subject, calls, rule)
+    # a rule between calls, where a single one has no definition to be held to
+    related = None if subject.is_defined else relations.explained(subject, calls, rule)
     if related is not None:
         return related
     found = _first_fault(subject, calls)
@@ -121,17 +118,6 @@ def _first_fault(subject: Subject, calls: tuple[Call, ...]) -> tuple[Call, Fault
         if fault is not None and not (foreign and fault.kind == "values"):
             return call, fault
     return None
-
-
-def _explain_relation(subject: Subject, calls: tuple[Call, ...], rule: str) -> Explanation | None:
-    """Show the rule itself to be broken, where a single call has no definition to be held to."""
-    if subject.is_defined:
-        return None
-    found = relations.explained(subject, calls, rule)
-    if found is None:
-        return None
-    told = Diagnosis(seen=found.told)
-    return Explanation(told, found.call.describe(), script=found.script)
 
 
 def _explain_gradient(subject: Subject, calls: tuple[Call, ...]) -> Explanation | None:

@@ -9,8 +9,7 @@ from attnkit.errors import AttnkitError, UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError
 from attnkit_contracts.diagnosis import observations as experiments
 from attnkit_contracts.diagnosis.observations import Fault
-from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging import outputs as judging
+from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +23,7 @@ if TYPE_CHECKING:
 def fault_of(subject: Subject, call: Call) -> Fault | None:
     """Return what is wrong with a call; None for nothing, or for no way to tell.
 
-    Args:
-        subject: Whose call it is.
-        call: One that brings a ``grad_out`` is asked for its gradients, not for its output.
+    One that brings a ``grad_out`` is asked for its gradients, not for its output.
     """
     if "grad_out" in call.tensors:
         return _gradient_fault(subject, call)
@@ -36,7 +33,7 @@ def fault_of(subject: Subject, call: Call) -> Fault | None:
     if not experiments.is_finite(seen.plain):
         return None
     if seen.error is not None:
-        return _raised(seen.error)
+        return _raises(seen.error, "out")
     # a write is told where it spoils nothing: else the wrong output is
     written = next((Fault("write", name) for name in seen.written), None)
     try:
@@ -57,11 +54,11 @@ def _tellable(subject: Subject, call: Call) -> bool:
     return subject.promises.value_width or query.shape[3] == value.shape[2]
 
 
-def _raised(error: Exception) -> Fault | None:
+def _raises(error: Exception, name: str) -> Fault | None:
     # a refusal is an answer
     if isinstance(error, UnsupportedError):
         return None
-    return Fault(f"raises {type(error).__name__}", told=str(error))
+    return Fault(f"raises {type(error).__name__}", name, told=str(error))
 
 
 def _fault(name: str, got: Tensor, limit: Bound, dtype: torch.dtype) -> Fault | None:
@@ -77,25 +74,22 @@ def _fault(name: str, got: Tensor, limit: Bound, dtype: torch.dtype) -> Fault | 
 
 def with_grad_out(subject: Subject, call: Call) -> Call:
     """Return a call that brings the gradient of its output, too."""
-    shape = judging.output_shape(call)
-    return call.given(grad_out=subject.cast(normal(subject.random("gradient"), *shape)))
+    return call.given(grad_out=subject.normal("gradient", *judge.output_shape(call)))
 
 
 def _gradient_fault(subject: Subject, call: Call) -> Fault | None:
     grad_out = call.arguments()["grad_out"]
     plain = call.without("grad_out").map(lambda _, tensor: tensor.detach())
     call = subject.without_padding(plain)
-    if grad_out.shape != judging.output_shape(call):
+    if grad_out.shape != judge.output_shape(call):
         return None
     try:
-        found = judging.gradients(subject, call, grad_out)
+        found = judge.gradients(subject, call, grad_out)
     except BrokenError as error:
         return Fault("no gradient", "gradient", told=str(error))
-    except UnsupportedError:
-        return None
     # whatever a stranger's code raises is what we look for
     except Exception as error:
-        return Fault(f"raises {type(error).__name__}", "gradient", told=str(error))
+        return _raises(error, "gradient")
     if subject.layer is not None:
         # its float64 is its own, and routes tokens as it likes
         return None

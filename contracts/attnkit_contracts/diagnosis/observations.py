@@ -154,11 +154,7 @@ def expected(
 ) -> dict[str, Bound]:
     """Return what a definition makes of an observed call, and the unit of errors.
 
-    Args:
-        subject: Whose call it is.
-        seen: What it made of it.
-        rules: The steps of a mistake; None for the right ones.
-        dtype: Whose roundoff the unit is of; None for the subject's.
+    Without the rules of a mistake it is the right one, without a dtype the unit is the subject's.
 
     Raises:
         InconclusiveError: There is no definition.
@@ -192,14 +188,7 @@ def explains(
 def explanation(
     mistake: Mistake[Any], subject: Subject, seen: Observation, dtype: torch.dtype | None = None
 ) -> float | None:
-    """Return how near an output is to a mistake's, in gates; None if it is not.
-
-    Args:
-        mistake: Any of the subject's family.
-        subject: Whose call it is.
-        seen: What it made of it.
-        dtype: Whose roundoff is allowed; None for the subject's.
-    """
+    """Return how near an output is to a mistake's, in gates; None if it is not."""
     right = _distance(seen, expected(subject, seen, dtype=dtype))
     wrong = _nearest(mistake, subject, seen, dtype)
     return wrong if wrong <= 1 < right and wrong * CLEARLY <= right else None

@@ -19,9 +19,10 @@ from attnkit_contracts.definitions import oracle
 from attnkit_contracts.diagnosis import smallest as shrinking
 from attnkit_contracts.diagnosis.scripts import layer_script, mask_source, placed
 from attnkit_contracts.inputs import cuts
+from attnkit_contracts.reports.diagnosis import Diagnosis, Explanation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from attnkit.masks.constructors import Mask
     from attnkit_contracts.inputs.calls import Call
@@ -38,20 +39,24 @@ class Relation(NamedTuple):
     """A rule between calls.
 
     Attributes:
+        rule: The id of the check that is about it.
         told: What is said of a layer that breaks it.
         lines: Show it, for a ``layer`` and its input ``x``; end in an AssertionError.
         cases: Yields what to put into both, for a call.
     """
 
+    rule: str
     told: str
     lines: str
-    cases: Callable[[Subject, Call], Iterator[Mapping[str, Any]]]
+    cases: Callable[[Subject, Call], Iterable[Mapping[str, Any]]]
 
     def shown(self, subject: Subject, call: Call) -> Shown | None:
         """Return how a call breaks the rule; None if it does not."""
         said = {"mask": _said(call.mask)}
         if "{allowed}" in self.lines:
-            said["allowed"] = _allowed(subject, call)
+            # how far two right outputs may be apart
+            limit = subject.bound(call, probes=4)
+            said["allowed"] = f"{float((2 * limit.gate * limit.unit).max()):.3g}"
         for case in self.cases(subject, call):
             told = self.told.format(**case)
             lines = self.lines.strip().format(told=told, **said, **case)
@@ -67,26 +72,12 @@ class Shown(NamedTuple):
     lines: tuple[str, ...]
 
 
-class Found(NamedTuple):
-    """The smallest call that was found to break a rule, how, and the whole script."""
-
-    call: Call
-    told: str
-    script: str
-
-
-def explained(subject: Subject, calls: tuple[Call, ...], rule: str) -> Found | None:
-    """Return what breaks a rule; None where it has no lines here, or none of the calls breaks it.
-
-    Args:
-        subject: Whose calls they are.
-        calls: Of the check that failed.
-        rule: The id of the check.
-    """
+def explained(subject: Subject, calls: tuple[Call, ...], rule: str) -> Explanation | None:
+    """Return what breaks a rule; None where it has no lines here, or no call breaks it."""
     plain = [call.map(lambda _, tensor: tensor.detach()) for call in calls[:CALLS]]
     # a context would have to be cut and written down as well
     plain = [call for call in plain if set(call.tensors) == {"x"}]
-    for relation in RELATIONS.get(rule, ()):
+    for relation in (each for each in RELATIONS if each.rule == rule):
         for call in plain:
             shown = relation.shown(subject, call)
             if shown is not None:
@@ -94,7 +85,7 @@ def explained(subject: Subject, calls: tuple[Call, ...], rule: str) -> Found | N
     return None
 
 
-def _smallest(relation: Relation, subject: Subject, call: Call, shown: Shown) -> Found:
+def _smallest(relation: Relation, subject: Subject, call: Call, shown: Shown) -> Explanation:
     def lines(other: Call) -> tuple[str, ...]:
         again = relation.shown(subject, other)
         return () if again is None else again.lines
@@ -102,7 +93,8 @@ def _smallest(relation: Relation, subject: Subject, call: Call, shown: Shown) ->
     smallest = shrinking.shrink(subject, call, lambda other: bool(lines(other)))
     # what is not deterministic may be right the next time
     shown = relation.shown(subject, smallest) or shown
-    return Found(smallest, shown.told, layer_script(subject, smallest, lines))
+    script = layer_script(subject, smallest, lines)
+    return Explanation(Diagnosis(seen=shown.told), smallest.describe(), script=script)
 
 
 def _fails(lines: str, subject: Subject, call: Call) -> bool:
@@ -125,30 +117,12 @@ def _said(mask: Mask) -> str:
     return f", mask={mask_source(mask)}" if mask.conjuncts() else ""
 
 
-def _places(length: int) -> Iterator[int]:
-    """Yield where to cut; see `FEW`."""
-    yield from range(1, length) if length <= FEW else range(3, length, 7)
-
-
-def _allowed(subject: Subject, call: Call) -> str:
-    """Return how far two right outputs may be apart, as a number."""
-    limit = subject.bound(call, probes=4)
-    return f"{float((2 * limit.gate * limit.unit).max()):.3g}"
-
-
 def _cuts(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    for place in _places(call.tensors["x"].shape[1]):
-        yield {"t": place}
-
-
-def _prefixes(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    for place in _places(call.tensors["x"].shape[1]):
-        yield {"t": place, "own": _said(cuts.tokens(call, 0, place).mask)}
-
-
-def _outputs(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    for place in _places(call.tensors["x"].shape[1]):
-        yield {"t": place - 1, "later": place}
+    """Yield where to cut, see `FEW`, the token before, and the mask of all tokens before."""
+    length = call.tensors["x"].shape[1]
+    for place in range(1, length) if length <= FEW else range(3, length, 7):
+        own = _said(cuts.tokens(call, 0, place).mask)
+        yield {"t": place, "before": place - 1, "own": own}
 
 
 def _samples(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
@@ -166,11 +140,6 @@ def _padded(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
         for held, number in (("1e4", "1e4"), ("NaN", 'float("nan")')):
             written = f"torch.tensor({real.tolist()}){placed(real)}"
             yield {"real": written, "held": held, "number": number}
-
-
-def _padded_gradients(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    if subject.promises.gradients:
-        yield from _padded(subject, call)
 
 
 def _documents(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
@@ -195,15 +164,6 @@ def _stepwise(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
         yield {"batch": len(x), "length": x.shape[1]}
 
 
-def _once(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    yield {}
-
-
-def _differentiable(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    if subject.dtype == torch.float64:
-        yield {}
-
-
 _SAME = """
 print("one  ", one)
 print("other", other)
@@ -218,116 +178,108 @@ off = float((one - other).abs().max())
 assert off <= {allowed}, f"{told}: off by {{off:.3g}}"
 """
 
-RELATIONS: Mapping[str, tuple[Relation, ...]] = {
-    "M1.suffix_perturbation": (
-        Relation(
-            "outputs before token {t} move when tokens from {t} on do",
-            """
+RELATIONS = (
+    Relation(
+        "M1.suffix_perturbation",
+        "outputs before token {t} move when tokens from {t} on do",
+        """
 later = x.clone()
 later[:, {t}:] = 1 - 3 * x[:, {t}:]
 one, other = layer(x{mask})[:, :{t}], layer(later{mask})[:, :{t}]"""
-            + _SAME,
-            _cuts,
-        ),
+        + _SAME,
+        _cuts,
     ),
-    "M2.gradient_causality": (
-        Relation(
-            "output {t} sends a gradient to later tokens",
-            """
+    Relation(
+        "M2.gradient_causality",
+        "output {before} sends a gradient to later tokens",
+        """
 x.requires_grad_()
 y = layer(x{mask})
-(gradient,) = torch.autograd.grad(y[:, {t}].square().sum(), x)
-print("gradient of output {t} to tokens from {later} on", gradient[:, {later}:])
-assert not gradient[:, {later}:].any(), "{told}"
+(gradient,) = torch.autograd.grad(y[:, {before}].square().sum(), x)
+print("gradient of output {before} to tokens from {t} on", gradient[:, {t}:])
+assert not gradient[:, {t}:].any(), "{told}"
 """,
-            _outputs,
-        ),
+        _cuts,
     ),
-    "M9.padding_content": (
-        Relation(
-            "outputs of real tokens move when padding holds {held}",
-            """
+    Relation(
+        "M9.padding_content",
+        "outputs of real tokens move when padding holds {held}",
+        """
 real = {real}
 filled = x.masked_fill(~real[..., None], {number})
 one, other = layer(x{mask})[real], layer(filled{mask})[real]"""
-            + _SAME,
-            _padded,
-        ),
-        Relation(
-            "gradients of real tokens move when padding holds {held}",
-            """
+        + _SAME,
+        _padded,
+    ),
+    Relation(
+        "M9.padding_content",
+        "gradients of real tokens move when padding holds {held}",
+        """
 real = {real}
 x.requires_grad_()
 filled = x.masked_fill(~real[..., None], {number})
 (one,) = torch.autograd.grad(layer(x{mask})[real].square().sum(), x)
 (other,) = torch.autograd.grad(layer(filled{mask})[real].square().sum(), x)
 one, other = one[real], other[real]"""
-            + _SAME,
-            _padded_gradients,
-        ),
+        + _SAME,
+        lambda subject, call: _padded(subject, call) if subject.promises.gradients else (),
     ),
-    "M11.packed": (
-        Relation(
-            "the document from token {t} of sample {b} on gives something else alone",
-            """
+    Relation(
+        "M11.packed",
+        "the document from token {t} of sample {b} on gives something else alone",
+        """
 one, other = layer(x{mask})[{at}], layer(x[{at}]{own})"""
-            + _NEAR,
-            _documents,
-        ),
+        + _NEAR,
+        _documents,
     ),
-    "A1.batch_independence": (
-        Relation(
-            "sample {b} gives something else alone",
-            """
+    Relation(
+        "A1.batch_independence",
+        "sample {b} gives something else alone",
+        """
 one, other = layer(x{mask})[{at}], layer(x[{at}]{own})"""
-            + _NEAR,
-            _samples,
-        ),
+        + _NEAR,
+        _samples,
     ),
-    "T1.prefix": (
-        Relation(
-            "the first {t} tokens give something else alone",
-            """
+    Relation(
+        "T1.prefix",
+        "the first {t} tokens give something else alone",
+        """
 one, other = layer(x{mask})[:, :{t}], layer(x[:, :{t}]{own})"""
-            + _NEAR,
-            _prefixes,
-        ),
+        + _NEAR,
+        _cuts,
     ),
-    "T2.steps": (
-        Relation(
-            "token by token, with the state handed on, it gives something else",
-            """
+    Relation(
+        "T2.steps",
+        "token by token, with the state handed on, it gives something else",
+        """
 state, steps = layer.init_state({batch}), []
 for i in range({length}):
     y, state = layer(x[:, i : i + 1], state=state)
     steps.append(y)
 one, other = layer(x), torch.cat(steps, 1)"""
-            + _NEAR,
-            _stepwise,
-        ),
+        + _NEAR,
+        _stepwise,
     ),
-    "S3.determinism": (
-        Relation(
-            "the same call gives something else the second time",
-            """
+    Relation(
+        "S3.determinism",
+        "the same call gives something else the second time",
+        """
 one, other = layer(x{mask}), layer(x{mask})"""
-            + _SAME,
-            _once,
-        ),
+        + _SAME,
+        lambda *_: [{}],
     ),
-    "S5.strides": (
-        Relation(
-            "equal numbers at other strides give something else",
-            """
+    Relation(
+        "S5.strides",
+        "equal numbers at other strides give something else",
+        """
 one, other = layer(x{mask}), layer(x.mT.contiguous().mT{mask})"""
-            + _NEAR,
-            _once,
-        ),
+        + _NEAR,
+        lambda *_: [{}],
     ),
-    "N3.central_differences": (
-        Relation(
-            "the gradient is not the slope of the output",
-            """
+    Relation(
+        "N3.central_differences",
+        "the gradient is not the slope of the output",
+        """
 direction, h = x.roll(1, -1), 2.0**-20
 with torch.no_grad():
     slope = (layer(x + h * direction{mask}) - layer(x - h * direction{mask})).sum() / (2 * h)
@@ -338,8 +290,7 @@ print("gradient", float((gradient * direction).sum()))
 off = float(((gradient * direction).sum() - slope).abs())
 assert off <= 1e-6 * float((gradient * direction).abs().sum()), "{told}"
 """,
-            _differentiable,
-        ),
+        lambda subject, _: [{}] if subject.dtype == torch.float64 else [],
     ),
-}
-"""By the id of the check that asks for it; the first that is broken is shown."""
+)
+"""Of the relations of a check, the first that is broken is shown."""

@@ -51,12 +51,8 @@ DEFAULT = "torch.randn({shape}, dtype={dtype})"
 def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> str:
     """Return the script, which ends in an error as long as the call is wrong.
 
-    It is empty where a call, or the variant, cannot be written down.
-
-    Args:
-        subject: Whose call it is.
-        call: A wrong one, as small as it can be.
-        persists: Whether another call is wrong in the same way.
+    It is empty where a call, or the variant, cannot be written down. Whether another call is wrong
+    in the same way is asked of ``persists``.
     """
     where = whereabouts(subject.target.variant)
     if where is None or call.extras.get("dropout_p"):
@@ -75,11 +71,8 @@ def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> st
 def layer_script(subject: Subject, call: Call, shows: Callable[[Call], Sequence[str]]) -> str:
     """Return a script of lines that show more than one call of a layer to be wrong.
 
-    Args:
-        subject: Whose layer it is.
-        call: As small as it can be.
-        shows: Returns the lines that show it for a call, behind those that make ``layer`` and
-            ``x``; none if another call is right.
+    Those for a call, behind the ones that make ``layer`` and ``x``, are returned by ``shows``;
+    none if the call is right.
     """
     where = whereabouts(subject.target.variant)
     written = None if where is None else _inputs(call, lambda other: bool(shows(other)))

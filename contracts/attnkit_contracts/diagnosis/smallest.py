@@ -41,7 +41,7 @@ def one_sample(subject: Subject, call: Call, fault: Fault) -> Call:
     batch = len(next(iter(call.tensors.values())))
     if batch <= 1:
         return call
-    first = _sample_of(fault)
+    first = 0 if fault.beyond is None else int(fault.beyond.nonzero()[0, 0])
     for sample in dict.fromkeys([first, 0, batch - 1]):
         alone = samples(call, [sample])
         again = fault_of(subject, alone)
@@ -50,26 +50,28 @@ def one_sample(subject: Subject, call: Call, fault: Fault) -> Call:
     return call
 
 
-def _sample_of(fault: Fault) -> int:
-    wrong = fault.beyond
-    return 0 if wrong is None else int(wrong.nonzero()[0, 0])
-
-
 def shrink(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> Call:
-    """Return the smallest call found for which the fault persists.
+    """Return the smallest call found for which the fault persists."""
+    left, work = ATTEMPTS, WORK
 
-    Args:
-        subject: Whose call it is.
-        call: A wrong one.
-        persists: Whether another call is wrong in the same way.
-    """
-    search = _Search(persists)
+    def tries(other: Call) -> bool:
+        """Return whether the fault persists; False when the search is over."""
+        nonlocal left, work
+        if left <= 0 or work <= 0:
+            return False
+        left, work = left - 1, work - work_of(other)
+        try:
+            return persists(other)
+        # a call that is cut too far is refused, in many ways
+        except (AttnkitError, RuntimeError, ValueError, IndexError):
+            return False
+
     compact = call.map(_written_out)
-    if not search.tries(compact):
+    if not tries(compact):
         return call
     call = compact
     while True:
-        smaller = next((each for each in _smaller(subject, call) if search.tries(each)), None)
+        smaller = next((each for each in _smaller(subject, call) if tries(each)), None)
         if smaller is None:
             return call
         call = smaller
@@ -83,27 +85,6 @@ def _written_out(name: str, tensor: Tensor) -> Tensor:
     plain = tensor.detach().contiguous()
     missing = 4 - plain.dim() if name == "bias" else 0
     return plain.reshape(*[1] * missing, *plain.shape)
-
-
-class _Search:
-    """Counts attempts, and the work in them."""
-
-    def __init__(self, persists: Callable[[Call], bool]) -> None:
-        self.persists = persists
-        self.left = ATTEMPTS
-        self.work = WORK
-
-    def tries(self, call: Call) -> bool:
-        """Return whether the fault persists; False when the search is over."""
-        if self.left <= 0 or self.work <= 0:
-            return False
-        self.left -= 1
-        self.work -= work_of(call)
-        try:
-            return self.persists(call)
-        # a call that is cut too far is refused, in many ways
-        except (AttnkitError, RuntimeError, ValueError, IndexError):
-            return False
 
 
 def work_of(call: Call) -> int:

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 class ForeignCall:
     """A foreign function as one of attnkit's.
 
-    Attributes:
-        function: What is called.
-        convention: How.
-        source: Python that makes the variant again; None where nothing does.
+    Its ``source`` is Python that makes the variant again; None where nothing does.
     """
 
     function: Callable[..., Any]

@@ -85,11 +85,7 @@ def adapt(function: str | Callable[..., Any], convention: Convention) -> Variant
 
 
 def no_layer(*_: object, **__: object) -> None:
-    """Stand for the layer that a function does not have.
-
-    Raises:
-        UnsupportedError: Always.
-    """
+    """Stand for the layer that a function does not have, and refuse."""
     raise UnsupportedError("a function has no layer: it was given to attnkit_contracts.adapt")
 
 

@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 
 
 class ForeignLayer(nn.Module):
-    """A module of somebody else, called as layers of attnkit are.
-
-    Attributes:
-        module: Theirs.
-        config: Its width.
-        convention: How it is called.
-        claims: What it promises.
-    """
+    """A module of somebody else, called as layers of attnkit are."""
 
     def __init__(self, module: nn.Module, convention: LayerConvention) -> None:
         super().__init__()
@@ -33,24 +26,11 @@ class ForeignLayer(nn.Module):
         self.claims = convention.claims
 
     def init_state(self, batch_size: int) -> None:
-        """Refuse.
-
-        Raises:
-            UnsupportedError: Always.
-        """
+        """Refuse."""
         raise UnsupportedError("state: a layer given to adapt_layer promises none")
 
     def forward(self, x: Tensor, *, mask: Mask = full(), state: object = None) -> Tensor:
-        """Mix the tokens of each sample.
-
-        Args:
-            x: (B, L, D).
-            mask: Who may look at what.
-            state: None.
-
-        Raises:
-            UnsupportedError: The mask has what is not promised, or cannot be written.
-        """
+        """Mix the tokens of each sample, (B, L, D); refuse a mask with what is not promised."""
         if state is not None:
             raise UnsupportedError("state: a layer given to adapt_layer promises none")
         convention = self.convention

@@ -62,10 +62,7 @@ def adapt_layer(factory: str | Callable[..., nn.Module], convention: LayerConven
 class Recipe:
     """Makes a foreign layer, where a variant of our own has the class of its layer.
 
-    Attributes:
-        factory: Makes the module.
-        convention: How, and how the module is called.
-        source: Python that makes the variant again; None where nothing does.
+    Its ``source`` is Python that makes the variant again; None where nothing does.
     """
 
     factory: Callable[..., nn.Module]

@@ -121,12 +121,9 @@ def drawn(name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
 
 
 def disturbed(call: Call, where: Tensor, numbers: Callable[[str, tuple[int, ...]], Tensor]) -> Call:
-    """Return the call with other values at some tokens.
+    """Return the call with other values at some tokens, (B, L), from what draws them by name.
 
-    Args:
-        call: Of L tokens.
-        where: (B, L), True where values are redrawn, three times as large where that is legal.
-        numbers: Draws what a tensor of this name and shape may hold.
+    They are three times as large where that is legal.
     """
 
     def redraw(name: str, tensor: Tensor) -> Tensor:
@@ -149,6 +146,15 @@ def showing_weights(call: Call) -> Call:
     value = call.tensors["value"]
     ones = torch.eye(value.shape[2], dtype=value.dtype, device=value.device)
     return call.given(value=ones.expand(*value.shape[:2], -1, -1).contiguous())
+
+
+def paddings(length: int, counts: Tensor) -> dict[str, tuple[Mask, Tensor]]:
+    """Return padding of so many tokens a sample, (B,), at each end; and what is real, (B, L)."""
+    at, ends = torch.arange(length, device=counts.device), length - counts
+    return {
+        "padding": (attnkit.padding(ends), at < ends[:, None]),
+        "left padding": (attnkit.left_padding(counts), at >= counts[:, None]),
+    }
 
 
 def mask_part(part: MaskPart, sizes: Sizes, device: str) -> Mask:

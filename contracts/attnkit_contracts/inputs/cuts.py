@@ -5,23 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attnkit.masks.constructors import (
-    Blocks,
-    Dense,
-    Documents,
-    Mask,
-    Or,
-    Padding,
-    PrefixLM,
-    Sizes,
-    blocks,
-    dense,
-    documents,
-    full,
-    left_padding,
-    padding,
-    prefix_lm,
-)
+from attnkit.masks import constructors as masks
+from attnkit.masks.constructors import Mask, Sizes, full
 from attnkit_contracts.inputs.calls import WITHOUT_BATCH
 
 if TYPE_CHECKING:
@@ -123,22 +108,22 @@ class _Cut:
 
     def of(self, part: Mask) -> Mask:
         """Return the part of a mask that is left."""
-        if isinstance(part, Padding):
-            made = left_padding if part.lengths is None else padding
+        if isinstance(part, masks.Padding):
+            made = masks.left_padding if part.lengths is None else masks.padding
             given = part.starts if part.lengths is None else part.lengths
             assert given is not None
             return made(self._counts(given))
-        if isinstance(part, PrefixLM):
-            return prefix_lm(self._counts(part.prefix))
-        if isinstance(part, Documents):
-            return documents(self._rows(part.ids)[:, self.first : self.keys])
-        if isinstance(part, Dense):
-            return dense(self._square(part.tensor, self.queries, self.keys))
-        if isinstance(part, Blocks):
+        if isinstance(part, masks.PrefixLM):
+            return masks.prefix_lm(self._counts(part.prefix))
+        if isinstance(part, masks.Documents):
+            return masks.documents(self._rows(part.ids)[:, self.first : self.keys])
+        if isinstance(part, masks.Dense):
+            return masks.dense(self._square(part.tensor, self.queries, self.keys))
+        if isinstance(part, masks.Blocks):
             size = part.block_size
             count = None if self.keys is None else -(-self.keys // size)
-            return blocks(self._square(part.block_map, count, count), size)
-        return self.of(part.left) | self.of(part.right) if isinstance(part, Or) else part
+            return masks.blocks(self._square(part.block_map, count, count), size)
+        return self.of(part.left) | self.of(part.right) if isinstance(part, masks.Or) else part
 
     def _rows(self, tensor: Tensor) -> Tensor:
         few = self.samples is None or (tensor.dim() == 4 and tensor.shape[0] == 1)

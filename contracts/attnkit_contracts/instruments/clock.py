@@ -85,15 +85,8 @@ class Outcome(NamedTuple):
 def compare(candidate: Timer, baseline: Timer, limit: float, *, seed: int = 0) -> Outcome:
     """Say whether a candidate takes at most ``limit`` times as long as the baseline.
 
-    Args:
-        candidate: Returns the seconds of a call, measured now.
-        baseline: Likewise.
-        limit: The largest ratio that is allowed, dimensionless.
-        seed: Of the orders and of the bootstrap.
-
-    Note:
-        A control that does not come out at 1 is no veto: what it is off by, at worst, the ratio
-        may be off by too, so its interval is widened by that.
+    A control that does not come out at 1 is no veto: what it is off by, at worst, the ratio may be
+    off by too, so its interval is widened by that.
     """
     order = random.Random(seed)
     draw = torch.Generator().manual_seed(seed)
@@ -156,15 +149,11 @@ def timer(function: Callable[[], object], device: str, at_least: float = BATCH_S
     return lambda: seconds(function, count, device) / count
 
 
-def _event() -> Any:
-    # torch leaves it untyped
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
 def seconds(function: Callable[[], object], count: int, device: str) -> float:
     """Return how long ``count`` calls take, in seconds."""
     if device.startswith("cuda"):
-        start, stop = (_event() for _ in range(2))
+        event: Any = torch.cuda.Event
+        start, stop = event(enable_timing=True), event(enable_timing=True)
         torch.cuda.synchronize()
         start.record()
         for _ in range(count):

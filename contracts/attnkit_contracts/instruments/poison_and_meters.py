@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable
 
 ALLOCATORS = (
     torch.empty,
@@ -40,13 +40,7 @@ class Poisoned(TorchFunctionMode):
         self.packages = packages
         self.value = value
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function; see `torch.overrides`."""
         made = func(*args, **(kwargs or {}))
         if func in ALLOCATORS and (
@@ -105,13 +99,7 @@ class CustomCalls(TorchFunctionMode):
         self.asked: dict[tuple[str, bool], Asked] = {}
         self.count = 0
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function; see `torch.overrides`."""
         # what dynamo traces is seen when the graph runs
         if not torch.compiler.is_dynamo_compiling():
@@ -150,13 +138,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         self.held = self.peak = self.moved = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation; see `torch.utils._python_dispatch`."""
         kwargs = dict(kwargs or {})
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]

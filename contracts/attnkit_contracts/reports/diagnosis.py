@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import Field
 
 from attnkit.frozen import Frozen
@@ -57,3 +59,20 @@ class Diagnosis(Frozen):
 
 NOTHING = Diagnosis()
 """Of what nobody looked into, or nothing was found about."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a record says about a failure.
+
+    Attributes:
+        diagnosis: Which named mistake explains it, or what was seen.
+        smallest: The smallest call that was found to show it.
+        elements: Some wrong elements, expected and got.
+        script: Python that shows it without the suite; empty where that is not possible.
+    """
+
+    diagnosis: Diagnosis = NOTHING
+    smallest: str = ""
+    elements: str = ""
+    script: str = ""

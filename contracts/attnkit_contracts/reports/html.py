@@ -14,7 +14,7 @@ from attnkit.promises import ALL_DTYPES
 from attnkit.versions import missing
 from attnkit_contracts.catalogue import all_checks
 from attnkit_contracts.reports import plot
-from attnkit_contracts.reports.markdown import cells, title
+from attnkit_contracts.reports.markdown import cells, tally, title, undecided
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,21 +34,6 @@ class Cell(NamedTuple):
     link: str
 
 
-class Row(NamedTuple):
-    """One implementation of a variant."""
-
-    name: str
-    cells: tuple[Cell, ...]
-
-
-class Refusal(NamedTuple):
-    """Everything that has no verdict for one and the same reason."""
-
-    status: str
-    reason: str
-    ids: tuple[str, ...]
-
-
 def to_html(report: Report) -> str:
     """Return the page."""
     groups, rows = _matrix(report)
@@ -62,7 +47,7 @@ def to_html(report: Report) -> str:
             failures=_failures(report),
             anchors=_anchors(report),
             statements=_statements(report),
-            refusals=_refusals(report),
+            refusals=undecided(report),
             known=[each for each in report.records if each.status == "xfail"],
             explained_by=_explained_by,
             counts=sorted(report.counts().items()),
@@ -99,28 +84,25 @@ def environment() -> jinja2.Environment:
     )
 
 
-def _matrix(report: Report) -> tuple[list[str], list[Row]]:
-    groups, found = cells(report)
-    anchors = _anchors(report)
-    return (
-        [title(group) for group in groups],
-        [
-            Row(name, tuple(_cell(group, by_group.get(group, []), anchors) for group in groups))
-            for name, by_group in found.items()
-        ],
-    )
+def _matrix(report: Report) -> tuple[list[str], dict[str, list[Cell]]]:
+    """Return the groups, and each implementation's cells."""
+    (groups, found), anchors = cells(report), _anchors(report)
+    rows = {
+        name: [_cell(group, by_group.get(group, []), anchors) for group in groups]
+        for name, by_group in found.items()
+    }
+    return [title(group) for group in groups], rows
 
 
 def _cell(group: str, records: list[Record], anchors: dict[str, str]) -> Cell:
-    passed = sum(record.status == "passed" for record in records)
-    others = [record.status for record in records if record.status != "passed"]
-    told = tuple(f"{others.count(status)} {status}" for status in sorted(set(others)))
-    red = [record for record in records if record.is_red]
     if not records:
         return Cell(title(group), "n/a", (), "none", "")
+    passed, others = tally(records)
+    told = tuple(f"{count} {status}" for status, count in others.items())
+    red = [record for record in records if record.is_red]
     tone = "red" if red else "mixed" if others else "green"
     link = anchors[red[0].id] if red else ""
-    return Cell(title(group), f"{passed}/{len(records)}", told, tone, link)
+    return Cell(title(group), passed, told, tone, link)
 
 
 def _anchors(report: Report) -> dict[str, str]:
@@ -132,7 +114,7 @@ def _failures(report: Report) -> dict[str, dict[str, list[Record]]]:
     """Return the red records by implementation, then by check."""
     found: dict[str, dict[str, list[Record]]] = {}
     for record in report.failures():
-        by_check = found.setdefault(f"{record.variant} / {record.implementation}", {})
+        by_check = found.setdefault(record.subject, {})
         by_check.setdefault(record.check, []).append(record)
     return found
 
@@ -156,14 +138,6 @@ def _explained_by(record: Record) -> list[tuple[str, str]]:
     return [(heading, text) for heading, text in told.items() if text]
 
 
-def _refusals(report: Report) -> list[Refusal]:
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for record in report.records:
-        if record.status in ("unsupported", "skipped_env"):
-            found[record.status, record.reason].append(record.id)
-    return [Refusal(status, reason, tuple(ids)) for (status, reason), ids in found.items()]
-
-
 def _facts(report: Report) -> Iterable[tuple[str, str]]:
     """Return the environment, by name."""
     header = report.header
@@ -180,7 +154,7 @@ def _evidence(report: Report) -> dict[str, list[Record]]:
     """Return every record, by implementation."""
     found: dict[str, list[Record]] = defaultdict(list)
     for record in report.records:
-        found[f"{record.variant} / {record.implementation}"].append(record)
+        found[record.subject].append(record)
     return dict(found)
 
 

@@ -60,7 +60,7 @@ def cells(report: Report) -> tuple[list[str], dict[str, dict[str, list[Record]]]
     """Return the groups of checks that occur, and the records by implementation and group."""
     found: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in report.records:
-        found[f"{record.variant} / {record.implementation}"][record.check[0]].append(record)
+        found[record.subject][record.check[0]].append(record)
     occur = dict.fromkeys(group for by_group in found.values() for group in by_group)
     known = dict.fromkeys([*GROUPS, *occur])
     return [group for group in known if group in occur], found
@@ -83,10 +83,14 @@ def _cell(records: list[Record]) -> str:
     """Say ``41/41``, and how many have which other status."""
     if not records:
         return "n/a"
-    passed = sum(record.status == "passed" for record in records)
-    others = [record.status for record in records if record.status != "passed"]
-    told = [f"{status} {others.count(status)}" for status in sorted(set(others))]
-    return " ".join([f"{passed}/{len(records)}", *told])
+    passed, others = tally(records)
+    return " ".join([passed, *(f"{status} {count}" for status, count in others.items())])
+
+
+def tally(records: list[Record]) -> tuple[str, Counter[str]]:
+    """Return ``41/42``, and how many have which other status."""
+    counts = Counter(sorted(str(record.status) for record in records))
+    return f"{counts.pop('passed', 0)}/{len(records)}", counts
 
 
 def _listed(heading: str, names: Iterable[str]) -> list[str]:
@@ -120,14 +124,18 @@ def _known(report: Report) -> list[str]:
     return ["## Known failures", "", *lines, ""] if lines else []
 
 
+def undecided(report: Report) -> dict[tuple[str, str], list[str]]:
+    """Return the ids of what has no verdict, by status and reason."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for record in report.records:
+        if record.status in ("unsupported", "skipped_env"):
+            found[record.status, record.reason].append(record.id)
+    return dict(found)
+
+
 def _undecided(report: Report) -> list[str]:
-    """List what has no verdict, once for every reason."""
-    reasons = Counter(
-        (record.status, _line(record.reason))
-        for record in report.records
-        if record.status in ("unsupported", "skipped_env")
-    )
-    lines = [f"- {count} {status}: {reason}" for (status, reason), count in reasons.items()]
+    found = undecided(report).items()
+    lines = [f"- {len(ids)} {status}: {_line(reason)}" for (status, reason), ids in found]
     return ["## Without a verdict", "", *lines, ""] if lines else []
 
 

@@ -70,7 +70,7 @@ def strips(report: Report) -> tuple[Strip, ...]:
     for record in report.records:
         if record.value is None or not record.threshold:
             continue
-        subject = f"{record.variant} / {record.implementation}, {record.dtype}"
+        subject = f"{record.subject}, {record.dtype}"
         of_check = worst.setdefault(record.check, {})
         before = of_check.get(subject)
         if before is None or not share(before) >= share(record):

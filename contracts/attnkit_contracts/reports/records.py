@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from attnkit.errors import AttnkitError
+from attnkit.errors import ArgumentError, AttnkitError
 from attnkit.frozen import Frozen
 from attnkit.interface import load
 from attnkit_contracts.reports.diagnosis import NOTHING, Diagnosis
@@ -76,6 +76,11 @@ class Record(Frozen):
     def _of_text(cls, given: object) -> object:
         """Read the text that reports of attnkit 0.1 hold."""
         return Diagnosis(seen=given) if isinstance(given, str) else given
+
+    @property
+    def subject(self) -> str:
+        """Variant and implementation, as tables name a row."""
+        return f"{self.variant} / {self.implementation}"
 
     @property
     def told(self) -> str:
@@ -188,4 +193,16 @@ class Report(Frozen):
 
     def write(self, path: Path) -> None:
         """Write the report to a file, in the format of its suffix: .json, .md, .xml or .html."""
-        load("attnkit_contracts.reports.formats:write")(self, path)
+        if path.suffix not in FORMATS:
+            raise ArgumentError(f"a report must end in {', '.join(FORMATS)}, got {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FORMATS[path.suffix](self), encoding="utf-8")
+
+
+FORMATS = {
+    ".json": Report.to_json,
+    ".md": Report.to_markdown,
+    ".xml": Report.to_junit,
+    ".html": Report.to_html,
+}
+"""How a report is written, by the suffix of its file."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attnkit.errors import ArgumentError
@@ -56,14 +57,9 @@ def run_in(
 ) -> Iterator[Record]:
     """Run instances in so many processes, in any order.
 
-    Another process knows what is installed. What it does not know, a variant of this session say,
-    and what measures time, runs in this one, when the others have ended.
-
-    Args:
-        jobs: How many processes.
-        instances: What was planned.
-        planning: Plans variants again, in another process: `plan` with what else it was given.
-        explain: As of `check`.
+    Another process knows what is installed, and is told what to plan again by ``planning``. What it
+    does not know, a variant of this session say, and what measures time, runs in this one, when
+    the others have ended.
 
     Raises:
         ArgumentError: There are to be fewer processes than one.
@@ -81,10 +77,11 @@ def run_in(
     pool = ProcessPoolExecutor(min(jobs, len(parts)), multiprocessing.get_context("spawn"))
     try:
         # the largest first: whoever is done early takes a small one
-        running = [
-            pool.submit(_run_part, planning, name, dtype, _subjects(part), explain)
-            for (name, dtype), part in sorted(parts.items(), key=lambda part: -len(part[1]))
-        ]
+        running = []
+        for (name, dtype), part in sorted(parts.items(), key=lambda part: -len(part[1])):
+            some = tuple(dict.fromkeys(each.target.implementation for each in part))
+            planned = partial(planning, name, dtypes=(dtype,), implementations=some)
+            running.append(pool.submit(_run_part, planned, explain))
         for done in as_completed(running):
             for record in done.result():
                 if waiting.pop(record.id, None) is not None:
@@ -94,18 +91,6 @@ def run_in(
     yield from run(waiting.values(), explain=explain)
 
 
-def _subjects(part: Iterable[Instance]) -> tuple[str, ...]:
-    """Return the names of the implementations that a part is about."""
-    return tuple(dict.fromkeys(each.target.implementation for each in part))
-
-
-def _run_part(
-    planning: Callable[..., tuple[Instance, ...]],
-    variant: str,
-    dtype: str,
-    implementations: tuple[str, ...],
-    explain: bool,
-) -> tuple[Record, ...]:
+def _run_part(planned: Callable[[], tuple[Instance, ...]], explain: bool) -> tuple[Record, ...]:
     """Plan a part again, in a process of its own, and run it."""
-    planned = planning(variant, dtypes=(dtype,), implementations=implementations)
-    return tuple(run([each for each in planned if not each.check.measures_time], explain=explain))
+    return tuple(run([each for each in planned() if not each.check.measures_time], explain=explain))

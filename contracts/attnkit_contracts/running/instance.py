@@ -19,8 +19,7 @@ from attnkit_contracts.catalogue import (
     Measured,
     SkippedEnvError,
 )
-from attnkit_contracts.diagnosis.explanation import Explanation
-from attnkit_contracts.reports.diagnosis import Diagnosis
+from attnkit_contracts.reports.diagnosis import Diagnosis, Explanation
 from attnkit_contracts.reports.records import EXECUTED, Record, Status
 from attnkit_contracts.subjects.opener import subject_of
 
@@ -30,6 +29,15 @@ if TYPE_CHECKING:
     from attnkit.interface import Variant
     from attnkit_contracts.subjects.subject import Subject
     from attnkit_contracts.subjects.target import Target
+
+
+JUDGED: dict[type[BaseException], Status] = {
+    BrokenError: "failed",
+    InconclusiveError: "inconclusive",
+    SkippedEnvError: "skipped_env",
+    UnsupportedError: "unsupported",
+}
+"""What a check raises on purpose, and the status that it means; all else is an error."""
 
 
 @dataclass(frozen=True)
@@ -186,14 +194,9 @@ def _judge(measured: Measured) -> tuple[Status, str]:
 
 
 def _judge_error(error: BaseException) -> tuple[Status, str]:
-    if isinstance(error, BrokenError):
-        return "failed", str(error)
-    if isinstance(error, InconclusiveError):
-        return "inconclusive", str(error)
-    if isinstance(error, SkippedEnvError):
-        return "skipped_env", str(error)
-    if isinstance(error, UnsupportedError):
-        return "unsupported", str(error)
+    for kind, status in JUDGED.items():
+        if isinstance(error, kind):
+            return status, str(error)
     told = traceback.format_exception_only(error)[-1].strip()
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return "error", f"{told} (in {frame.name}, {frame.filename.rpartition('/')[2]}:{frame.lineno})"

@@ -95,20 +95,14 @@ def must_exist(expected: Iterable[str], planned: Iterable[Instance]) -> None:
     for wanted in expected:
         if wanted in ids:
             continue
-        name, device = wanted.partition("/")[0], _device(wanted)
-        if device:
-            whole = plan(variants.get(name, name), tier="full", device=device)
+        name, *parts = wanted.split("/")
+        if len(parts) > 3:
+            whole = plan(variants.get(name, name), tier="full", device=parts[2])
             ids |= {each.id for each in whole}
         if wanted not in ids:
             nearest = difflib.get_close_matches(wanted, ids, n=1, cutoff=0.5)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise ArgumentError(f"expected_failures: there is no check instance {wanted!r}.{hint}")
-
-
-def _device(id: str) -> str:
-    """Return the device of an id; empty for what is no id."""
-    parts = id.split("/")
-    return parts[3] if len(parts) > 4 else ""
 
 
 def resolved(variants: tuple[Variant | str, ...]) -> tuple[Variant, ...]:

@@ -13,7 +13,7 @@ from attnkit.masks.constructors import Mask, Sizes
 from attnkit.promises import ALL_DTYPES
 from attnkit_contracts.catalogue import InconclusiveError
 from attnkit_contracts.inputs import cuts
-from attnkit_contracts.inputs.calls import Call, mask_part, normal
+from attnkit_contracts.inputs.calls import Call, mask_part
 from attnkit_contracts.subjects.subject import Subject
 from attnkit_contracts.subjects.target import dtype_of
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from attnkit.interface import LayerConfig, Variant
     from attnkit.state import State
-    from attnkit_contracts.subjects.subject import Definition
+    from attnkit_contracts.subjects.subject import Definition, Function
     from attnkit_contracts.subjects.target import Target, Written
 
 EMBED_DIM = 32
@@ -140,9 +140,9 @@ class LayerSubject(Subject):
         self, label: str, *, batch: int = 2, length: int = 33, mask: Mask | None = None
     ) -> Call:
         """Return a call of L tokens; see `Subject.draw`."""
-        x = normal(self.random(label), batch, length, self.config.embed_dim)
+        x = self.normal(label, batch, length, self.config.embed_dim)
         mask = self.mask(Sizes(batch, 1, length, length)) if mask is None else mask
-        return Call({"x": self.cast(x)}, mask)
+        return Call({"x": x}, mask)
 
     def clear_call(self, label: str, *, length: int = 24) -> Call:
         """Return a call in which no rounding of the inputs changes a choice."""
@@ -152,7 +152,7 @@ class LayerSubject(Subject):
         # blocks are told by how many there are
         return call.masked(self.mask(cuts.sizes_of(call)) & attnkit.causal())
 
-    def function(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def function(self, call: Call) -> Function:
         layer, mask = self.layer, call.mask
 
         def function(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -175,10 +175,8 @@ class LayerSubject(Subject):
     def advance(self, call: Call, state: State, hidden: Mask | None = None) -> tuple[Tensor, State]:
         """Return the outputs of further tokens and the state after them.
 
-        Args:
-            call: Of these tokens; its own mask, which is of these alone, is left out.
-            state: After the tokens before.
-            hidden: Over all tokens so far, in addition to the plainest mask; None for nothing.
+        The call's own mask, which is of these alone, is left out; what is ``hidden`` is so over all
+        tokens so far, in addition to the plainest mask.
         """
         x = call.tensors["x"]
         mask = self.mask(Sizes(len(x), 1, x.shape[1], state.tokens + x.shape[1]))
@@ -187,13 +185,22 @@ class LayerSubject(Subject):
         y, state = self.layer(x, mask=call.mask, state=state)
         return y, state
 
-    def pieces(self, call: Call, lengths: tuple[int, ...]) -> Tensor:
-        """Return the outputs of consecutive chunks, joined; the state is handed on."""
+    def pieces(
+        self,
+        call: Call,
+        lengths: tuple[int, ...],
+        hidden: Callable[[int], Mask | None] = lambda _: None,
+    ) -> Tensor:
+        """Return the outputs of consecutive chunks, joined; the state is handed on.
+
+        What is ``hidden`` is so over so many tokens; see `advance`.
+        """
         outputs, start, state = [], 0, self.begin(call.tensors["x"].shape[0])
         for length in lengths:
-            out, state = self.advance(call.tokens(start, start + length), state)
+            stop = start + length
+            out, state = self.advance(call.tokens(start, stop), state, hidden(stop))
             outputs.append(out)
-            start += length
+            start = stop
         return torch.cat(outputs, -2)
 
     def twin(self) -> Any:
@@ -214,11 +221,8 @@ class LayerSubject(Subject):
 
         def function(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             given = {name: t.to(dtype) for name, t in tensors.items()}
-            named: dict[str, Any] = {"mask": call.mask}
-            x = given.pop("x")
-            if "context" in given:
-                named |= {"context": given.pop("context")}
-            y: Tensor = functional_call(twin, given, (x,), named)
+            x, further = given.pop("x"), {n: given.pop(n) for n in ("context",) if n in given}
+            y: Tensor = functional_call(twin, given, (x,), {"mask": call.mask, **further})
             return {"out": y.double()}
 
         return function

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from attnkit_contracts.definitions.mistakes.mistake import Mistake
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.judging.outputs import Bound
-    from attnkit_contracts.subjects.target import Reading
+    from attnkit_contracts.subjects.subject import Bounds, Grads
+    from attnkit_contracts.subjects.target import Reading, Target
 
 EXPERTS = ("router.weight", "gate_up_proj", "down_proj")
 """What the definition reads; the first axis of each counts the experts."""
@@ -38,13 +37,10 @@ class MixtureLayer(LayerSubject):
         """Whether it has the definition's weights."""
         return self.known_weights() is not None
 
-    @property
-    def steps(self) -> Any:
-        return mistakes.RIGHT if self.is_defined else None
-
-    @property
-    def mistakes(self) -> tuple[Mistake[Any], ...]:
-        return mistakes.MISTAKES if self.is_defined else ()
+    def __init__(self, target: Target, **options: Any) -> None:
+        super().__init__(target, **options)
+        if self.is_defined:
+            self.steps, self.mistakes = mistakes.RIGHT, mistakes.MISTAKES
 
     @property
     def top_k(self) -> int:
@@ -114,36 +110,28 @@ class MixtureLayer(LayerSubject):
         return oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
 
     def mixture(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> Tensor:
-        """Return the definition of a mixture of experts in float64.
+        """Return the definition of a mixture of experts in float64; padding is not kept, (B, L).
 
-        Args:
-            tensors: ``x`` (B, L, D), and those of `expert_weights`.
-            keep: (B, L), False at padding.
+        Its tensors are ``x``, (B, L, D), and those of `expert_weights`.
         """
-        weights = (tensors[name] for name in EXPERTS)
-        return oracle.mixture(tensors["x"], *weights, **self._router_options(), keep=keep)
+        gate_up, down = (tensors[name] for name in EXPERTS[1:])
+        return oracle.mixture(tensors["x"], self.routing(tensors, keep), gate_up, down, keep)
 
     def routing(self, tensors: Mapping[str, Tensor], keep: Tensor | None = None) -> oracle.Routed:
         """Return what the definition's router decides; tensors and keep as of `mixture`."""
-        router = tensors["router.weight"]
-        return oracle.routing(tensors["x"], router, **self._router_options(), keep=keep)
+        return oracle.routing(
+            tensors["x"],
+            tensors["router.weight"],
+            top_k=self.top_k,
+            renormalise=self.renormalises,
+            capacity_factor=getattr(self.config, "capacity_factor", None),
+            keep=keep,
+        )
 
-    def _router_options(self) -> dict[str, Any]:
-        return {
-            "top_k": self.top_k,
-            "renormalise": self.renormalises,
-            "capacity_factor": getattr(self.config, "capacity_factor", None),
-        }
-
-    def mixture_bounds(
-        self, call: Call, grads: Mapping[str, Tensor] | None = None, keep: Tensor | None = None
-    ) -> dict[str, Bound]:
+    def mixture_bounds(self, call: Call, grads: Grads = None, keep: Tensor | None = None) -> Bounds:
         """Return the definition's answer, and its gradients to the tokens and weights.
 
-        Args:
-            call: Its tokens.
-            grads: As of `bounds`.
-            keep: (B, L), False at padding.
+        What is no padding is kept, (B, L).
         """
         return probed(
             lambda given: {"out": self.mixture(given, keep)},
@@ -153,9 +141,7 @@ class MixtureLayer(LayerSubject):
             gate=units.mixture_gate(self.dtype),
         )
 
-    def bounds(
-        self, call: Call, grads: Mapping[str, Tensor] | None = None, how: Reading = RIGHTLY
-    ) -> dict[str, Bound]:
+    def bounds(self, call: Call, grads: Grads = None, how: Reading = RIGHTLY) -> Bounds:
         """Return bounds of its own float64; to find a mistake, of the definition in steps."""
         if how.rules is None:
             return super().bounds(call, grads, how)

@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attnkit.masks.padded_tokens import hide_padding
-from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import output_shape
 from attnkit_contracts.subjects.subject import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from torch import Tensor
 
     from attnkit.interface import Variant
     from attnkit.masks.constructors import Mask
     from attnkit.promises import SpeedClaim
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.subject import Function
 
 
 class Operation(Subject):
@@ -49,7 +47,8 @@ class Operation(Subject):
 
     def draw_claimed(self, label: str, claim: SpeedClaim) -> Call:
         """Return a call that a claim of speed is about."""
-        raise NotImplementedError  # every family's own
+        width, heads = claim.head_dim, claim.heads
+        return self.draw(label, batch=claim.batch, length=claim.length, heads=heads, width=width)
 
     def with_options(self, call: Call, label: str) -> Call:
         """Return a call with all options that are promised."""
@@ -65,10 +64,8 @@ class Operation(Subject):
         """Return normal gradients of all that a call gives; none where none are promised."""
         if not self.promises.gradients:
             return {}
-        return {"out": self.cast(normal(self.random("grads"), *output_shape(call)))}
+        return {"out": self.normal("grads", *output_shape(call))}
 
-    def called(
-        self, call: Call, variant: Variant | str, implementation: str
-    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def called(self, call: Call, variant: Variant | str, implementation: str) -> Function:
         """Return what a user calls, of any variant of the family and with its default options."""
         raise NotImplementedError  # every family's own

@@ -8,9 +8,10 @@ import torch
 from torch.nn.functional import normalize
 
 import attnkit
+from attnkit.masks.constructors import Sizes
 from attnkit_contracts.definitions import oracle
 from attnkit_contracts.definitions.mistakes import recurrence as mistakes
-from attnkit_contracts.inputs.calls import Call, drawn, normal
+from attnkit_contracts.inputs.calls import Call, drawn, mask_part, normal
 from attnkit_contracts.subjects.operations import Operation
 from attnkit_contracts.subjects.target import RIGHTLY
 
@@ -21,10 +22,8 @@ if TYPE_CHECKING:
 
     from attnkit.interface import Variant
     from attnkit.masks.constructors import Mask
-    from attnkit.promises import Decay, SpeedClaim
-    from attnkit_contracts.definitions.mistakes.mistake import Mistake
-    from attnkit_contracts.judging.outputs import Bound
-    from attnkit_contracts.subjects.subject import Definition
+    from attnkit.promises import Decay
+    from attnkit_contracts.subjects.subject import Bounds, Definition, Function, Grads
     from attnkit_contracts.subjects.target import Reading, Written
 
 
@@ -33,14 +32,8 @@ class RecurrenceOperation(Operation):
 
     shared = ("query", "key")
     treats_alike = True
-
-    @property
-    def steps(self) -> Any:
-        return mistakes.RIGHT
-
-    @property
-    def mistakes(self) -> tuple[Mistake[Any], ...]:
-        return mistakes.MISTAKES
+    steps = mistakes.RIGHT
+    mistakes = mistakes.MISTAKES
 
     @property
     def decay(self) -> Decay:
@@ -102,15 +95,6 @@ class RecurrenceOperation(Operation):
     def draw_shared(self, label: str, *, length: int, heads: int, shared: int) -> Call:
         return self.draw(label, batch=1, length=length, heads=heads, groups=shared)
 
-    def draw_claimed(self, label: str, claim: SpeedClaim) -> Call:
-        return self.draw(
-            label,
-            batch=claim.batch,
-            length=claim.length,
-            heads=claim.heads,
-            width=claim.head_dim,
-        )
-
     def with_options(self, call: Call, label: str) -> Call:
         if not self.promises.state:
             return call
@@ -129,13 +113,9 @@ class RecurrenceOperation(Operation):
             yield self.draw("tell apart", length=20).saying(scale=0.7)
         if promises.state:
             yield self.draw("tell apart", length=20, state=True)
-        ids = torch.tensor([[0] * 8 + [1] * 12] * 2, device=self.device)
-        masks = {
-            "padding": attnkit.padding(torch.tensor([20, 14], device=self.device)),
-            "documents": attnkit.documents(ids),
-        }
-        for part, mask in masks.items():
-            if part in promises.masks:
+        for part in promises.masks:
+            if part in ("padding", "documents"):
+                mask = mask_part(part, Sizes(2, 2, 20, 20), self.device)
                 yield self.draw("tell apart", length=20, mask=mask)
 
     def _door(
@@ -150,13 +130,11 @@ class RecurrenceOperation(Operation):
             implementation=implementation,
         )
 
-    def called(
-        self, call: Call, variant: Variant | str, implementation: str
-    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def called(self, call: Call, variant: Variant | str, implementation: str) -> Function:
         run = self._door(call, variant, implementation)
         return lambda tensors: run(tensors)[0]
 
-    def function(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def function(self, call: Call) -> Function:
         run = self._door(call, self.target.variant, self.target.implementation, self.options())
         return lambda tensors: run(tensors)[0]
 
@@ -211,20 +189,13 @@ class RecurrenceOperation(Operation):
 
         return function
 
-    def bounds(
-        self, call: Call, grads: Mapping[str, Tensor] | None = None, how: Reading = RIGHTLY
-    ) -> dict[str, Bound]:
+    def bounds(self, call: Call, grads: Grads = None, how: Reading = RIGHTLY) -> Bounds:
         found = super().bounds(call, grads, how)
         real = _real(call, found["out"].exact)
         return found if real is None else {**found, "out": found["out"].only(real)}
 
     def _run(self, call: Call, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run the definition, in float64.
-
-        Args:
-            call: Its mask and extras.
-            tensors: Of the call; of several calls, one behind the other along the batch.
-        """
+        """Run the definition, in float64; of tensors of several calls, one behind the other."""
         given = {name: tensor.double() for name, tensor in tensors.items()}
         options = self.options()
         batch, heads, _, value_width = given["value"].shape
@@ -254,11 +225,9 @@ class RecurrenceOperation(Operation):
         return {"out": options.finish(out), "state": state}
 
     def read(self, call: Call) -> tuple[Tensor, Tensor | None]:
-        """Return what the definition reads of a call's mask.
+        """Return which tokens are real, and where the state is emptied first, (B, L) each.
 
-        Returns:
-            Which tokens are real, and where the state is emptied first; (B, L) each, the second
-            None where there are no documents.
+        Without documents the second is None.
         """
         batch, _, length, _ = call.tensors["value"].shape
         where = batch, length, call.tensors["value"].device

@@ -18,15 +18,18 @@ from attnkit_contracts.subjects.operations import Operation
 from attnkit_contracts.subjects.target import RIGHTLY, Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Container, Iterator
 
     from torch import Tensor
 
     from attnkit.interface import Variant
     from attnkit.promises import MaskPart, SpeedClaim
-    from attnkit_contracts.definitions.mistakes.mistake import Mistake
-    from attnkit_contracts.subjects.subject import Definition
-    from attnkit_contracts.subjects.target import Written
+    from attnkit_contracts.subjects.subject import Bounds, Definition, Function, Grads
+    from attnkit_contracts.subjects.target import Target, Written
+
+
+OPTIONS = ("bias", "sinks", "scale", "softcap")
+"""What a call may bring beside its tensors and mask."""
 
 
 class SoftmaxOperation(Operation):
@@ -36,18 +39,15 @@ class SoftmaxOperation(Operation):
     unhidden = ("query",)
     sees_emptied = True
 
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        if self.is_exact:
+            self.steps, self.mistakes = mistakes.RIGHT, mistakes.MISTAKES
+
     @property
     def is_exact(self) -> bool:
         """Whether it is softmax attention itself."""
         return self.target.variant.relation == "exact"
-
-    @property
-    def steps(self) -> Any:
-        return mistakes.RIGHT if self.is_exact else None
-
-    @property
-    def mistakes(self) -> tuple[Mistake[Any], ...]:
-        return mistakes.MISTAKES if self.is_exact else ()
 
     @property
     def heads(self) -> int:
@@ -83,12 +83,9 @@ class SoftmaxOperation(Operation):
         return Call({name: self.cast(tensor) for name, tensor in tensors.items()}, mask)
 
     def mask(self, sizes: Sizes, *, causal: bool | None = None, wide: bool = False) -> Mask:
-        """Return the plainest mask that the promises allow.
+        """Return the plainest mask that the promises allow; causal, if that is promised.
 
-        Args:
-            sizes: Of the call.
-            causal: Whether later keys are hidden; None for what is promised, causal before not.
-            wide: Let the parts that a variant cannot do without hide nothing.
+        In a wide one, the parts that a variant cannot do without hide nothing.
         """
         causal = self.promises.causal if causal is None else causal
         mask = attnkit.causal() if causal else attnkit.full()
@@ -117,25 +114,23 @@ class SoftmaxOperation(Operation):
         mask = attnkit.causal() if claim.causal else attnkit.full()
         if claim.window is not None:
             mask &= attnkit.sliding_window(claim.window)
-        return self.draw(
-            label,
-            batch=claim.batch,
-            length=claim.length,
-            heads=claim.heads,
-            width=claim.head_dim,
-            mask=mask,
-        )
+        return super().draw_claimed(label, claim).masked(mask)
 
     def with_options(self, call: Call, label: str) -> Call:
-        draw, promises, sizes = self.random(label), self.promises, cuts.sizes_of(call)
-        if promises.bias:
+        promised = [name for name in OPTIONS if getattr(self.promises, name)]
+        return self.beside(call, promised, label)
+
+    def beside(self, call: Call, names: Container[str], label: str) -> Call:
+        """Return a call with those of `OPTIONS` that are named."""
+        draw, sizes = self.random(label), cuts.sizes_of(call)
+        if "bias" in names:
             bias = normal(draw, 1, sizes.heads, sizes.queries, sizes.keys)
             call = call.given(bias=self.cast(bias))
-        if promises.sinks:
+        if "sinks" in names:
             call = call.given(sinks=self.cast(normal(draw, sizes.heads)))
-        if promises.scale:
+        if "scale" in names:
             call = call.saying(scale=0.7)
-        return call.saying(softcap=1.5) if promises.softcap else call
+        return call.saying(softcap=1.5) if "softcap" in names else call
 
     def telling_calls(self) -> Iterator[Call]:
         return iter(()) if self.promises.needs else _telling_calls(self)
@@ -152,15 +147,13 @@ class SoftmaxOperation(Operation):
                 less = (n for n in (both - 1, both // 2, 1) if n)
                 yield from (cuts.cut(call, queries - n, keys - n) for n in less)
 
-    def called(
-        self, call: Call, variant: Variant | str, implementation: str
-    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def called(self, call: Call, variant: Variant | str, implementation: str) -> Function:
         extras, mask = dict(call.extras), call.mask
         return lambda tensors: attnkit.attention(
             **{**extras, **tensors}, mask=mask, variant=variant, implementation=implementation
         )
 
-    def function(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def function(self, call: Call) -> Function:
         return self.called(call, self.target.variant, self.target.implementation)
 
     def __call__(self, call: Call) -> Tensor:
@@ -200,9 +193,7 @@ class SoftmaxOperation(Operation):
         reference = self.called(call, self.target.variant, "reference")
         return lambda tensors: {"out": reference(tensors)}
 
-    def bounds(
-        self, call: Call, grads: Mapping[str, Tensor] | None = None, how: Reading = RIGHTLY
-    ) -> dict[str, Bound]:
+    def bounds(self, call: Call, grads: Grads = None, how: Reading = RIGHTLY) -> Bounds:
         if not self.is_exact:
             return super().bounds(call, grads, how)
         dtype = how.dtype or self.dtype
@@ -270,29 +261,12 @@ def _telling_calls(subject: SoftmaxOperation) -> Iterator[Call]:
         yield subject.draw("tell apart", length=length, heads=4, kv_heads=2)
     if promises.value_width:
         yield subject.draw("tell apart", length=length, value_width=24)
-    yield from _option_calls(subject, length)
-    # some mistakes begin where there are several blocks of keys
-    yield subject.draw("tell apart", length=90)
-
-
-def _option_calls(subject: SoftmaxOperation, length: int) -> Iterator[Call]:
-    promises, heads = subject.promises, subject.heads
-    plain, draw = subject.draw("tell apart", length=length), subject.random("tell apart")
-    with_bias = plain.given(bias=subject.cast(normal(draw, 1, heads, length, length)))
-    with_sinks = plain.given(sinks=subject.cast(normal(draw, heads)))
-    if promises.scale:
-        yield plain.saying(scale=0.7)
-    if promises.softcap:
-        yield plain.saying(softcap=1.5)
-    if promises.bias:
-        yield with_bias
-    if promises.bias and promises.softcap:
-        yield with_bias.saying(softcap=1.5)
-    if promises.sinks:
-        yield with_sinks
-    if promises.sinks and promises.scale:
-        yield with_sinks.saying(scale=0.7)
-    if promises.sinks and promises.softcap:
-        yield with_sinks.saying(softcap=0.5)
+    plain = subject.draw("tell apart", length=length)
+    for names in (["scale"], ["softcap"], ["bias"], ["bias", "softcap"], ["sinks"],
+                  ["sinks", "scale"], ["sinks", "softcap"]):  # fmt: skip
+        if all(getattr(promises, name) for name in names):
+            yield subject.beside(plain, names, "tell apart")
     if promises.dropout:
         yield plain.saying(dropout_p=0.5)
+    # some mistakes begin where there are several blocks of keys
+    yield subject.draw("tell apart", length=90)

@@ -18,18 +18,8 @@ from attnkit.interface import load
 from attnkit_contracts.catalogue import BrokenError, Measured
 from attnkit_contracts.definitions.answers import question
 from attnkit_contracts.inputs import cuts
-from attnkit_contracts.inputs.calls import disturbed, drawn, generator
-from attnkit_contracts.judging.outputs import (
-    agree,
-    exactly,
-    gradient_of,
-    named_gradients,
-    near,
-    part,
-    probed,
-    same_bits,
-    worst,
-)
+from attnkit_contracts.inputs.calls import disturbed, drawn, generator, normal
+from attnkit_contracts.judging import outputs as judge
 from attnkit_contracts.subjects.target import RIGHTLY, Reading, dtype_of, offered
 
 if TYPE_CHECKING:
@@ -38,13 +28,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.masks.constructors import Mask, Sizes
-    from attnkit.promises import MaskPart, Promises
+    from attnkit.promises import MaskPart
     from attnkit_contracts.definitions.mistakes.mistake import Mistake
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.judging.outputs import Bound, Index
     from attnkit_contracts.subjects.target import Target, Written
 
+    Function = Callable[[Mapping[str, Tensor]], Tensor]
     Definition = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    Grads = Mapping[str, Tensor] | None
+    Bounds = dict[str, Bound]
 
 Answer = TypeVar("Answer")
 
@@ -57,6 +50,9 @@ class Subject:
 
     Attributes:
         target: Which subject this is.
+        promises: What it claims.
+        device: Where it runs.
+        dtype: Of the inputs.
         last: The last call, as text; for the reproduction of a failure.
         calls: The latest calls, for the diagnosis of a failure.
         layer: The module that is called; None for an operation.
@@ -66,6 +62,8 @@ class Subject:
         unhidden: The tensors of a call whose tokens no padding hides: each has a row of its own.
         sees_emptied: Whether a mistake may have been made of padding that was emptied before.
         treats_alike: Whether its definition takes further samples behind those of a call.
+        steps: The steps of its definition, of which a mistake replaces one; None if it has none.
+        mistakes: The named mistakes of its definition; none where there is no definition.
     """
 
     layer: Any = None
@@ -74,41 +72,20 @@ class Subject:
     unhidden: tuple[str, ...] = ()
     sees_emptied: bool = False
     treats_alike: bool = False
+    steps: Any = None
+    mistakes: tuple[Mistake[Any], ...] = ()
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self.promises, self.device = target.promises, target.device
+        self.dtype = dtype_of(target.dtype)
         self.last = ""
         self.calls: deque[Call] = deque(maxlen=MOST_CALLS)
-
-    @property
-    def promises(self) -> Promises:
-        """What it claims."""
-        return self.target.promises
-
-    @property
-    def device(self) -> str:
-        """Where it runs."""
-        return self.target.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the inputs."""
-        return dtype_of(self.target.dtype)
 
     @property
     def is_defined(self) -> bool:
         """Whether its definition is the truth; a layer's own float64 is not."""
         return True
-
-    @property
-    def steps(self) -> Any:
-        """The steps of its definition, of which a mistake replaces one; None if it has none."""
-        return None
-
-    @property
-    def mistakes(self) -> tuple[Mistake[Any], ...]:
-        """The named mistakes of its definition; none where there is no definition."""
-        return ()
 
     # what it is given
 
@@ -119,6 +96,10 @@ class Subject:
     def cast(self, tensor: Tensor) -> Tensor:
         """Return the tensor in the dtype and on the device of this subject."""
         return tensor.to(self.device, self.dtype)
+
+    def normal(self, label: str, *shape: int) -> Tensor:
+        """Return standard normal numbers, such as a gradient may be."""
+        return self.cast(normal(self.random(label), *shape))
 
     def wide(self, tensor: Tensor) -> Tensor:
         """Return the tensor in the dtype of sums and states: float32, float64 for float64."""
@@ -167,7 +148,7 @@ class Subject:
 
     # what it gives
 
-    def function(self, call: Call) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    def function(self, call: Call) -> Function:
         """Return what it calls, of a call's tensors, without what it writes down for reports."""
         raise NotImplementedError  # every subject's own
 
@@ -192,8 +173,8 @@ class Subject:
             list(grads.values()),
             allow_unused=True,
         )
-        named = named_gradients(leaves.tensors, gradients)
-        return found | {gradient_of(name): gradient for name, gradient in named.items()}
+        named = judge.named_gradients(leaves.tensors, gradients)
+        return found | {judge.gradient_of(name): gradient for name, gradient in named.items()}
 
     def pieces(self, call: Call, lengths: tuple[int, ...]) -> Tensor:
         """Return the outputs of consecutive chunks, joined."""
@@ -222,9 +203,7 @@ class Subject:
         """Return what the definition reads of a call's mask; None where it depends on more."""
         return None
 
-    def bounds(
-        self, call: Call, grads: Mapping[str, Tensor] | None = None, how: Reading = RIGHTLY
-    ) -> dict[str, Bound]:
+    def bounds(self, call: Call, grads: Grads = None, how: Reading = RIGHTLY) -> Bounds:
         """Return the definition's answers, shaped as those of `answers`, and their units.
 
         Args:
@@ -232,7 +211,7 @@ class Subject:
             grads: Gradients of outputs, by name; none for the outputs alone.
             how: By which definition, and how finely.
         """
-        return probed(
+        return judge.probed(
             self.definition(call, how.rules),
             {**call.tensors, **self.weights()},
             how.dtype or self.dtype,
@@ -251,7 +230,7 @@ class Subject:
 
         def ask() -> dict[str, Bound]:
             found = self.bounds(call, {"out": grad_out})
-            return {name: found[gradient_of(name)] for name in call.tensors}
+            return {name: found[judge.gradient_of(name)] for name in call.tensors}
 
         return self._kept("gradients", call, grad_out, ask=ask)
 
@@ -266,8 +245,8 @@ class Subject:
     def error(self, limit: Bound, out: Tensor, where: str) -> Measured:
         """Measure the error of an output; what its own float64 gives may be off as well."""
         if self.is_defined:
-            return near(limit, out, where)
-        return agree(limit, out, limit.exact.to(out.dtype), where)
+            return judge.near(limit, out, where)
+        return judge.agree(limit, out, limit.exact.to(out.dtype), where)
 
     def agree_gradients(
         self,
@@ -287,10 +266,10 @@ class Subject:
             where: Which case it is.
         """
         if all(torch.equal(one[name], gradient) for name, gradient in other.items()):
-            return exactly(0, "different elements")
+            return judge.exactly(0, "different elements")
         limits = self.gradient_bounds(call, grad_out)
-        return worst(
-            agree(limits[name], one[name], gradient, f"the gradient of {name}, {where}")
+        return judge.worst(
+            judge.agree(limits[name], one[name], gradient, f"the gradient of {name}, {where}")
             for name, gradient in other.items()
         )
 
@@ -316,10 +295,10 @@ class Subject:
         """
         whole, moved = (out[index] for out in pair)
         if not self.tokenwise:
-            same_bits(whole, moved, what)
+            judge.same_bits(whole, moved, what)
             return
         limit = self.bound(call) if limit is None else limit
-        found = agree(part(limit, index), whole, moved)
+        found = judge.agree(judge.part(limit, index), whole, moved)
         if not found.value <= found.threshold:
             raise BrokenError(f"{what}: moved by {found.value:.4g} {found.unit} at {found.where}")
 

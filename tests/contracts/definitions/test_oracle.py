@@ -95,7 +95,7 @@ def test_a_mixture_of_one_expert_is_that_expert() -> None:
     down = torch.tensor([[[0.5]], [[9.0]]], dtype=torch.float64)
     silu = 2.0 / (1 + math.exp(-2.0))
 
-    y = oracle.mixture(x, router, gate_up, down, top_k=1, renormalise=True)
+    y = oracle.mixture(x, oracle.routing(x, router, top_k=1, renormalise=True), gate_up, down)
 
     assert float(y) == pytest.approx(silu * 6.0 * 0.5, abs=1e-14)
 

@@ -8,17 +8,8 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import Measured, check, layer_check, softmax_check
-from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging.outputs import (
-    agree,
-    gradients,
-    must_be_finite,
-    must_differ,
-    near,
-    same_bits,
-    worst,
-)
+from attnkit_contracts.catalogue import Measured, layer_check, recurrence_check, softmax_check
+from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,8 +29,8 @@ ROTARY_BASE = 10000.0
 def _expect_finite_gradients(subject: Subject, call: Call, out: Tensor, what: str) -> None:
     """Raise `BrokenError` if a promised gradient is NaN or infinite."""
     if subject.promises.gradients:
-        grad_out = normal(subject.random("A9 grad"), *out.shape)
-        must_be_finite(gradients(subject, call, grad_out), f"{what}: gradients")
+        grad_out = subject.normal("A9 grad", *out.shape)
+        judge.must_be_finite(judge.gradients(subject, call, grad_out), f"{what}: gradients")
 
 
 @softmax_check(
@@ -61,9 +52,9 @@ def large_logits(subject: SoftmaxOperation, logits: str) -> Measured:
         query = query * float(logits)
     call = call.given(query=query, key=key)
     out = subject(call)
-    must_be_finite({"output": out}, logits)
+    judge.must_be_finite({"output": out}, logits)
     _expect_finite_gradients(subject, call, out, f"logits of {logits}")
-    return near(subject.bound(call), out, logits)
+    return judge.near(subject.bound(call), out, logits)
 
 
 def _decays(promises: Promises) -> Iterator[Mapping[str, Any]]:
@@ -71,11 +62,10 @@ def _decays(promises: Promises) -> Iterator[Mapping[str, Any]]:
     yield from ({"decay": name} for name in promises.decay if name != "none")
 
 
-@check(
+@recurrence_check(
     "A9.extreme_decays",
     "Decays of 1 - 2^-24, e^-1, e^-30, e^-100 and e^-1000, one after the other, give outputs "
     "within the gate; outputs, states and gradients are finite.",
-    families=("recurrence",),
     cases=_decays,
     applies=lambda promises: any(name != "none" for name in promises.decay),
     verdict="R",
@@ -90,16 +80,15 @@ def extreme_decays(subject: RecurrenceOperation, decay: Decay) -> Measured:
     log_decay[:, :, 20:] = -(2.0**-24)
     call = call.given(log_decay=subject.cast(log_decay))
     out, state = subject.both(call)
-    must_be_finite({"output": out, "state": state}, "extreme decays")
+    judge.must_be_finite({"output": out, "state": state}, "extreme decays")
     _expect_finite_gradients(subject, call, out, "extreme decays")
-    return near(subject.bound(call), out)
+    return judge.near(subject.bound(call), out)
 
 
-@check(
+@recurrence_check(
     "A9.infinite_decay",
     "A log_decay of -inf forgets all: outputs are within the gate; outputs, states and gradients "
     "are finite; and what came before moves nothing after it, not by one bit.",
-    families=("recurrence",),
     cases=_decays,
     applies=lambda promises: any(name != "none" for name in promises.decay),
     tier="standard",
@@ -113,7 +102,7 @@ def infinite_decay(subject: RecurrenceOperation, decay: Decay) -> Measured:
     log_decay[:, :, at], log_decay[:, 0, 16] = float("-inf"), float("-inf")
     call = call.given(log_decay=log_decay)
     out, state = subject.both(call)
-    must_be_finite({"output": out, "state": state}, "log_decay of -inf")
+    judge.must_be_finite({"output": out, "state": state}, "log_decay of -inf")
     _expect_finite_gradients(subject, call, out, "log_decay of -inf")
     value = call.tensors["value"].clone()
     value[:, :, :at] *= 2.0**power
@@ -121,10 +110,12 @@ def infinite_decay(subject: RecurrenceOperation, decay: Decay) -> Measured:
     if subject.promises.state:
         given["initial_state"] = call.tensors["initial_state"] * 2.0**power
     moved, after = subject.both(call.given(**given))
-    must_differ(moved[:, :, :at], out[:, :, :at], "larger values before the token that forgets")
-    same_bits(out[:, :, at:], moved[:, :, at:], "outputs after log_decay of -inf")
-    same_bits(state, after, "the state after log_decay of -inf")
-    return near(subject.bound(call), out)
+    judge.must_differ(
+        moved[:, :, :at], out[:, :, :at], "larger values before the token that forgets"
+    )
+    judge.same_bits(out[:, :, at:], moved[:, :, at:], "outputs after log_decay of -inf")
+    judge.same_bits(state, after, "the state after log_decay of -inf")
+    return judge.near(subject.bound(call), out)
 
 
 @layer_check(
@@ -139,7 +130,7 @@ def scaled_input(subject: LayerSubject, power: int) -> Measured:
         power //= 4
     call = subject.draw("A9", length=24).map(lambda _, x: x * 2.0**power)
     out = subject(call)
-    must_be_finite({"output": out}, f"x times 2**{power}")
+    judge.must_be_finite({"output": out}, f"x times 2**{power}")
     _expect_finite_gradients(subject, call, out, f"x times 2**{power}")
     return Measured(0.0, 0.0, "infinite elements")
 
@@ -159,7 +150,7 @@ def offset(subject: LayerSubject) -> Measured:
     rotary = subject.remade(rotary_base=ROTARY_BASE)
     call = rotary.draw("A10", length=24)
     out = rotary(call)
-    must_differ(out, subject(call), "rotary positions")
+    judge.must_differ(out, subject(call), "rotary positions")
     limit, found = rotary.bound(call), []
     for count in (16, 304):
         x = call.tensors["x"]
@@ -167,5 +158,5 @@ def offset(subject: LayerSubject) -> Measured:
         counts = torch.tensor([count] * len(x), device=subject.device)
         mask = rotary.mask(Sizes(len(x), 1, count + 24, count + 24)) & attnkit.left_padding(counts)
         moved = rotary(call.given(x=longer).masked(mask))[:, count:]
-        found.append(agree(limit, out, moved, f"from position {count}"))
-    return worst(found)
+        found.append(judge.agree(limit, out, moved, f"from position {count}"))
+    return judge.worst(found)

@@ -9,21 +9,14 @@ import torch
 
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import (
-    ANYWHERE,
     BrokenError,
     InconclusiveError,
     Measured,
-    check,
+    call_check,
+    operation_check,
     softmax_check,
 )
-from attnkit_contracts.judging.outputs import (
-    agree,
-    exactly,
-    must_differ,
-    part,
-    relative_error,
-    worst,
-)
+from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +27,10 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.subject import Subject
 
 
-@check(
+@call_check(
     "A1.batch_independence",
     "Other values in sample b' leave the output of sample b as it is, to the bit, and "
     "F(x_b alone) = F(x)_b.",
-    levels=ANYWHERE,
 )
 def batch_independence(subject: Subject) -> Measured:
     """Disturb one of three samples at a time, and call each alone; needs no mask per sample."""
@@ -50,26 +42,25 @@ def batch_independence(subject: Subject) -> Measured:
         where = torch.zeros(3, 33, dtype=torch.bool, device=subject.device)
         where[sample] = True
         moved = subject(subject.disturbed(call, where, "A1 other"))
-        must_differ(whole[sample], moved[sample], f"disturbing sample {sample}")
+        judge.must_differ(whole[sample], moved[sample], f"disturbing sample {sample}")
         others = torch.tensor([b for b in range(3) if b != sample], device=subject.device)
         what = f"samples other than {sample}, disturbed"
         subject.unmoved(call, (others,), (whole, moved), what, limit=limit)
         if call.mask.per_batch:
             continue
         alone = subject(call.samples(torch.tensor([sample], device=subject.device)))
-        at = part(limit, (slice(sample, sample + 1),))
-        found.append(agree(at, whole[sample : sample + 1], alone, f"sample {sample} alone"))
-    return worst(found) if found else exactly(0, "moved elements")
+        at = judge.part(limit, (slice(sample, sample + 1),))
+        found.append(judge.agree(at, whole[sample : sample + 1], alone, f"sample {sample} alone"))
+    return judge.worst(found) if found else judge.exactly(0, "moved elements")
 
 
 GROUPINGS = ((6, 6), (6, 3), (6, 2), (6, 1))
 """H and Hkv: one, two, three and all query heads per key/value head."""
 
 
-@check(
+@operation_check(
     "A2.head_map",
     "Output head h depends on key/value head h // (H // Hkv) and on no other, to the bit.",
-    families=("softmax", "recurrence"),
     applies=lambda promises: promises.gqa,
 )
 def head_map(subject: Operation) -> Measured:
@@ -87,7 +78,7 @@ def head_map(subject: Operation) -> Measured:
                         f"H={heads}, Hkv={shared}: {name} head {head} must move output heads "
                         f"{_listed(wanted)}, moves {_listed(moves)}"
                     )
-    return exactly(0, "wrong heads")
+    return judge.exactly(0, "wrong heads")
 
 
 def _one_head(subject: Subject, call: Call, name: str, head: int) -> Call:
@@ -125,8 +116,8 @@ def temperature(subject: SoftmaxOperation) -> Measured:
         c = width**-0.5 if scale is None else scale
         mass = first * math.exp(2 * c)
         got, wanted = subject(call)[:, :, -1], mass / (mass + keys - first)
-        found.append(relative_error(subject.dtype, got, wanted, 64, f"scale={scale}"))
-    return worst(found)
+        found.append(judge.relative_error(subject.dtype, got, wanted, 64, f"scale={scale}"))
+    return judge.worst(found)
 
 
 @softmax_check(
@@ -145,14 +136,13 @@ def row_sums(subject: SoftmaxOperation) -> Measured:
         if not sees.any():
             raise InconclusiveError("no row sees a key")
         rows = subject(call)[sees]
-        found.append(relative_error(subject.dtype, rows, 1.0, 8 + length, f"L=S={length}"))
-    return worst(found)
+        found.append(judge.relative_error(subject.dtype, rows, 1.0, 8 + length, f"L=S={length}"))
+    return judge.worst(found)
 
 
-@check(
+@operation_check(
     "A5.linear_in_value",
     "F(q, k, 2v - w/2) = 2 F(q, k, v) - F(q, k, w) / 2.",
-    families=("softmax", "recurrence"),
     relations=("exact", "approximate"),
     verdict="R",
 )
@@ -167,4 +157,4 @@ def linear_in_value(subject: Subject) -> Measured:
     mixed = call.given(value=2 * v - w / 2)
     one, other = subject(call).double(), subject(call.given(value=w)).double()
     limit = subject.bound(call.given(value=2 * v.abs() + w.abs() / 2))
-    return agree(limit, subject(mixed), 2 * one - other / 2)
+    return judge.agree(limit, subject(mixed), 2 * one - other / 2)

@@ -9,18 +9,10 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import ANYWHERE, Measured, SkippedEnvError, check, mixing_check
-from attnkit_contracts.inputs.calls import mask_part, normal
+from attnkit_contracts.catalogue import Measured, SkippedEnvError, call_check, mixing_check
+from attnkit_contracts.inputs.calls import mask_part
 from attnkit_contracts.instruments.poison_and_meters import Poisoned
-from attnkit_contracts.judging.outputs import (
-    agree,
-    exactly,
-    gradients,
-    near,
-    received,
-    same_bits,
-    worst,
-)
+from attnkit_contracts.judging import outputs as judge
 from attnkit_contracts.subjects.opener import subject_of
 
 if TYPE_CHECKING:
@@ -35,11 +27,10 @@ BEYOND_INT32 = 2**31
 """An offset, in elements, that 32 bits with a sign do not hold."""
 
 
-@check(
+@call_check(
     "S4.poisoned_allocations",
     "Outputs, gradients and states are the same bits whether memory that is allocated without a "
     "value holds 0 or NaN.",
-    levels=ANYWHERE,
     applies=lambda promises: promises.deterministic,
 )
 def poisoned_allocations(subject: Subject) -> Measured:
@@ -50,8 +41,10 @@ def poisoned_allocations(subject: Subject) -> Measured:
         with Poisoned(packages, value):
             results.append(_everything(subject, call))
     for name, clean in results[0].items():
-        same_bits(clean, results[1][name], f"{name}, with NaN in memory that was never written")
-    return exactly(0, "different elements")
+        judge.same_bits(
+            clean, results[1][name], f"{name}, with NaN in memory that was never written"
+        )
+    return judge.exactly(0, "different elements")
 
 
 def _everything(subject: Subject, call: Call) -> dict[str, Tensor]:
@@ -59,8 +52,8 @@ def _everything(subject: Subject, call: Call) -> dict[str, Tensor]:
     out = subject(call)
     found = {"the output": out.detach()}
     if subject.promises.gradients:
-        grad_out = normal(subject.random("S4 grad"), *out.shape)
-        for name, gradient in gradients(subject, call, grad_out).items():
+        grad_out = subject.normal("S4 grad", *out.shape)
+        for name, gradient in judge.gradients(subject, call, grad_out).items():
             found[f"the gradient of {name}"] = gradient
     bare = not {"documents", "padding"} & set(subject.promises.needs)
     if subject.layer is not None and subject.promises.state and bare:
@@ -76,10 +69,9 @@ def _grad_outs(grad_out: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield "one number everywhere, as of a sum", grad_out.flatten()[0].expand_as(grad_out)
 
 
-@check(
+@call_check(
     "S6.grad_out_strides",
     "The gradients are those of a contiguous grad_out, whatever its strides.",
-    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
     verdict="R",
 )
@@ -89,10 +81,10 @@ def grad_out_strides(subject: Subject) -> Measured:
     leaves = call.leaves()
     with torch.enable_grad():
         out = subject(leaves)
-    drawn = subject.cast(normal(subject.random("S6 grad"), *out.shape))
+    drawn = subject.normal("S6 grad", *out.shape)
 
     def backward(grad_out: Tensor) -> dict[str, Tensor]:
-        return received(out, leaves.tensors, grad_out, again=True)
+        return judge.received(out, leaves.tensors, grad_out, again=True)
 
     found = []
     for what, view in _grad_outs(drawn):
@@ -102,7 +94,7 @@ def grad_out_strides(subject: Subject) -> Measured:
                 call, compact, backward(compact), backward(view), f"grad_out {what}"
             )
         )
-    return worst(found)
+    return judge.worst(found)
 
 
 def _configurations(subject: Subject) -> Iterator[tuple[str, Call]]:
@@ -143,19 +135,18 @@ def call_order(subject: Subject) -> Measured:
         out = subject(call).detach()
         limit = subject.bound(call, probes=4)
         if subject.is_defined:
-            found.append(near(limit, out, what))
+            found.append(judge.near(limit, out, what))
         else:
-            found.append(agree(limit, subject_of(subject.target)(call).detach(), out, what))
+            found.append(judge.agree(limit, subject_of(subject.target)(call).detach(), out, what))
         outs.append(out)
     if subject.promises.deterministic:
-        same_bits(outs[0], outs[-1], "the first call, made again after all others")
-    return worst(found)
+        judge.same_bits(outs[0], outs[-1], "the first call, made again after all others")
+    return judge.worst(found)
 
 
-@check(
+@call_check(
     "S9.index_width",
     "Views whose elements lie further apart than 2**31 give what compact copies of them give.",
-    levels=ANYWHERE,
     tier="full",
     verdict="R",
 )
@@ -178,4 +169,4 @@ def index_width(subject: Subject) -> Measured:
         views[name] = view.copy_(tensor)
         offset += tensor[0].numel()
     out = subject(call.given(**views))
-    return agree(subject.bound(call), subject(call), out, "samples 2**31 elements apart")
+    return judge.agree(subject.bound(call), subject(call), out, "samples 2**31 elements apart")

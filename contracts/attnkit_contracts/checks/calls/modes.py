@@ -12,6 +12,7 @@ from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, Measured, layer_check
 from attnkit_contracts.checks.calls.refusal import refusing
 from attnkit_contracts.foreign.layers import is_foreign
+from attnkit_contracts.inputs.calls import paddings
 from attnkit_contracts.judging.outputs import agree, exactly, part, worst
 
 if TYPE_CHECKING:
@@ -63,14 +64,12 @@ def modes(subject: LayerSubject) -> Measured:
 
 def _paddings(subject: LayerSubject) -> Iterator[tuple[str, Mask, Tensor]]:
     """Yield what, a mask, and which tokens are real, (B, L)."""
-    at = torch.arange(LENGTH, device=subject.device)
     counts = torch.tensor([0, 7], device=subject.device)
+    padded = paddings(LENGTH, counts) if "padding" in subject.promises.masks else {}
     for way, mask in subject.plain_masks(Sizes(2, 2, LENGTH, LENGTH)).items():
-        yield way, mask, (at >= 0).expand(2, -1)
-        if "padding" in subject.promises.masks:
-            yield f"{way} left padding", mask & attnkit.left_padding(counts), at >= counts[:, None]
-            ends = LENGTH - counts
-            yield f"{way} padding", mask & attnkit.padding(ends), at < ends[:, None]
+        yield way, mask, torch.ones(2, LENGTH, dtype=torch.bool, device=subject.device)
+        for what, (hidden, real) in padded.items():
+            yield f"{way} {what}", mask & hidden, real
 
 
 def _ways(subject: LayerSubject) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -117,7 +116,10 @@ def layer_arguments(subject: LayerSubject) -> Measured:
             ) from error
         else:
             raise BrokenError(f"{what} is accepted in silence")
-    _expect_keywords_refused(subject, call)
+    # a layer that was made for a context takes one
+    for unknown in ("context", "attn_mask", "no_such_argument"):
+        with refusing(f"the keyword {unknown}", unknown, TypeError, AttnkitError):
+            subject.layer(call.tensors["x"], mask=call.mask, **{unknown: call.tensors["x"]})
     return exactly(0, "accepted arguments")
 
 
@@ -138,34 +140,17 @@ def _wrong_arguments(
     bare = torch.ones(LENGTH, LENGTH, dtype=torch.bool, device=device)
     yield "a tensor for a mask", "mask", {"mask": bare}
     if "padding" in subject.promises.masks:
-        counts = torch.tensor([3, LENGTH + 1], device=device)
-        yield (
-            "padding of three samples",
-            "(3,)",
-            {"mask": call.mask & attnkit.padding(torch.tensor([3, 4, 5], device=device))},
-        )
+        three = attnkit.padding(torch.tensor([3, 4, 5], device=device))
+        yield "padding of three samples", "(3,)", {"mask": call.mask & three}
         if torch.device(device).type == "cpu":
             # elsewhere it is not read
-            yield (
-                "padding of more tokens",
-                str(LENGTH + 1),
-                {"mask": call.mask & attnkit.padding(counts)},
-            )
+            longer = attnkit.padding(torch.tensor([3, LENGTH + 1]))
+            yield "padding of more tokens", str(LENGTH + 1), {"mask": call.mask & longer}
     if "documents" in subject.promises.masks:
         ids = torch.zeros(2, LENGTH + 1, dtype=torch.long, device=device)
-        yield (
-            "documents of more tokens",
-            str(tuple(ids.shape)),
-            {"mask": call.mask & attnkit.documents(ids)},
-        )
+        told, hidden = str(tuple(ids.shape)), attnkit.documents(ids)
+        yield "documents of more tokens", told, {"mask": call.mask & hidden}
     if subject.promises.state:
         yield "a state of three samples", "3", {"state": subject.begin(3)}
         yield "a state of one sample", "1", {"state": subject.begin(1)}
         yield "no state for a state", "object", {"state": object()}
-
-
-def _expect_keywords_refused(subject: LayerSubject, call: Call) -> None:
-    # a layer that was made for a context takes one
-    for unknown in ("context", "attn_mask", "no_such_argument"):
-        with refusing(f"the keyword {unknown}", unknown, TypeError, AttnkitError):
-            subject.layer(call.tensors["x"], mask=call.mask, **{unknown: call.tensors["x"]})

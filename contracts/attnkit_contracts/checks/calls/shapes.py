@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
+from attnkit_contracts.catalogue import BrokenError, Measured, call_check, operation_check
 from attnkit_contracts.inputs import layouts
-from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging.outputs import (
-    agree,
-    exactly,
-    gradients,
-    near,
-    output_shape,
-    same_bits,
-    worst,
-)
+from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,11 +19,10 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.subject import Subject
 
 
-@check(
+@call_check(
     "S1.output",
     "The output is a tensor of the declared shape, in the dtype and on the device of the input, "
     "for every length from 1 on.",
-    levels=ANYWHERE,
     required=True,
 )
 def output(subject: Subject) -> Measured:
@@ -42,17 +32,16 @@ def output(subject: Subject) -> Measured:
         out = subject(call)
         if not isinstance(out, torch.Tensor):
             raise BrokenError(f"expected a tensor for L={length}, got {type(out).__name__}")
-        wanted = (output_shape(call), subject.dtype, next(iter(call.tensors.values())).device)
+        wanted = (judge.output_shape(call), subject.dtype, next(iter(call.tensors.values())).device)
         got = (tuple(out.shape), out.dtype, out.device)
         if got != wanted:
             raise BrokenError(f"expected {wanted} for L={length}, got {got}")
-    return exactly(0, "wrong outputs")
+    return judge.exactly(0, "wrong outputs")
 
 
-@check(
+@call_check(
     "S2.inputs_unchanged",
     "No input tensor is written to, forward or backward: same bits, same version counter.",
-    levels=ANYWHERE,
 )
 def inputs_unchanged(subject: Subject) -> Measured:
     """Compare every input with a copy made before the call."""
@@ -65,39 +54,37 @@ def inputs_unchanged(subject: Subject) -> Measured:
     if out.requires_grad:
         out.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
     for name, tensor in call.tensors.items():
-        same_bits(before[name], tensor.detach(), f"{name} was written to")
+        judge.same_bits(before[name], tensor.detach(), f"{name} was written to")
         if tensor._version != versions[name]:
             raise BrokenError(f"{name} was written to, and then restored")
-    return exactly(0, "tensors written to")
+    return judge.exactly(0, "tensors written to")
 
 
-@check(
+@call_check(
     "S3.determinism",
     "The same call gives the same bits, forward and backward, with other work in between.",
-    levels=ANYWHERE,
     applies=lambda promises: promises.deterministic,
 )
 def determinism(subject: Subject) -> Measured:
     """Call three times, with calls of another length in between."""
     call, other = subject.draw("S3", length=65), subject.draw("S3 other", length=20)
     first = subject(call)
-    grad_out = normal(subject.random("S3 grad"), *first.shape)
+    grad_out = subject.normal("S3 grad", *first.shape)
     backward = subject.promises.gradients
-    before = gradients(subject, call, grad_out) if backward else {}
+    before = judge.gradients(subject, call, grad_out) if backward else {}
     for _ in range(2):
         subject(other)
-        same_bits(first, subject(call), "the output of the same call")
+        judge.same_bits(first, subject(call), "the output of the same call")
     if backward:
-        after = gradients(subject, call, grad_out)
+        after = judge.gradients(subject, call, grad_out)
         for name, gradient in before.items():
-            same_bits(gradient, after[name], f"the gradient of {name} of the same call")
-    return exactly(0, "different elements")
+            judge.same_bits(gradient, after[name], f"the gradient of {name} of the same call")
+    return judge.exactly(0, "different elements")
 
 
-@check(
+@call_check(
     "S5.strides",
     "F(a strided view of x) = F(x.contiguous()), whatever the strides and the storage offset.",
-    levels=ANYWHERE,
     verdict="R",
 )
 def strides(subject: Subject) -> Measured:
@@ -105,11 +92,11 @@ def strides(subject: Subject) -> Measured:
     call = subject.draw("S5", length=17)
     limit, wanted, found = subject.bound(call), subject(call), []
     for layout in (layouts.TRANSPOSED, layouts.EVERY_SECOND, layouts.OFFSET):
-        found.append(agree(limit, wanted, subject(call.laid(layout)), layout.name))
+        found.append(judge.agree(limit, wanted, subject(call.laid(layout)), layout.name))
     alike = call.map(lambda _, t: t[:1].expand_as(t).contiguous() if t.dim() >= 3 else t)
     limit, wanted = subject.bound(alike), subject(alike)
     expanded = subject(alike.laid(layouts.ONE_SAMPLE))
-    return worst([*found, agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name)])
+    return judge.worst([*found, judge.agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name)])
 
 
 def _lengths(promises: Promises) -> Iterator[Mapping[str, int]]:
@@ -120,10 +107,9 @@ def _lengths(promises: Promises) -> Iterator[Mapping[str, int]]:
             yield {"queries": queries, "keys": keys}
 
 
-@check(
+@operation_check(
     "S8.lengths",
     "r <= gate for L and S of 1, 2 and around multiples of 16, 64 and 128.",
-    families=("softmax", "recurrence"),
     cases=_lengths,
     verdict="R",
 )
@@ -132,13 +118,12 @@ def lengths(subject: Operation, queries: int, keys: int) -> Measured:
     # what has no promise of other keys draws none
     other: dict[str, Any] = {} if keys == queries else {"keys": keys}
     call = subject.draw("S8", batch=1, length=queries, width=8, **other)
-    return near(subject.bound(call, probes=4), subject(call))
+    return judge.near(subject.bound(call, probes=4), subject(call))
 
 
-@check(
+@call_check(
     "S8.empty",
     "Empty batches and, where the family has them, empty sequences give empty outputs.",
-    levels=ANYWHERE,
 )
 def empty(subject: Subject) -> Measured:
     """Call with B = 0, and with L = 0."""
@@ -146,18 +131,17 @@ def empty(subject: Subject) -> Measured:
     calls.append(("L=0", subject.draw("S8", batch=2, length=0)))
     for what, call in calls:
         out = subject(call)
-        if tuple(out.shape) != output_shape(call) or out.dtype != subject.dtype:
+        if tuple(out.shape) != judge.output_shape(call) or out.dtype != subject.dtype:
             raise BrokenError(
-                f"expected {output_shape(call)} {subject.dtype} for {what}, "
+                f"expected {judge.output_shape(call)} {subject.dtype} for {what}, "
                 f"got {tuple(out.shape)} {out.dtype}"
             )
-    return exactly(0, "wrong outputs")
+    return judge.exactly(0, "wrong outputs")
 
 
-@check(
+@operation_check(
     "S8.widths",
     "r <= gate for head widths that are no multiple of 8 or 16, and for 1.",
-    families=("softmax", "recurrence"),
     verdict="R",
 )
 def widths(subject: Operation) -> Measured:
@@ -165,5 +149,5 @@ def widths(subject: Operation) -> Measured:
     found = []
     for width in (1, 5, 20, 80):
         call = subject.draw("S8 widths", batch=1, length=11, width=width)
-        found.append(near(subject.bound(call, probes=4), subject(call), f"E={width}"))
-    return worst(found)
+        found.append(judge.near(subject.bound(call, probes=4), subject(call), f"E={width}"))
+    return judge.worst(found)

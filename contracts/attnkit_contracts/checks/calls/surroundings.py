@@ -7,25 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit.errors import UnsupportedError
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
+from attnkit_contracts.catalogue import BrokenError, Measured, call_check, operation_check
 from attnkit_contracts.inputs import layouts
-from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.instruments.process_state import changes, process_state, unusual
-from attnkit_contracts.judging.outputs import (
-    agree,
-    exactly,
-    gradients,
-    near,
-    output_shape,
-    told,
-    worst,
-)
+from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from attnkit_contracts.inputs.calls import Call
-    from attnkit_contracts.inputs.layouts import Layout
     from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.subject import Subject
 
@@ -36,16 +26,15 @@ MODES = {
 }
 
 
-@check(
+@call_check(
     "S2.process_state",
     "A call without dropout, forward and backward, leaves what a process keeps for all its code as "
     "it was: random numbers, default dtype, precision of products, threads, modes, warnings.",
-    levels=ANYWHERE,
 )
 def process_state_kept(subject: Subject) -> Measured:
     """Compare snapshots; the first call, which chooses an implementation, counts too."""
     call = subject.draw("S2", length=5)
-    grad_out = torch.ones(output_shape(call), dtype=subject.dtype, device=subject.device)
+    grad_out = torch.ones(judge.output_shape(call), dtype=subject.dtype, device=subject.device)
     with unusual(), torch.no_grad():
         before = process_state()
         subject(call)
@@ -53,18 +42,17 @@ def process_state_kept(subject: Subject) -> Measured:
     with unusual():
         before = process_state()
         if subject.promises.gradients:
-            gradients(subject, call, grad_out)
+            judge.gradients(subject, call, grad_out)
         changed += changes(before)
     if changed:
         raise BrokenError(f"a call changes {', '.join(changed)}")
-    return exactly(0, "changes")
+    return judge.exactly(0, "changes")
 
 
-@check(
+@operation_check(
     "S11.grad_modes",
     "r <= gate for outputs and states under inference_mode, no_grad and enable_grad, whether an "
     "input requires a gradient or not, without options and with all that are promised.",
-    families=("softmax", "recurrence"),
     tier="standard",
     verdict="R",
 )
@@ -79,8 +67,11 @@ def grad_modes(subject: Operation) -> Measured:
         for way, mode, given in ways:
             with mode():
                 got = subject.outputs(given)
-            found += [near(limits[n], got[n].detach(), f"{told(n)}, {way}{options}") for n in got]
-    return worst(found)
+            found += [
+                judge.near(limits[n], got[n].detach(), f"{judge.told(n)}, {way}{options}")
+                for n in got
+            ]
+    return judge.worst(found)
 
 
 def _calls(subject: Operation) -> Iterator[tuple[str, Call]]:
@@ -95,18 +86,11 @@ def _calls(subject: Operation) -> Iterator[tuple[str, Call]]:
     yield ", with options", rich
 
 
-def _layouts(call: Call) -> Iterator[Layout]:
-    yield layouts.PACKED
-    yield layouts.TOKENS_FIRST
-    yield from (layouts.alone(name) for name, each in call.tensors.items() if each.dim() >= 3)
-
-
-@check(
+@operation_check(
     "S5.layouts",
     "Outputs and gradients are those of contiguous inputs where query, key and value are views of "
     "one packed tensor (B, L, 3, H, E), where heads lie inside tokens, and where one input alone "
     "is transposed; outputs too where one head is expanded to all.",
-    families=("softmax", "recurrence"),
     tier="standard",
     verdict="R",
 )
@@ -114,17 +98,19 @@ def input_layouts(subject: Subject) -> Measured:
     """Compare with contiguous copies of equal values."""
     call = subject.draw("S5", length=17)
     limit, wanted = subject.bound(call), subject(call)
-    grad_out = subject.cast(normal(subject.random("S5 grad"), *output_shape(call)))
+    grad_out = subject.normal("S5 grad", *judge.output_shape(call))
     with_gradients = subject.promises.gradients
-    whole = gradients(subject, call, grad_out) if with_gradients else {}
+    whole = judge.gradients(subject, call, grad_out) if with_gradients else {}
     found = []
-    for layout in _layouts(call):
+    ways: list[layouts.Layout] = [layouts.PACKED, layouts.TOKENS_FIRST]
+    ways += [layouts.alone(name) for name, each in call.tensors.items() if each.dim() >= 3]
+    for layout in ways:
         laid = call.laid(layout)
-        found.append(agree(limit, wanted, subject(laid), layout.name))
+        found.append(judge.agree(limit, wanted, subject(laid), layout.name))
         if with_gradients:
-            got = gradients(subject, laid, grad_out)
+            got = judge.gradients(subject, laid, grad_out)
             found.append(subject.agree_gradients(call, grad_out, whole, got, layout.name))
     alike = call.map(lambda _, t: t[:, :1].expand_as(t).contiguous() if t.dim() >= 3 else t)
     limit, wanted = subject.bound(alike), subject(alike)
     expanded = subject(alike.laid(layouts.ONE_HEAD))
-    return worst([*found, agree(limit, wanted, expanded, layouts.ONE_HEAD.name)])
+    return judge.worst([*found, judge.agree(limit, wanted, expanded, layouts.ONE_HEAD.name)])

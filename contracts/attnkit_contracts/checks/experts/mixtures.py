@@ -14,7 +14,7 @@ from attnkit_contracts.checks.experts.router import gradient_errors, mixture_che
 from attnkit_contracts.judging.outputs import exactly, gradient_of, near, probed, worst
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -138,24 +138,15 @@ def _losses(
         loss = getattr(routing, name).reshape(1)
         yield near(limits[name], loss, f"{name}, {where}")
         if subject.promises.gradients:
-            yield _gradient(subject, loss, inputs, both, name)
-
-
-def _gradient(
-    subject: MixtureLayer,
-    loss: Tensor,
-    inputs: Mapping[str, Tensor],
-    definition: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
-    name: str,
-) -> Measured:
-    router = inputs["router.weight"]
-    if not loss.requires_grad:
-        raise BrokenError(f"{name} has no gradient: the router would never learn from it")
-    (got,) = torch.autograd.grad(
-        loss, [router], torch.ones_like(loss), retain_graph=True, materialize_grads=True
-    )
-    limits = probed(definition, inputs, subject.dtype, grads={name: torch.ones_like(loss)})
-    return near(limits[gradient_of("router.weight")], got, f"the router's gradient of {name}")
+            if not loss.requires_grad:
+                raise BrokenError(f"{name} has no gradient: the router would never learn from it")
+            one = torch.ones_like(loss)
+            (got,) = torch.autograd.grad(
+                loss, [router], one, retain_graph=True, materialize_grads=True
+            )
+            learnt = probed(both, inputs, subject.dtype, grads={name: one})
+            limit = learnt[gradient_of("router.weight")]
+            yield near(limit, got, f"the router's gradient of {name}, {where}")
 
 
 def _options(_: Promises) -> Iterator[Mapping[str, Any]]:

@@ -9,17 +9,7 @@ import torch
 
 import attnkit
 from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging.outputs import (
-    agree,
-    exactly,
-    gradient_of,
-    must_be_finite,
-    near,
-    part,
-    received,
-    worst,
-)
+from attnkit_contracts.judging import outputs as judge
 from attnkit_contracts.subjects.mixtures import EXPERTS
 
 if TYPE_CHECKING:
@@ -34,12 +24,14 @@ def gradient_errors(subject: MixtureLayer, call: Call, where: str = "") -> list[
     """Measure the errors of the gradients of the input, the router and the experts."""
     call = call.leaves()
     y = subject(call)
-    grad_out = subject.cast(normal(subject.random("N2 grad"), *y.shape))
+    grad_out = subject.normal("N2 grad", *y.shape)
     inputs = {**call.tensors, **subject.expert_weights()}
     got = torch.autograd.grad(y, list(inputs.values()), grad_out, materialize_grads=True)
     limits = subject.mixture_bounds(call, {"out": grad_out})
     return [
-        near(limits[gradient_of(name)], gradient, f"{where} the gradient of {name}".strip())
+        judge.near(
+            limits[judge.gradient_of(name)], gradient, f"{where} the gradient of {name}".strip()
+        )
         for name, gradient in zip(inputs, got, strict=True)
         # gates of 1 teach the router nothing: its gradient is rounding alone
         if not (name == "router.weight" and subject.renormalises and subject.top_k == 1)
@@ -57,8 +49,8 @@ def mixture(subject: MixtureLayer) -> Measured:
     found = []
     for length in (1, 7, 24):
         call = subject.clear_call("N1", length=length)
-        found.append(near(subject.mixture_bounds(call)["out"], subject(call), f"L={length}"))
-    return worst(found)
+        found.append(judge.near(subject.mixture_bounds(call)["out"], subject(call), f"L={length}"))
+    return judge.worst(found)
 
 
 @mixture_check(
@@ -69,7 +61,7 @@ def mixture(subject: MixtureLayer) -> Measured:
 )
 def mixture_backward(subject: MixtureLayer) -> Measured:
     """Compare with the gradients of the definition."""
-    return worst(gradient_errors(subject, subject.clear_call("N2", length=12)))
+    return judge.worst(gradient_errors(subject, subject.clear_call("N2", length=12)))
 
 
 @mixture_check(
@@ -84,7 +76,7 @@ def expert_permutation(subject: MixtureLayer) -> Measured:
     with torch.no_grad():
         for weight in subject.expert_weights().values():
             weight.copy_(weight.flip(0).clone())
-    return agree(limit, before, subject(call), "experts in reverse order")
+    return judge.agree(limit, before, subject(call), "experts in reverse order")
 
 
 @mixture_check(
@@ -97,9 +89,9 @@ def empty_experts(subject: MixtureLayer) -> Measured:
     call = subject.clear_call("F2", length=1).samples(torch.tensor([0], device=subject.device))
     weights = subject.expert_weights()
     y = subject(call)
-    grad_out = subject.cast(normal(subject.random("F2 grad"), *y.shape))
-    got = received(y, weights, grad_out)
-    must_be_finite(got, "gradients")
+    grad_out = subject.normal("F2 grad", *y.shape)
+    got = judge.received(y, weights, grad_out)
+    judge.must_be_finite(got, "gradients")
     logits = call.tensors["x"][0, 0].double() @ weights["router.weight"].double().T  # (E,)
     top_k = int(getattr(subject.config, "top_k", len(logits)))
     if top_k >= len(logits):
@@ -108,7 +100,7 @@ def empty_experts(subject: MixtureLayer) -> Measured:
     for name in EXPERTS[1:]:
         if (got[name][unused] != 0).any():
             raise BrokenError(f"{name} of an expert without tokens gets a gradient")
-    return exactly(0, "wrong gradients")
+    return judge.exactly(0, "wrong gradients")
 
 
 @mixture_check(
@@ -129,8 +121,8 @@ def padding(subject: MixtureLayer) -> Measured:
     if not subject.is_defined:
         # no token looks at another, so each gives what it gives among tokens that are all real
         limit, real = subject.bound(call), (~padded,)
-        return agree(part(limit, real), subject(call)[real], y[real], "real tokens")
-    return near(subject.mixture_bounds(call, keep=~padded)["out"], y, "real tokens")
+        return judge.agree(judge.part(limit, real), subject(call)[real], y[real], "real tokens")
+    return judge.near(subject.mixture_bounds(call, keep=~padded)["out"], y, "real tokens")
 
 
 @mixture_check(
@@ -143,10 +135,10 @@ def router_gradient(subject: MixtureLayer) -> Measured:
     call = subject.clear_call("F4")
     router = subject.expert_weights()["router.weight"]
     y = subject(call)
-    grad_out = subject.cast(normal(subject.random("F4 grad"), *y.shape))
-    if not (received(y, {"the router": router}, grad_out)["the router"] != 0).any():
+    grad_out = subject.normal("F4 grad", *y.shape)
+    if not (judge.received(y, {"the router": router}, grad_out)["the router"] != 0).any():
         raise BrokenError("the router gets no gradient: it would never learn")
-    return exactly(0, "missing gradients")
+    return judge.exactly(0, "missing gradients")
 
 
 @mixture_check(
@@ -167,4 +159,4 @@ def tokens_apart(subject: MixtureLayer) -> Measured:
         wanted[1, token] = True
         if not torch.equal(reached, wanted):
             raise BrokenError(f"token {token} of sample 1 depends on {reached.nonzero().tolist()}")
-    return exactly(0, "wrong dependencies")
+    return judge.exactly(0, "wrong dependencies")

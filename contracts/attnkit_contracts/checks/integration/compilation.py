@@ -10,7 +10,6 @@ import torch
 from attnkit.errors import UnsupportedError
 from attnkit.problem import LENGTH_CLASSES
 from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check
-from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging.outputs import agree, exactly, gradients, received, worst
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def compiled(subject: Subject) -> Measured:
     if subject.promises.gradients:
         leaves = call.leaves()
         out = run(dict(leaves.tensors))
-        grad_out = subject.cast(normal(subject.random("I1 grad"), *out.shape))
+        grad_out = subject.normal("I1 grad", *out.shape)
         got = received(out, leaves.tensors, grad_out)
         wanted = gradients(subject, call, grad_out)
         found.append(subject.agree_gradients(call, grad_out, wanted, got, "compiled"))

@@ -14,8 +14,7 @@ import torch
 from torch.autograd.graph import _engine_run_backward
 from torch.utils._pytree import tree_map_only
 
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, InconclusiveError, Measured, check
-from attnkit_contracts.inputs.calls import normal
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, call_check
 from attnkit_contracts.instruments.poison_and_meters import Asked, CustomCalls
 from attnkit_contracts.judging.outputs import named_gradients, near, worst
 
@@ -26,11 +25,10 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.subject import Subject
 
 
-@check(
+@call_check(
     "I2.opcheck",
     "Every custom operation that is called, forward or backward, does what its schema, its fake "
     "kernel and its autograd formula say, and the call gives the defined values and gradients.",
-    levels=ANYWHERE,
     dtypes=("float32",),
     tier="standard",
     verdict="R",
@@ -44,7 +42,7 @@ def opcheck(subject: Subject) -> Measured:
         out = subject(leaves)
     # what is wrong here may keep a backward pass from running at all
     _judge(calls)
-    grad_out, got = subject.cast(normal(subject.random("I2 grad"), *out.shape)), {}
+    grad_out, got = subject.normal("I2 grad", *out.shape), {}
     if backward:
         got = _gradients(leaves, out, grad_out, calls)
         _judge(calls)

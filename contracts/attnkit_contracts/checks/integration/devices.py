@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit_contracts.catalogue import BrokenError, Measured, SkippedEnvError, check, mixing_check
+from attnkit_contracts.catalogue import (
+    BrokenError,
+    Measured,
+    SkippedEnvError,
+    mixing_check,
+    operation_check,
+)
 from attnkit_contracts.judging.outputs import agree, exactly, must_differ
 
 if TYPE_CHECKING:
@@ -54,11 +60,9 @@ def graph_replay(subject: Subject) -> Measured:
     return agree(subject.bound(other), wanted, out, "replayed with new data")
 
 
-@check(
+@operation_check(
     "I9.other_device",
     "Inputs on a GPU that is not the current one give the same bits, and the current one stays.",
-    levels=("operation",),
-    families=("softmax", "recurrence"),
     applies=lambda promises: "cuda" in promises.devices and promises.deterministic,
     dtypes=("float32",),
     tier="standard",

@@ -6,6 +6,7 @@ a run time is depends on what else the machine does, and a build should not.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from attnkit.interface import Variant
     from attnkit.promises import SpeedClaim
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.subject import Subject
@@ -54,7 +54,8 @@ def speed(subject: Subject, claim: str) -> Measured:
     _need(subject, claimed)
     call, other = (subject.draw_claimed(label, claimed) for label in ("I7", "I7 other"))
     target, baseline = subject.target, _baseline(subject, call, claimed)
-    candidate = _run(subject, call, target.variant, target.implementation)
+    # with the options that a user gets
+    candidate = partial(subject.called(call, target.variant, target.implementation), call.tensors)
     with torch.no_grad():
         before = _verified(subject, call, candidate())
         found = compare(
@@ -88,18 +89,10 @@ def _need(subject: Subject, claim: SpeedClaim) -> None:
         raise SkippedEnvError(f"claimed for {claim.capability}, this is {here}")
 
 
-def _run(
-    subject: Operation, call: Call, variant: Variant | str, implementation: str
-) -> Callable[[], Tensor]:
-    """Return a call of one implementation, with the options that a user gets."""
-    function, tensors = subject.called(call, variant, implementation), call.tensors
-    return lambda: function(tensors)
-
-
 def _baseline(subject: Operation, call: Call, claim: SpeedClaim) -> Callable[[], Tensor]:
     if claim.vs != "sdpa":
         variant, _, implementation = claim.vs.partition(".")
-        return _run(subject, call, variant, implementation)
+        return partial(subject.called(call, variant, implementation), call.tensors)
     query, key, value = (call.tensors[name] for name in ("query", "key", "value"))
     if claim.window is None:
         return lambda: scaled_dot_product_attention(query, key, value, is_causal=claim.causal)

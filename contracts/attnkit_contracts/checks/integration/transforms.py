@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit_contracts.catalogue import ANYWHERE, Measured, check
+from attnkit_contracts.catalogue import Measured, call_check
 from attnkit_contracts.inputs.calls import normal
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import agree, gradients, worst
@@ -30,12 +30,11 @@ def _promised(promises: Promises) -> Iterator[Mapping[str, Any]]:
             yield {"transform": each}
 
 
-@check(
+@call_check(
     "I10.transforms",
     "Under torch.func it gives what it gives: vmap the same outputs as one call after the other, "
     "grad the gradients of a backward pass, jvp the derivative along a direction that the "
     "gradients say.",
-    levels=ANYWHERE,
     cases=_promised,
     dtypes=("float32",),
     tier="standard",
@@ -89,7 +88,7 @@ def _pushed(subject: Subject, call: Call, function: Function) -> Iterator[Measur
 def _grad_out(subject: Subject, call: Call) -> Tensor:
     with torch.no_grad():
         shape = subject(call).shape
-    return subject.cast(normal(subject.random("I10 grad"), *shape))
+    return subject.normal("I10 grad", *shape)
 
 
 _CASES = {"vmap": _mapped, "grad": _differentiated, "jvp": _pushed}

@@ -10,7 +10,7 @@ import attnkit
 from attnkit.errors import AttnkitError, ConfigError, UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, Measured, layer_check
 from attnkit_contracts.checks.calls.refusal import refusing
-from attnkit_contracts.inputs.calls import normal
+from attnkit_contracts.inputs.calls import normal, paddings
 from attnkit_contracts.judging.outputs import agree, exactly, same_bits, worst
 
 if TYPE_CHECKING:
@@ -70,13 +70,8 @@ def context_padding(subject: LayerSubject) -> Measured:
     if opened is None:
         return exactly(0, "accepted contexts")
     crossed, call = opened
-    at, found = torch.arange(KEYS, device=subject.device), []
-    counts = torch.tensor([0, 1, 9], device=subject.device)
-    ways = {
-        "left padding": (attnkit.left_padding(counts), at >= counts[:, None]),
-        "padding": (attnkit.padding(KEYS - counts), at < KEYS - counts[:, None]),
-    }
-    for what, (mask, real) in ways.items():
+    counts, found = torch.tensor([0, 1, 9], device=subject.device), []
+    for what, (mask, real) in paddings(KEYS, counts).items():
         held = torch.where(real[..., None], call.tensors["context"], float("nan"))
         out = crossed(call.given(context=held).masked(mask))
         for sample in range(3):

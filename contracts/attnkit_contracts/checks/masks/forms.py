@@ -17,14 +17,7 @@ from attnkit_contracts.catalogue import (
 )
 from attnkit_contracts.checks.masks.visibility import expect_visible, telling_call, visible
 from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging.outputs import (
-    exactly,
-    gradients,
-    must_differ,
-    near,
-    output_shape,
-    worst,
-)
+from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,7 +52,7 @@ def gradient_causality(subject: Subject) -> Measured:
     name = "x" if "x" in call.tensors else "value"
     for t in (0, 16, 35, 63):
         grad_out = torch.zeros_like(out)
-        drawn = normal(subject.random(f"M2 {t}"), *out[..., t, :].shape)
+        drawn = subject.normal(f"M2 {t}", *out[..., t, :].shape)
         grad_out[..., t, :] = subject.cast(drawn)
         (found,) = torch.autograd.grad(out, [call.tensors[name]], grad_out, retain_graph=True)
         reached = (found != 0).movedim(-2, -1).flatten(0, -2).any(0)  # (L,)
@@ -69,7 +62,7 @@ def gradient_causality(subject: Subject) -> Measured:
         if len(later):
             j = t + 1 + int(later[0])
             raise BrokenError(f"output {t} sends a gradient to {name} {j}, which is later")
-    return exactly(0, "gradients to later tokens")
+    return judge.exactly(0, "gradients to later tokens")
 
 
 def _forms(promises: Promises) -> Iterator[Mapping[str, Any]]:
@@ -103,20 +96,20 @@ def mask_forms(subject: SoftmaxOperation, form: str) -> Measured:
     if form == "polarity":
         hidden = subject(call.masked(base & attnkit.dense(~seen)))
         shown = subject(call.masked(base & attnkit.dense(seen)))
-        must_differ(limit.exact, subject.bound(call).exact, "the mask, in the definition,")
+        judge.must_differ(limit.exact, subject.bound(call).exact, "the mask, in the definition,")
         if torch.equal(hidden, shown):
             raise BrokenError("a mask and its negation give the same")
-        return near(limit, shown, form)
+        return judge.near(limit, shown, form)
     if form == "dense":
         written = call.masked(base & attnkit.dense(seen))
     else:
         least = float("-inf") if form.endswith("inf") else torch.finfo(subject.dtype).min
         bias = torch.zeros(tuple(sizes), dtype=subject.dtype, device=subject.device)
         written = call.given(bias=bias.masked_fill(~seen, least))
-    found = [near(limit, subject(written), form)]
+    found = [judge.near(limit, subject(written), form)]
     if form == "dense" and parts:
-        found.append(near(limit, subject(call.masked(composed)), "composed of parts"))
-    return worst(found)
+        found.append(judge.near(limit, subject(call.masked(composed)), "composed of parts"))
+    return judge.worst(found)
 
 
 def _shapes(sizes: Sizes) -> Iterator[tuple[int, ...]]:
@@ -148,35 +141,25 @@ def broadcast(subject: SoftmaxOperation, given: str) -> Measured:
     found: list[Measured] = []
     for shape in _shapes(sizes):
         numbers, where = normal(draw, *shape), f"{given} {shape}"
-        if given == "mask":
-            found += _masked_errors(subject, call, (numbers > -1).to(subject.device), sizes, where)
-        else:
-            found += _biased_errors(subject, call, subject.cast(numbers), sizes, where)
-    return worst(found)
+        plain = (numbers > -1).to(subject.device) if given == "mask" else subject.cast(numbers)
+        expanded = plain.expand(*sizes)
+        limit = subject.bound(_with(call, expanded.contiguous()))
+        for view, what in ((plain, where), (expanded, f"{where}, expanded")):
+            found.append(judge.near(limit, subject(_with(call, view)), what))
+        if given == "bias" and subject.promises.gradients:
+            biased = _with(call, plain)
+            grad_out = subject.normal("M7 grad", *judge.output_shape(biased))
+            wanted = subject.gradient_bounds(biased, grad_out)["bias"]
+            got = judge.gradients(subject, biased, grad_out)["bias"]
+            found.append(judge.near(wanted, got, f"gradient of {where}"))
+    return judge.worst(found)
 
 
-def _masked_errors(
-    subject: SoftmaxOperation, call: Call, seen: Tensor, sizes: Sizes, where: str
-) -> Iterator[Measured]:
-    expanded = seen.expand(*sizes)
-    limit = subject.bound(call.masked(call.mask & attnkit.dense(expanded.contiguous())))
-    for view, what in ((seen, where), (expanded, f"{where}, expanded")):
-        yield near(limit, subject(call.masked(call.mask & attnkit.dense(view))), what)
-
-
-def _biased_errors(
-    subject: SoftmaxOperation, call: Call, bias: Tensor, sizes: Sizes, where: str
-) -> Iterator[Measured]:
-    expanded = bias.expand(*sizes)
-    limit = subject.bound(call.given(bias=expanded.contiguous()))
-    for view, what in ((bias, where), (expanded, f"{where}, expanded")):
-        yield near(limit, subject(call.given(bias=view)), what)
-    if subject.promises.gradients:
-        biased = call.given(bias=bias)
-        grad_out = subject.cast(normal(subject.random("M7 grad"), *output_shape(biased)))
-        wanted = subject.gradient_bounds(biased, grad_out)["bias"]
-        got = gradients(subject, biased, grad_out)["bias"]
-        yield near(wanted, got, f"gradient of {where}")
+def _with(call: Call, given: Tensor) -> Call:
+    """Return the call with a bool mask as well, or with a bias."""
+    if given.dtype == torch.bool:
+        return call.masked(call.mask & attnkit.dense(given))
+    return call.given(bias=given)
 
 
 def _together(promises: Promises) -> Iterator[Mapping[str, Any]]:
@@ -219,7 +202,7 @@ def composition(subject: SoftmaxOperation, mask: str) -> Measured:
             raise InconclusiveError(f"{name} hides nothing that the others show")
         if torch.equal(visible(subject, told, others), shown):
             raise BrokenError(f"{mask}: {name} is ignored beside the others")
-    return exactly(0, "wrong pairs")
+    return judge.exactly(0, "wrong pairs")
 
 
 def _wide(part: str, sizes: Sizes, device: str) -> Mask:

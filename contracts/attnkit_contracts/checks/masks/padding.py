@@ -8,28 +8,17 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import ANYWHERE, BrokenError, Measured, check, softmax_check
+from attnkit_contracts.catalogue import BrokenError, Measured, call_check, softmax_check
 from attnkit_contracts.checks.masks.visibility import beside, masked_calls
 from attnkit_contracts.foreign.layers import is_foreign
-from attnkit_contracts.inputs.calls import TIME_AXIS, normal
-from attnkit_contracts.judging.outputs import (
-    exactly,
-    gradient_of,
-    gradients,
-    must_be_finite,
-    must_differ,
-    near,
-    output_shape,
-    same_bits,
-    worst,
-)
+from attnkit_contracts.inputs.calls import TIME_AXIS, paddings
+from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from attnkit.masks.constructors import Mask
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.softmax import SoftmaxOperation
@@ -53,7 +42,7 @@ def masked_rows(subject: SoftmaxOperation) -> Measured:
     found = []
     for what, call, rows in masked_calls(subject):
         out = subject(call)
-        must_be_finite({"output": out}, what)
+        judge.must_be_finite({"output": out}, what)
         wrong = int((out[rows] != 0).sum())
         if wrong:
             raise BrokenError(
@@ -61,18 +50,17 @@ def masked_rows(subject: SoftmaxOperation) -> Measured:
             )
         if subject.promises.gradients:
             _expect_no_gradient(subject, call, rows, what)
-        found.append(exactly(0, "wrong elements"))
-    return worst(found)
+        found.append(judge.exactly(0, "wrong elements"))
+    return judge.worst(found)
 
 
 def _expect_no_gradient(subject: SoftmaxOperation, call: Call, rows: Tensor, what: str) -> None:
-    grad_out = normal(subject.random("M8"), *rows.shape, call.tensors["value"].shape[3])
-    grad_out = grad_out.to(subject.device)
-    whole = gradients(subject, call, grad_out)
-    must_be_finite(whole, f"{what}: gradients")
+    grad_out = subject.normal("M8", *rows.shape, call.tensors["value"].shape[3])
+    whole = judge.gradients(subject, call, grad_out)
+    judge.must_be_finite(whole, f"{what}: gradients")
     if (whole["query"][rows] != 0).any():
         raise BrokenError(f"{what}: a query that sees nothing gets a gradient")
-    alone = gradients(subject, call, torch.where(rows[..., None], grad_out, 0.0))
+    alone = judge.gradients(subject, call, torch.where(rows[..., None], grad_out, 0.0))
     for name, gradient in alone.items():
         if (gradient != 0).any():
             raise BrokenError(f"{what}: rows that see nothing send a gradient to {name}")
@@ -92,35 +80,30 @@ def infinite_bias(subject: SoftmaxOperation) -> Measured:
     at = torch.arange(length, device=subject.device)
     hidden = ((at[:, None] + 3 * at) % 4 == 1) & (at[:, None] != at)  # (L, S)
     hidden[5] = True
-    bias = subject.cast(normal(subject.random("M8 bias"), 1, subject.heads, length, length))
+    bias = subject.normal("M8 bias", 1, subject.heads, length, length)
     plain = call.given(bias=bias).masked(call.mask & attnkit.dense(~hidden))
     call = call.given(bias=bias.masked_fill(hidden, float("-inf")))
     out = subject(call)
-    must_be_finite({"output": out}, "bias of -inf")
+    judge.must_be_finite({"output": out}, "bias of -inf")
     rows = (at == 5).expand(out.shape[:3])
     if (out[rows] != 0).any():
         raise BrokenError("a row whose bias is -inf everywhere is not 0")
     grads, got = {}, {}
     if subject.promises.gradients:
-        grad_out = subject.cast(normal(subject.random("M8"), *out.shape))
-        grads, got = {"out": grad_out}, gradients(subject, call, grad_out)
+        grad_out = subject.normal("M8", *out.shape)
+        grads, got = {"out": grad_out}, judge.gradients(subject, call, grad_out)
         if (got["query"][rows] != 0).any():
             raise BrokenError("a query whose bias is -inf everywhere gets a gradient")
     limits = subject.bounds(plain, grads)
-    found = [near(limits[gradient_of(n)], got[n], f"bias of -inf: {gradient_of(n)}") for n in got]
-    return worst([near(limits["out"], out, "bias of -inf"), *found])
+    found = [
+        judge.near(limits[judge.gradient_of(n)], got[n], f"bias of -inf: {judge.gradient_of(n)}")
+        for n in got
+    ]
+    return judge.worst([judge.near(limits["out"], out, "bias of -inf"), *found])
 
 
 HELD: tuple[tuple[float, ...], ...] = ((1e4, -1e4), (float("inf"), float("nan")))
 """What padding holds, in one call each: numbers, and what is none."""
-
-
-def _paddings(length: int, device: str) -> Iterator[tuple[str, Mask, Tensor]]:
-    """Yield what, the mask, and which tokens are padding, (B, L), of twice three samples."""
-    at = torch.arange(length, device=device)
-    counts = torch.tensor([0, 1, length - 1] * 2, device=device)
-    yield "padding", attnkit.padding(length - counts), at >= length - counts[:, None]
-    yield "left padding", attnkit.left_padding(counts), at < counts[:, None]
 
 
 def _filled(subject: Subject, call: Call, where: Tensor, values: Tensor) -> Call:
@@ -138,12 +121,11 @@ def _filled(subject: Subject, call: Call, where: Tensor, values: Tensor) -> Call
     return call.map(fill)
 
 
-@check(
+@call_check(
     "M9.padding_content",
     "What padding holds, however large, NaN and inf included, does not move the outputs of real "
     "tokens or their gradients by one bit; of a foreign layer, NaN and inf if it promises "
     "stops_nan.",
-    levels=ANYWHERE,
     applies=lambda promises: "padding" in promises.masks,
 )
 def padding_content(subject: Subject) -> Measured:
@@ -152,41 +134,42 @@ def padding_content(subject: Subject) -> Measured:
     for what, call, where in _padded(subject):
         plain = subject(call)
         real = beside(~where, plain)
-        must_be_finite({"output": plain[real]}, what)
+        judge.must_be_finite({"output": plain[real]}, what)
         for values in HELD[:1] if finite else HELD:
             held = torch.tensor(values, device=subject.device).repeat_interleave(3)  # (B,)
             filled = _filled(subject, call, where, held)
             out = subject(filled)
             for sample, value in enumerate(held.tolist()):
                 pair = plain[sample][real[sample]], out[sample][real[sample]]
-                same_bits(*pair, f"real tokens, {what} holds {value}")
+                judge.same_bits(*pair, f"real tokens, {what} holds {value}")
             if subject.promises.gradients:
                 told = " and ".join(map(str, values))
                 _expect_gradients(subject, filled, where, real, f"{what} holds {told}")
-    return exactly(0, "moved elements")
+    return judge.exactly(0, "moved elements")
 
 
 def _padded(subject: Subject) -> Iterator[tuple[str, Call, Tensor]]:
     """Yield what, a call with padding, and which of its tokens are padding, (B, L)."""
     length = 21
     call = subject.draw("M9", batch=6, length=length)
+    counts = torch.tensor([0, 1, length - 1] * 2, device=subject.device)
     ways = {"": call.mask}
     if subject.layer is not None:
         ways = subject.plain_masks(Sizes(6, 2, length, length))
     for way, mask in ways.items():
         plain = subject(call.masked(mask))
-        for what, hidden, where in _paddings(length, subject.device):
+        for what, (hidden, real) in paddings(length, counts).items():
             padded = call.masked(mask & hidden)
             what = f"{way} {what}".strip()
-            must_differ(plain, subject(padded), what)
-            yield what, padded, where
+            judge.must_differ(plain, subject(padded), what)
+            yield what, padded, ~real
 
 
 def _expect_gradients(subject: Subject, call: Call, where: Tensor, real: Tensor, what: str) -> None:
     """Finite everywhere, and zero at padded keys and values."""
-    grad_out = normal(subject.random("M9 grad"), *output_shape(call)).to(subject.device)
-    found = gradients(subject, call, torch.where(real[..., None], grad_out, 0.0))
-    must_be_finite(found, f"{what}: gradients")
+    grad_out = subject.normal("M9 grad", *judge.output_shape(call))
+    found = judge.gradients(subject, call, torch.where(real[..., None], grad_out, 0.0))
+    judge.must_be_finite(found, f"{what}: gradients")
     for name in ("x", "key", "value"):
         if name in found:
             # (B, ..., L, width) -> (B, L, ...)

@@ -10,15 +10,14 @@ import attnkit
 from attnkit.masks.constructors import Sizes
 from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import (
-    ANYWHERE,
     BrokenError,
     InconclusiveError,
     Measured,
-    check,
+    call_check,
     layer_check,
     softmax_check,
 )
-from attnkit_contracts.inputs.calls import mask_part, normal, showing_weights
+from attnkit_contracts.inputs.calls import mask_part, showing_weights
 from attnkit_contracts.judging.outputs import exactly, must_differ
 
 if TYPE_CHECKING:
@@ -37,11 +36,10 @@ CUTS = range(3, 200, 7)
 a block shows in some block; cuts at the edges of blocks alone would hide it."""
 
 
-@check(
+@call_check(
     "M1.suffix_perturbation",
     "For every p: other finite values at tokens >= p leave the outputs before p as they are, "
     "to the bit.",
-    levels=ANYWHERE,
     applies=lambda promises: promises.causal,
 )
 def suffix_perturbation(subject: Subject) -> Measured:
@@ -221,11 +219,10 @@ def alignment(subject: SoftmaxOperation, queries: int, keys: int) -> Measured:
     return exactly(0, "wrong pairs")
 
 
-@check(
+@call_check(
     "M11.documents",
     "Other values in one document leave the outputs of every other document as they are, to the "
     "bit.",
-    levels=ANYWHERE,
     applies=lambda promises: "documents" in promises.masks,
 )
 def documents(subject: Subject) -> Measured:
@@ -271,7 +268,7 @@ def hidden_tokens(subject: Subject, part: MaskPart) -> Measured:
         out = subject(call.masked(mask))
     for i in (0, 13, 26, 39):
         grad_out = torch.zeros_like(out)
-        grad_out[:, i] = subject.cast(normal(subject.random(f"M13 {i}"), 2, out.shape[2]))
+        grad_out[:, i] = subject.normal(f"M13 {i}", 2, out.shape[2])
         (found,) = torch.autograd.grad(out, [call.tensors["x"]], grad_out, retain_graph=True)
         wrong = (found != 0).any(-1) & ~shown[:, i]  # (B, L)
         wrong[:, i] = False

@@ -6,20 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnkit_contracts.catalogue import BrokenError, Measured, check, layer_check
-from attnkit_contracts.inputs.calls import normal
+from attnkit_contracts.catalogue import BrokenError, Measured, layer_check, operation_check
+from attnkit_contracts.judging import outputs as judge
 from attnkit_contracts.judging import units
-from attnkit_contracts.judging.outputs import (
-    agree,
-    exactly,
-    gradients,
-    must_be_finite,
-    near,
-    probed,
-    received,
-    same_bits,
-    worst,
-)
 
 if TYPE_CHECKING:
     from attnkit_contracts.subjects.layers import LayerSubject
@@ -29,11 +18,10 @@ LOW = torch.bfloat16
 """What autocast computes products in."""
 
 
-@check(
+@operation_check(
     "N5.autocast_operation",
     "Under autocast, an operation computes in the dtype of its inputs: same dtype, same bits, "
     "same gradients; a backward pass under autocast gives finite ones.",
-    families=("softmax", "recurrence"),
     applies=lambda promises: promises.deterministic,
     dtypes=("float32",),
 )
@@ -42,18 +30,20 @@ def autocast_operation(subject: Subject) -> Measured:
     call, device = subject.draw("N5", length=24), torch.device(subject.device).type
     plain = subject(call)
     with torch.autocast(device, LOW):
-        same_bits(plain, subject(call), "the output under autocast")
+        judge.same_bits(plain, subject(call), "the output under autocast")
     if not subject.promises.gradients:
-        return exactly(0, "different elements")
-    grad_out = normal(subject.random("N5 grad"), *plain.shape).to(plain)
-    wanted, leaves = gradients(subject, call, grad_out), call.leaves()
+        return judge.exactly(0, "different elements")
+    grad_out = subject.normal("N5 grad", *plain.shape)
+    wanted, leaves = judge.gradients(subject, call, grad_out), call.leaves()
     with torch.enable_grad(), torch.autocast(device, LOW):
         out = subject(leaves)
         # torch's own products round to the dtype of autocast here, so these are not compared
-        must_be_finite(gradients(subject, call, grad_out), "gradients of a pass under autocast")
-    for name, gradient in received(out, leaves.tensors, grad_out).items():
-        same_bits(wanted[name], gradient, f"the gradient of {name}, forward under autocast")
-    return exactly(0, "different elements")
+        judge.must_be_finite(
+            judge.gradients(subject, call, grad_out), "gradients of a pass under autocast"
+        )
+    for name, gradient in judge.received(out, leaves.tensors, grad_out).items():
+        judge.same_bits(wanted[name], gradient, f"the gradient of {name}, forward under autocast")
+    return judge.exactly(0, "different elements")
 
 
 @layer_check(
@@ -70,20 +60,20 @@ def autocast_layer(subject: LayerSubject) -> Measured:
     inputs = {**call.tensors, **subject.weights()}
     # a layer rounds between its products, as a mixture of experts does
     gate = units.mixture_gate(LOW)
-    limit, found = probed(subject.definition(call), inputs, LOW, gate=gate)["out"], []
+    limit, found = judge.probed(subject.definition(call), inputs, LOW, gate=gate)["out"], []
     with torch.autocast(torch.device(subject.device).type, LOW):
         out = subject(call)
         if out.dtype not in (LOW, torch.float32):
             raise BrokenError(f"under autocast to {LOW}, expected it or float32, got {out.dtype}")
-        found.append(near(limit, out, "autocast"))
+        found.append(judge.near(limit, out, "autocast"))
         bare = not {"documents", "padding"} & set(subject.promises.needs)
         if subject.promises.state and bare:
             stepped = subject.pieces(call, (20, 1, 19))
-            found.append(agree(limit, out, stepped, "autocast, in pieces"))
+            found.append(judge.agree(limit, out, stepped, "autocast, in pieces"))
         if subject.promises.gradients:
-            grad_out = normal(subject.random("N5 grad"), *out.shape)
-            got = gradients(subject, call, grad_out)
-            must_be_finite(got, "gradients under autocast")
+            grad_out = subject.normal("N5 grad", *out.shape)
+            got = judge.gradients(subject, call, grad_out)
+            judge.must_be_finite(got, "gradients under autocast")
             if got["x"].dtype != torch.float32:
                 raise BrokenError(f"the gradient of x is {got['x'].dtype} under autocast")
-    return worst(found)
+    return judge.worst(found)

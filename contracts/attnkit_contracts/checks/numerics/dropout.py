@@ -11,10 +11,11 @@ from attnkit import precision
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, Measured, layer_check, softmax_check
 from attnkit_contracts.checks.masks.visibility import beside
-from attnkit_contracts.inputs.calls import normal, showing_weights
+from attnkit_contracts.inputs.calls import showing_weights
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import Bound, exactly, near, received, same_bits, worst
 from attnkit_contracts.subjects.layers import build
+from attnkit_contracts.subjects.softmax import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 SHARE = 0.25
 KEYS = 24
-OPTIONS = ("gqa", "bias", "sinks", "scale", "softcap")
 
 
 def seeded(subject: Subject, call: Call, seed: int) -> Tensor:
@@ -104,7 +104,7 @@ def backward(subject: SoftmaxOperation) -> Measured:
     value = call.tensors["value"].detach().clone().requires_grad_()
     with torch.enable_grad():
         out = seeded(subject, call.given(value=value), 3)
-    grad_out = subject.cast(normal(subject.random("N6 grad"), *out.shape))
+    grad_out = subject.normal("N6 grad", *out.shape)
     (in_value,) = torch.autograd.grad(out, [value], grad_out)
     one = float((grad_out.double() * out.detach().double()).sum())
     other = float((in_value.double() * value.detach().double()).sum())
@@ -162,13 +162,14 @@ def independence(subject: SoftmaxOperation) -> Measured:
 def dropped_gradients(subject: SoftmaxOperation) -> Measured:
     """Let the values be unit vectors, read from the output what was dropped, and drop the same."""
     call = _showing(subject, batch=2)
-    return worst(_dropped_gradients(subject, call, *_trained(subject, call)))
+    leaves = call.leaves()
+    return worst(_dropped_gradients(subject, call, leaves, _dropped(subject, leaves)))
 
 
 def _in_company(promises: Promises) -> Iterator[Mapping[str, Any]]:
     """Yield every promised option and kind of mask, one at a time."""
     ways = [way for way in ("causal", "bidirectional") if getattr(promises, way)]
-    options = [name for name in OPTIONS if getattr(promises, name)]
+    options = [name for name in ("gqa", *OPTIONS) if getattr(promises, name)]
     parts = [part for part in promises.masks if part not in promises.needs]
     yield from ({"option": name} for name in (*ways, *options, *parts))
 
@@ -186,7 +187,8 @@ def company(subject: SoftmaxOperation, option: str) -> Measured:
     call = _showing_beside(subject, option)
     exact = subject.attend(call)
     tracks = subject.promises.gradients
-    leaves, out = _trained(subject, call) if tracks else (call, seeded(subject, _dropping(call), 3))
+    leaves = call.leaves() if tracks else call
+    out = _dropped(subject, leaves)
     kept = out.detach() != 0
     seen = exact.weights > 0
     left = exact._replace(
@@ -222,35 +224,20 @@ def _showing_beside(subject: SoftmaxOperation, option: str) -> Call:
         width=KEYS,
         mask=mask,
     )
-    call, draw = showing_weights(call), subject.random(f"N6 {option} option")
-    match option:
-        case "bias":
-            return call.given(bias=subject.cast(normal(draw, 1, heads, KEYS, KEYS)))
-        case "sinks":
-            return call.given(sinks=subject.cast(normal(draw, heads)))
-        case "scale":
-            return call.saying(scale=0.5)
-        case "softcap":
-            return call.saying(softcap=1.5)
-    return call
+    return subject.beside(showing_weights(call), [option], f"N6 {option} option")
 
 
-def _dropping(call: Call) -> Call:
-    return call.saying(dropout_p=SHARE)
-
-
-def _trained(subject: SoftmaxOperation, call: Call) -> tuple[Call, Tensor]:
-    """Return a call's leaves, and what it gives with dropout."""
-    leaves = call.leaves()
+def _dropped(subject: SoftmaxOperation, call: Call) -> Tensor:
+    """Return what a call gives with dropout."""
     with torch.enable_grad():
-        return leaves, seeded(subject, _dropping(leaves), 3)
+        return seeded(subject, call.saying(dropout_p=SHARE), 3)
 
 
 def _dropped_gradients(
     subject: SoftmaxOperation, call: Call, leaves: Call, out: Tensor
 ) -> Iterator[Measured]:
     """Measure the gradients against those of the definition that drops what the output shows."""
-    grad_out = subject.cast(normal(subject.random("N6 grad"), *out.shape))
+    grad_out = subject.normal("N6 grad", *out.shape)
     got = received(out, leaves.tensors, grad_out)
     doubled = call.map(lambda _, tensor: tensor.double().requires_grad_())
     value = doubled.tensors["value"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.catalogue import Measured, check
-from attnkit_contracts.inputs.calls import mask_part, normal
+from attnkit_contracts.catalogue import Measured, check, recurrence_check
+from attnkit_contracts.inputs.calls import mask_part
 from attnkit_contracts.judging.outputs import gradients, must_be_finite, near, worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from attnkit.promises import Promises
+    from attnkit.promises import MaskPart, Promises
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.recurrence import RecurrenceOperation
@@ -53,18 +53,9 @@ def softmax_call(subject: SoftmaxOperation, inputs: str) -> Call:
         value_width=24 if "value_width" in names else None,
         mask=subject.mask(sizes, causal=causal),
     )
-    draw = subject.random(f"N {inputs} options")
     if "large" in names:
         call = call.map(lambda _, tensor: tensor * 4)
-    if "bias" in names:
-        call = call.given(bias=subject.cast(normal(draw, 1, heads, queries, keys)))
-    if "sinks" in names:
-        call = call.given(sinks=subject.cast(normal(draw, heads)))
-    if "scale" in names:
-        call = call.saying(scale=0.7)
-    if "softcap" in names:
-        call = call.saying(softcap=1.5)
-    return call
+    return subject.beside(call, names, f"N {inputs} options")
 
 
 def recurrence_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
@@ -102,11 +93,9 @@ def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
         beta=inputs == "beta",
         state=inputs == "state",
     )
-    sizes = Sizes(2, 2, 24, 24)
-    if inputs == "padding":
-        call = call.masked(mask_part("padding", sizes, subject.device))
-    if inputs == "documents":
-        call = call.masked(mask_part("documents", sizes, subject.device))
+    if inputs in ("padding", "documents"):
+        part: MaskPart = inputs  # type: ignore[assignment]  # one of the two, as tested above
+        call = call.masked(mask_part(part, Sizes(2, 2, 24, 24), subject.device))
     return call.saying(scale=0.7) if inputs == "scale" else call
 
 
@@ -124,10 +113,9 @@ def forward(subject: SoftmaxOperation, inputs: str) -> Measured:
     return near(subject.bound(call), subject(call))
 
 
-@check(
+@recurrence_check(
     "N1.recurrence",
     "r = |o - o*| / unit <= gate against the recurrence run token by token in float64.",
-    families=("recurrence",),
     cases=recurrence_cases,
     verdict="R",
     required=True,
@@ -153,10 +141,9 @@ def backward(subject: SoftmaxOperation, inputs: str) -> Measured:
     return _gradient_error(subject, softmax_call(subject, inputs))
 
 
-@check(
+@recurrence_check(
     "N2.recurrence_backward",
     "r_grad <= gate for the gradient of every differentiable input, the initial state included.",
-    families=("recurrence",),
     applies=lambda promises: promises.gradients,
     cases=_backward_cases,
     verdict="R",

@@ -8,24 +8,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from attnkit import precision
-from attnkit_contracts.catalogue import (
-    ANYWHERE,
-    BrokenError,
-    Measured,
-    check,
-    layer_check,
-    mixing_check,
-)
-from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging.outputs import (
-    exactly,
-    gradients,
-    must_be_finite,
-    output_shape,
-    received,
-    same_bits,
-    worst,
-)
+from attnkit_contracts.catalogue import BrokenError, Measured, call_check, layer_check, mixing_check
+from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,15 +32,15 @@ def central_differences(subject: Subject) -> Measured:
     call = subject.draw("N3", length=9)
     with torch.no_grad():
         out = subject(call)
-    grad_out = normal(subject.random("N3 grad"), *out.shape).to(out)
-    wanted = gradients(subject, call, grad_out)
+    grad_out = subject.normal("N3 grad", *out.shape)
+    wanted = judge.gradients(subject, call, grad_out)
     # an output of float64 is off by the gate, in roundoffs of the terms it is a sum of
     gate = precision.forward_gate(subject.dtype) * precision.roundoff(subject.dtype)
     blurred = gate * float((grad_out * out).abs().sum())
     # so small that hardly a number passes a kink of its function on the way
     found, step = [], 2.0**-20
     for name, tensor in call.tensors.items():
-        direction = normal(subject.random(f"N3 {name}"), *tensor.shape).to(tensor)
+        direction = subject.normal(f"N3 {name}", *tensor.shape)
 
         def slope(
             h: float, name: str = name, tensor: Tensor = tensor, direction: Tensor = direction
@@ -70,21 +54,20 @@ def central_differences(subject: Subject) -> Measured:
         allowed = abs(coarse - fine) + 2 * blurred / step
         off = abs(fine - float((wanted[name] * direction).sum()))
         found.append(Measured(off / allowed, 1.0, "errors of the central difference", name))
-    return worst(found)
+    return judge.worst(found)
 
 
-@check(
+@call_check(
     "N4.subsets",
     "A gradient is the same whichever other inputs require one.",
-    levels=ANYWHERE,
     applies=lambda promises: promises.gradients,
     verdict="R",
 )
 def subsets(subject: Subject) -> Measured:
     """Ask for one gradient alone, and for all but one; of a layer, without its weights'."""
     call = subject.draw("N4", length=17)
-    grad_out = subject.cast(normal(subject.random("N4 grad"), *output_shape(call)))
-    whole, found = gradients(subject, call, grad_out), []
+    grad_out = subject.normal("N4 grad", *judge.output_shape(call))
+    whole, found = judge.gradients(subject, call, grad_out), []
     if subject.layer is not None:
         subject.layer.requires_grad_(False)
     names = set(call.tensors)
@@ -94,7 +77,7 @@ def subsets(subject: Subject) -> Measured:
                 got = _gradients_of(subject, call, chosen, grad_out)
                 where = f"where {', '.join(sorted(chosen))} alone require one"
                 found.append(subject.agree_gradients(call, grad_out, whole, got, where))
-    return worst(found)
+    return judge.worst(found)
 
 
 def _gradients_of(
@@ -105,13 +88,12 @@ def _gradients_of(
         out = subject(call.given(**leaves))
         if not out.requires_grad:
             raise BrokenError(f"no gradient where {', '.join(leaves)} alone require one")
-    return received(out, leaves, grad_out)
+    return judge.received(out, leaves, grad_out)
 
 
-@check(
+@call_check(
     "N4.accumulation",
     "A second backward through the same graph adds the same gradient again, to the bit.",
-    levels=ANYWHERE,
     applies=lambda promises: promises.gradients and promises.deterministic,
 )
 def accumulation(subject: Subject) -> Measured:
@@ -119,7 +101,7 @@ def accumulation(subject: Subject) -> Measured:
     call = subject.draw("N4", length=17).leaves()
     with torch.enable_grad():
         out = subject(call)
-    grad_out = subject.cast(normal(subject.random("N4 grad"), *out.shape))
+    grad_out = subject.normal("N4 grad", *out.shape)
     trained = {n: p for n, p in subject.weights().items() if p.requires_grad}
     leaves = {**call.tensors, **trained}
     out.backward(grad_out, retain_graph=True)  # type: ignore[no-untyped-call]  # torch's backward
@@ -128,14 +110,13 @@ def accumulation(subject: Subject) -> Measured:
     for name, gradient in first.items():
         again = leaves[name].grad
         assert again is not None
-        same_bits(2 * gradient, again, f"the gradient of {name}, accumulated twice")
-    return exactly(0, "different elements")
+        judge.same_bits(2 * gradient, again, f"the gradient of {name}, accumulated twice")
+    return judge.exactly(0, "different elements")
 
 
-@check(
+@call_check(
     "N4.checkpoint",
     "Under torch.utils.checkpoint, outputs and gradients are what they are without, to the bit.",
-    levels=ANYWHERE,
     applies=lambda promises: promises.gradients and promises.deterministic,
 )
 def recomputed(subject: Subject) -> Measured:
@@ -150,12 +131,12 @@ def recomputed(subject: Subject) -> Measured:
     with torch.enable_grad():
         plain = run(*tensors)
         out = checkpoint(run, *tensors, use_reentrant=False)
-    same_bits(plain.detach(), out.detach(), "the output under checkpoint")
-    grad_out = subject.cast(normal(subject.random("N4 grad"), *plain.shape))
-    wanted = received(plain, leaves.tensors, grad_out)
-    for name, gradient in received(out, leaves.tensors, grad_out).items():
-        same_bits(wanted[name], gradient, f"the gradient of {name} under checkpoint")
-    return exactly(0, "different elements")
+    judge.same_bits(plain.detach(), out.detach(), "the output under checkpoint")
+    grad_out = subject.normal("N4 grad", *plain.shape)
+    wanted = judge.received(plain, leaves.tensors, grad_out)
+    for name, gradient in judge.received(out, leaves.tensors, grad_out).items():
+        judge.same_bits(wanted[name], gradient, f"the gradient of {name} under checkpoint")
+    return judge.exactly(0, "different elements")
 
 
 @layer_check(
@@ -170,10 +151,10 @@ def parameters(subject: LayerSubject) -> Measured:
     weights = {n: p for n, p in subject.weights().items() if p.requires_grad}
     with torch.enable_grad():
         out = subject(call)
-    grad_out = subject.cast(normal(subject.random("N4 grad"), *out.shape))
-    got = received(out, weights, grad_out)
-    must_be_finite(got, "gradients of weights")
+    grad_out = subject.normal("N4 grad", *out.shape)
+    got = judge.received(out, weights, grad_out)
+    judge.must_be_finite(got, "gradients of weights")
     for name, gradient in got.items():
         if gradient.dim() > 1 and not (gradient != 0).any():
             raise BrokenError(f"{name} gets a gradient of zero: it would never learn")
-    return exactly(0, "weights without a gradient")
+    return judge.exactly(0, "weights without a gradient")

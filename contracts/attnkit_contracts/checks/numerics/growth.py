@@ -9,8 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnkit
-from attnkit_contracts.catalogue import ANYWHERE, InconclusiveError, Measured, check, mixing_check
-from attnkit_contracts.inputs.calls import normal
+from attnkit_contracts.catalogue import InconclusiveError, Measured, call_check, mixing_check
 from attnkit_contracts.instruments.poison_and_meters import Meter
 from attnkit_contracts.judging.outputs import worst
 
@@ -43,11 +42,10 @@ def growth(subject: Subject) -> Measured:
     return worst(found)
 
 
-@check(
+@call_check(
     "I6.memory",
     "What is promised to take memory as L does not take it as L^2: the most bytes that operations "
     "hold at once grow by less than 2^1.5 when L doubles, forward and backward.",
-    levels=ANYWHERE,
     applies=lambda promises: promises.memory == "L",
     dtypes=("float32",),
     tier="standard",
@@ -65,11 +63,10 @@ def memory(subject: Subject) -> Measured:
     return _exponent(peaks, "bytes")
 
 
-@check(
+@call_check(
     "I6.work",
     "What is promised to take time as L or L w does not take it as L^2: elements moved, and "
     "multiplications of products, grow by less than 2^1.5 when L doubles.",
-    levels=ANYWHERE,
     applies=lambda promises: (
         promises.time == "L" or (promises.time == "L*w" and bool(promises.needs))
     ),
@@ -112,7 +109,7 @@ def _run(subject: Subject, call: Call) -> Tensor | None:
     leaves = call.leaves()
     with torch.enable_grad():
         out = subject(leaves)
-    grad_out = normal(subject.random("I6 grad"), *out.shape).to(out)
+    grad_out = subject.normal("I6 grad", *out.shape)
     out.backward(grad_out)  # type: ignore[no-untyped-call]  # torch leaves backward untyped
     return None
 

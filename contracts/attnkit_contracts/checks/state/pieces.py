@@ -9,28 +9,18 @@ import torch
 import attnkit
 from attnkit.errors import StateError
 from attnkit_contracts.catalogue import (
-    ANYWHERE,
     BrokenError,
     InconclusiveError,
     Measured,
-    check,
+    call_check,
     layer_check,
+    recurrence_check,
 )
-from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.judging.outputs import (
-    agree,
-    exactly,
-    must_differ,
-    near,
-    part,
-    same_bits,
-    worst,
-)
+from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from attnkit.interface import Options
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.layers import LayerSubject
@@ -51,23 +41,21 @@ def _whole(subject: Subject) -> Call:
     return subject.draw("T", length=40)
 
 
-@check(
+@call_check(
     "T2.steps",
     "For every t: the step from the state after t tokens gives F(x)_t.",
-    levels=ANYWHERE,
     applies=_goes_stepwise,
     verdict="R",
 )
 def steps(subject: Subject) -> Measured:
     """Compare every step, not only the last."""
     call = _whole(subject)
-    return agree(subject.bound(call), subject(call), subject.pieces(call, (1,) * 40))
+    return judge.agree(subject.bound(call), subject(call), subject.pieces(call, (1,) * 40))
 
 
-@check(
+@call_check(
     "T3.chunks",
     "For every partition of the tokens: F chunk by chunk = F.",
-    levels=ANYWHERE,
     applies=_goes_stepwise,
     verdict="R",
 )
@@ -75,40 +63,35 @@ def chunks(subject: Subject) -> Measured:
     """Compare some partitions, with chunks of one and of no tokens among them."""
     call = _whole(subject)
     limit, whole = subject.bound(call), subject(call)
-    return worst(
-        agree(limit, whole, subject.pieces(call, lengths), f"chunks {lengths}")
+    return judge.worst(
+        judge.agree(limit, whole, subject.pieces(call, lengths), f"chunks {lengths}")
         for lengths in PIECES
     )
 
 
-@check(
+@recurrence_check(
     "T3.chunk_size",
     "The size of the chunks that an implementation works in changes nothing.",
-    families=("recurrence",),
     verdict="R",
 )
 def chunk_size(subject: RecurrenceOperation) -> Measured:
     """Compare chunks of one token, of some, of as many as there are and of more."""
     options = subject.target.variant.options
     if "chunk_size" not in options.model_fields:
-        return exactly(0, "differences")
+        return judge.exactly(0, "differences")
     call = subject.draw("T3 chunk size", length=40)
     limit = subject.bound(call)
-    return worst(
-        near(limit, subject.both(call, _chunked(options, size))[0], f"chunk_size={size}")
-        for size in (1, 7, 40, 64)
-    )
+    found = []
+    for size in (1, 7, 40, 64):
+        out, _ = subject.both(call, options.model_validate({"chunk_size": size}))
+        found.append(judge.near(limit, out, f"chunk_size={size}"))
+    return judge.worst(found)
 
 
-def _chunked(options: type[Options], size: int) -> Options:
-    return options.model_validate({"chunk_size": size})
-
-
-@check(
+@recurrence_check(
     "T4.recurrent_state",
     "F(x2; state(F(x1))) = F(x1 x2)_2; no tokens leave a state as it is, to the bit; a state given "
     "is not written to and shares no memory with the state returned; it moves with its sample.",
-    families=("recurrence",),
     applies=lambda promises: promises.state,
     verdict="R",
 )
@@ -118,9 +101,9 @@ def recurrent_state(subject: RecurrenceOperation) -> Measured:
     given = call.tensors["initial_state"]
     before = given.clone()
     out, final = subject.both(call)
-    same_bits(before, given, "the state that was given")
+    judge.same_bits(before, given, "the state that was given")
     without = subject.exact(call.without("initial_state"))["out"]
-    must_differ(subject.exact(call)["out"], without, "an initial state, in the definition,")
+    judge.must_differ(subject.exact(call)["out"], without, "an initial state, in the definition,")
     _expect_own_memory(given, final, "17 tokens")
     if final.shape != given.shape or final.dtype != given.dtype:
         raise BrokenError(
@@ -128,25 +111,28 @@ def recurrent_state(subject: RecurrenceOperation) -> Measured:
             f"got {tuple(final.shape)} {final.dtype}"
         )
     _, kept = subject.both(call.tokens(0, 0))
-    same_bits(before, kept, "the state after no tokens")
+    judge.same_bits(before, kept, "the state after no tokens")
     _expect_own_memory(given, kept, "no tokens")
     order = torch.tensor([2, 0, 0], device=subject.device)
     moved_out, moved = subject.both(call.samples(order))
     limits = subject.bounds(call)
-    return worst(
+    return judge.worst(
         [
-            agree(part(limits["out"], (order,)), out[order], moved_out, "samples reordered"),
-            near(limits["state"], final, "the final state"),
-            near(part(limits["state"], (order,)), moved, "the final state, samples reordered"),
+            judge.agree(
+                judge.part(limits["out"], (order,)), out[order], moved_out, "samples reordered"
+            ),
+            judge.near(limits["state"], final, "the final state"),
+            judge.near(
+                judge.part(limits["state"], (order,)), moved, "the final state, samples reordered"
+            ),
         ]
     )
 
 
-@check(
+@recurrence_check(
     "T4.state_kept",
     "Tokens of padding leave a state as it is, to the bit: what inputs of half precision hand on "
     "is not rounded to theirs.",
-    families=("recurrence",),
     applies=lambda promises: promises.state and "padding" in promises.masks,
 )
 def state_kept(subject: RecurrenceOperation) -> Measured:
@@ -154,8 +140,8 @@ def state_kept(subject: RecurrenceOperation) -> Measured:
     call = subject.draw("T4 kept", length=20, state=True)
     nothing = attnkit.padding(torch.zeros(2, dtype=torch.int64, device=subject.device))
     _, kept = subject.both(call.masked(nothing))
-    same_bits(call.tensors["initial_state"], kept, "the state after tokens of padding")
-    return exactly(0, "changed elements")
+    judge.same_bits(call.tensors["initial_state"], kept, "the state after tokens of padding")
+    return judge.exactly(0, "changed elements")
 
 
 def _expect_own_memory(given: Tensor, returned: Tensor, what: str) -> None:
@@ -173,7 +159,7 @@ def _expect_own_memory(given: Tensor, returned: Tensor, what: str) -> None:
 def layer_state(subject: LayerSubject) -> Measured:
     """Go on from one state with two continuations, with each of these, and again with the first."""
     call = subject.draw("T4", batch=3, length=28)
-    other = call.given(x=subject.cast(normal(subject.random("T4 other"), *call.tensors["x"].shape)))
+    other = call.given(x=subject.normal("T4 other", *call.tensors["x"].shape))
     _, state = subject.advance(call.tokens(0, 12), subject.begin(3))
     if state.tokens != 12 or state.batch_size != 3:
         raise BrokenError(f"expected 12 of 3 samples, got {state.tokens} of {state.batch_size}")
@@ -182,28 +168,28 @@ def layer_state(subject: LayerSubject) -> Measured:
     later, _ = subject.advance(call.tokens(20, 28), after)
     elsewhere, _ = subject.advance(call.tokens(20, 28), strayed)
     again, _ = subject.advance(call.tokens(12, 20), state)
-    same_bits(one, again, "going on from one state for a second time")
+    judge.same_bits(one, again, "going on from one state for a second time")
     if state.tokens != 12 or after.tokens != 20:
         raise BrokenError(f"expected 12 and 20 tokens, got {state.tokens} and {after.tokens}")
-    limit = part(subject.bound(call), (slice(None), slice(12, 20)))
+    limit = judge.part(subject.bound(call), (slice(None), slice(12, 20)))
     x, instead = call.tensors["x"], other.tensors["x"]
     spliced = call.given(x=torch.cat((x[:, :12], instead[:, 12:20], x[:, 20:]), 1))
     found = [
-        agree(limit, subject(call)[:, 12:20], one, "whole against pieces"),
+        judge.agree(limit, subject(call)[:, 12:20], one, "whole against pieces"),
         _ending(subject, call, later, "the first continuation of two"),
         _ending(subject, spliced, elsewhere, "the second continuation of two"),
     ]
     if subject.promises.reorder:
         order = torch.tensor([2, 0, 0, 1], device=subject.device)
         out, _ = subject.advance(call.samples(order).tokens(12, 20), state.reorder(order))
-        found.append(agree(part(limit, (order,)), one[order], out, "samples reordered"))
-    return worst(found)
+        found.append(judge.agree(judge.part(limit, (order,)), one[order], out, "samples reordered"))
+    return judge.worst(found)
 
 
 def _ending(subject: LayerSubject, call: Call, got: Tensor, where: str) -> Measured:
     """Compare the outputs of a call's last tokens."""
     at = (slice(None), slice(-got.shape[1], None))
-    return agree(part(subject.bound(call), at), subject(call)[at], got, where)
+    return judge.agree(judge.part(subject.bound(call), at), subject(call)[at], got, where)
 
 
 @layer_check(
@@ -224,8 +210,8 @@ def truncate(subject: LayerSubject) -> Measured:
         raise BrokenError(f"expected 12 tokens after truncate(12), got {cut.tokens}")
     got, _ = subject.advance(other.tokens(12, 20), cut)
     joined = other.given(x=torch.cat((call.tensors["x"][:, :12], other.tensors["x"][:, 12:]), 1))
-    limit = part(subject.bound(joined), (slice(None), slice(12, 20)))
-    return agree(limit, wanted, got, "cut back from 16 to 12 tokens")
+    limit = judge.part(subject.bound(joined), (slice(None), slice(12, 20)))
+    return judge.agree(limit, wanted, got, "cut back from 16 to 12 tokens")
 
 
 @layer_check(
@@ -240,10 +226,10 @@ def refuses_truncate(subject: LayerSubject) -> Measured:
     try:
         cut = state.truncate(2)
     except StateError:
-        return exactly(0, "silent cuts")
+        return judge.exactly(0, "silent cuts")
     got, _ = subject.advance(call.tokens(2, 8), cut)
-    limit = part(subject.bound(call), (slice(None), slice(2, 8)))
-    found = agree(limit, subject(call)[:, 2:8], got, "cut back without a refusal")
+    limit = judge.part(subject.bound(call), (slice(None), slice(2, 8)))
+    found = judge.agree(limit, subject(call)[:, 2:8], got, "cut back without a refusal")
     if not found.value <= found.threshold:
         raise BrokenError("truncate is not promised, was not refused, and goes on wrongly")
-    return exactly(0, "silent cuts")
+    return judge.exactly(0, "silent cuts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import torch
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from attnkit.masks.constructors import Mask
     from attnkit.promises import Promises
-    from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.layers import LayerSubject
 
 LENGTH = 32
@@ -53,7 +53,7 @@ def masked_steps(subject: LayerSubject) -> Measured:
         if not subject.tokenwise:
             must_differ(plain[real], whole[real], what)
         empty = call.given(x=torch.where(real[..., None], call.tensors["x"], float("nan")))
-        got = _masked_pieces(subject, empty, ends, counts, ids)
+        got = subject.pieces(empty, PIECES, partial(_hidden, ends, counts, ids))
         found.append(agree(part(limit, (real,)), whole[real], got[real], what))
     return worst(found)
 
@@ -83,20 +83,6 @@ def _hidden(ends: Tensor, counts: Tensor, ids: Tensor | None, tokens: int) -> Ma
     if (ends < LENGTH).any():
         mask &= attnkit.padding(ends.clamp(max=tokens))
     return mask
-
-
-def _masked_pieces(
-    subject: LayerSubject, call: Call, ends: Tensor, counts: Tensor, ids: Tensor | None
-) -> Tensor:
-    state, outputs, start = subject.begin(3), [], 0
-    for length in PIECES:
-        stop = start + length
-        out, state = subject.advance(
-            call.tokens(start, stop), state, _hidden(ends, counts, ids, stop)
-        )
-        outputs.append(out)
-        start = stop
-    return torch.cat(outputs, 1)
 
 
 VALUES: dict[str, Any] = {

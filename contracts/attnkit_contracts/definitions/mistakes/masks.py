@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    Reader = Callable[[Mask, Sizes, torch.device], Tensor]
+    Seen = Callable[[Mask, "Grid", Sizes], Tensor]
+
 
 class Grid(NamedTuple):
     """Positions: ``i`` of queries, (L, 1); ``p`` of queries among the keys; ``j`` of keys, (S,)."""
@@ -48,9 +51,7 @@ def visible(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
     return mask.to_bool(sizes, device).expand(*sizes)
 
 
-def misread(
-    *kinds: type[Mask], seen: Callable[[Mask, Grid, Sizes], Tensor]
-) -> Callable[[Mask, Sizes, torch.device], Tensor]:
+def misread(*kinds: type[Mask], seen: Seen) -> Reader:
     """Return a reader that takes parts of these kinds for something else."""
 
     def read(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
@@ -65,7 +66,7 @@ def misread(
     return read
 
 
-def ignoring(*kinds: type[Mask]) -> Callable[[Mask, Sizes, torch.device], Tensor]:
+def ignoring(*kinds: type[Mask]) -> Reader:
     """Return a reader that overlooks parts of these kinds."""
     return misread(*kinds, seen=lambda _part, at, _sizes: (at.p == at.p) & (at.j == at.j))
 
@@ -77,7 +78,7 @@ def upper_left(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
     return at.j <= at.i
 
 
-def window_of(extra: int) -> Callable[[Mask, Grid, Sizes], Tensor]:
+def window_of(extra: int) -> Seen:
     """Return windows that are too long by some keys."""
 
     def seen(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
@@ -91,11 +92,6 @@ def earlier_only(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
     """Limit earlier keys and no later ones."""
     assert isinstance(part, SlidingWindow)
     return at.p - at.j < part.window_size
-
-
-def earlier_and_causal(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
-    """Hide all later keys with the window."""
-    return earlier_only(part, at, sizes) & (at.j <= at.p)
 
 
 def two_sided(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
@@ -115,16 +111,6 @@ def other_side(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
     return seen
 
 
-def inverted_part(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
-    """Take True for hidden."""
-    return ~part.to_bool(sizes, at.j.device)
-
-
-def inverted(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
-    """Take the whole mask's True for hidden."""
-    return ~visible(mask, sizes, device)
-
-
 def any_part(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
     """Show a key that any part allows."""
     parts = [part.to_bool(sizes, device).expand(*sizes) for part in mask.conjuncts()]
@@ -138,7 +124,7 @@ def both_sides(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
     return part.left.to_bool(sizes, device) & part.right.to_bool(sizes, device)
 
 
-def without_tail(block: int) -> Callable[[Mask, Sizes, torch.device], Tensor]:
+def without_tail(block: int) -> Reader:
     """Return a reader that overlooks keys behind the last whole block."""
 
     def read(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
@@ -149,9 +135,7 @@ def without_tail(block: int) -> Callable[[Mask, Sizes, torch.device], Tensor]:
     return read
 
 
-def without_newest(
-    *, least: int = 0, stepping: bool = False
-) -> Callable[[Mask, Sizes, torch.device], Tensor]:
+def without_newest(*, least: int = 0, stepping: bool = False) -> Reader:
     """Return a reader that overlooks the last key, of many keys alone or of one query alone."""
 
     def read(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
@@ -162,48 +146,40 @@ def without_newest(
     return read
 
 
-def strict(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
-    """Hide a query's own key."""
-    return at.j < at.p
+def until(later: int) -> Seen:
+    """Show the keys up to so many behind a query's own, or before it."""
+    return lambda _part, at, _sizes: at.j <= at.p + later
 
 
-def one_ahead(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
-    """Show the next key."""
-    return at.j <= at.p + 1
-
-
-def as_causal(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
-    """Take a prefix for nothing but causal."""
-    return at.j <= at.p
-
-
-READERS = (
+READERS: tuple[tuple[str, str, tuple[Reader, ...]], ...] = (
     ("upper_left_causal", "the causal mask aligned upper-left instead of lower-right",
      (misread(Causal, seen=upper_left), misread(Causal, SlidingWindow, seen=upper_left))),
     ("causal_ignored", "the causal mask ignored", (ignoring(Causal),)),
-    ("causal_strict", "the causal mask hiding a query's own key", (misread(Causal, seen=strict),)),
+    ("causal_strict", "the causal mask hiding a query's own key",
+     (misread(Causal, seen=until(-1)),)),
     ("causal_one_ahead", "the causal mask showing one later key",
-     (misread(Causal, seen=one_ahead),)),
+     (misread(Causal, seen=until(1)),)),
     ("window_one_long", "a window of one key more", (misread(SlidingWindow, seen=window_of(1)),)),
     ("window_one_short", "a window of one key less",
      (misread(SlidingWindow, seen=window_of(-1)),)),
     ("window_two_sided", "a window that reaches both ways although the mask is causal",
      (two_sided,)),
     ("window_one_sided", "a window that limits earlier keys only",
-     (misread(SlidingWindow, seen=earlier_only), misread(SlidingWindow, seen=earlier_and_causal))),
+     (misread(SlidingWindow, seen=earlier_only),
+      misread(SlidingWindow, seen=lambda *each: earlier_only(*each) & until(0)(*each)))),
     ("window_ignored", "the window ignored", (ignoring(SlidingWindow),)),
     ("padding_ignored", "the padding ignored", (ignoring(Padding),)),
     ("padding_other_side", "the padding taken to be at the other end",
      (misread(Padding, seen=other_side),)),
     ("documents_ignored", "the documents ignored", (ignoring(Documents),)),
     ("prefix_ignored", "the prefix ignored",
-     (ignoring(PrefixLM), misread(PrefixLM, seen=as_causal))),
+     (ignoring(PrefixLM), misread(PrefixLM, seen=until(0)))),
     ("dense_ignored", "the dense mask ignored", (ignoring(Dense),)),
     ("dense_inverted", "the polarity of the dense mask inverted (True taken for hidden)",
-     (misread(Dense, seen=inverted_part),)),
+     (misread(Dense, seen=lambda part, at, sizes: ~part.to_bool(sizes, at.j.device)),)),
     ("blocks_ignored", "the block map ignored", (ignoring(Blocks),)),
     ("mask_inverted", "the polarity of the whole mask inverted (True taken for hidden)",
-     (inverted,)),
+     (lambda mask, sizes, device: ~visible(mask, sizes, device),)),
     ("mask_ignored", "the whole mask ignored", (ignoring(Mask),)),
     ("parts_or", "the parts of the mask joined by or instead of and", (any_part,)),
     ("union_and", "the two sides of a union joined by and instead of or",

@@ -42,9 +42,9 @@ def probabilities(logits: Tensor) -> Tensor:
     return logits.softmax(-1)
 
 
-def chosen(shares: Tensor, setting: Setting) -> Routed:
+def chosen(shares: Tensor, setting: Setting, *, descending: bool = True) -> Routed:
     """Choose the k most probable experts; equal ones rank by index."""
-    gates, experts = shares.sort(dim=-1, descending=True, stable=True)
+    gates, experts = shares.sort(dim=-1, descending=descending, stable=True)
     return Routed(experts[..., : setting.top_k], gates[..., : setting.top_k])
 
 
@@ -96,50 +96,6 @@ def mix(tensors: Mapping[str, Tensor], setting: Setting, plan: Plan = RIGHT) -> 
     return y if plan.padded else torch.where(setting.keep[..., None], y, 0.0)
 
 
-def _top(extra: int) -> Callable[[Tensor, Setting], Routed]:
-    """Return a choice of more, or fewer, experts than asked for."""
-
-    def choose(shares: Tensor, setting: Setting) -> Routed:
-        count = min(max(1, setting.top_k + extra), shares.shape[-1])
-        return chosen(shares, setting._replace(top_k=count))
-
-    return choose
-
-
-def _least(shares: Tensor, setting: Setting) -> Routed:
-    gates, experts = shares.sort(dim=-1, stable=True)
-    return Routed(experts[..., : setting.top_k], gates[..., : setting.top_k])
-
-
-def _all(shares: Tensor, setting: Setting) -> Routed:
-    return chosen(shares, setting._replace(top_k=shares.shape[-1]))
-
-
-def _always(routed: Routed, setting: Setting) -> Routed:
-    return gated(routed, setting._replace(renormalise=True))
-
-
-def _never(routed: Routed, setting: Setting) -> Routed:
-    return gated(routed, setting._replace(renormalise=False))
-
-
-def _even(routed: Routed, setting: Setting) -> Routed:
-    return routed._replace(gates=torch.full_like(routed.gates, 1 / routed.gates.shape[-1]))
-
-
-def _ones(routed: Routed, setting: Setting) -> Routed:
-    return routed._replace(gates=torch.ones_like(routed.gates))
-
-
-def _again(routed: Routed, setting: Setting) -> Routed:
-    return routed._replace(gates=gated(routed, setting).gates.softmax(-1))
-
-
-def _swapped(routed: Routed, setting: Setting) -> Routed:
-    routed = gated(routed, setting)
-    return routed._replace(gates=routed.gates.flip(-1))
-
-
 def _capacity(factor: float, *, over_batch: bool) -> Callable[[Routed, Setting, int], Routed]:
     """Return a bound of ceil(factor n k / E) tokens per expert, the first ones."""
 
@@ -155,24 +111,41 @@ def _capacity(factor: float, *, over_batch: bool) -> Callable[[Routed, Setting, 
     return limit
 
 
+def _gates(of: Callable[[Routed, Setting], Tensor]) -> tuple[Plan, ...]:
+    """Return the plan with other gates."""
+    return (replace(RIGHT, gated=lambda routed, at: routed._replace(gates=of(routed, at))),)
+
+
+def _top(count: Callable[[int, int], int]) -> tuple[Plan, ...]:
+    """Return the plan with more, or fewer, experts than asked for of all there are."""
+
+    def choose(shares: Tensor, at: Setting) -> Routed:
+        return chosen(shares, at._replace(top_k=count(at.top_k, shares.shape[-1])))
+
+    return (replace(RIGHT, chosen=choose),)
+
+
 _TABLE: tuple[tuple[str, str, tuple[Plan, ...]], ...] = (
     ("gates_not_renormalised", "gates that are not renormalised over the chosen experts",
-     (replace(RIGHT, gated=_never),)),
+     _gates(lambda routed, _: routed.gates)),
     ("gates_renormalised_unasked",
      "gates renormalised unasked (a softmax over the chosen experts only)",
-     (replace(RIGHT, gated=_always),)),
+     _gates(lambda routed, at: gated(routed, at._replace(renormalise=True)).gates)),
     ("gates_even", "gates ignored, all chosen experts weighing the same",
-     (replace(RIGHT, gated=_even),)),
+     _gates(lambda routed, _: torch.full_like(routed.gates, 1 / routed.gates.shape[-1]))),
     ("gates_one", "gates ignored, the chosen experts simply added",
-     (replace(RIGHT, gated=_ones),)),
-    ("gates_softmax_twice", "a second softmax over the gates", (replace(RIGHT, gated=_again),)),
-    ("gates_swapped", "the gates of a token in the wrong order", (replace(RIGHT, gated=_swapped),)),
+     _gates(lambda routed, _: torch.ones_like(routed.gates))),
+    ("gates_softmax_twice", "a second softmax over the gates",
+     _gates(lambda routed, at: gated(routed, at).gates.softmax(-1))),
+    ("gates_swapped", "the gates of a token in the wrong order",
+     _gates(lambda routed, at: gated(routed, at).gates.flip(-1))),
     ("sigmoid_router", "a sigmoid per expert in place of the softmax",
      (replace(RIGHT, probabilities=torch.sigmoid),)),
-    ("top_k_one_more", "one expert more than top_k", (replace(RIGHT, chosen=_top(1)),)),
-    ("top_k_one_less", "one expert less than top_k", (replace(RIGHT, chosen=_top(-1)),)),
-    ("top_k_least", "the least probable experts", (replace(RIGHT, chosen=_least),)),
-    ("top_k_ignored", "all experts instead of top_k", (replace(RIGHT, chosen=_all),)),
+    ("top_k_one_more", "one expert more than top_k", _top(lambda k, most: min(k + 1, most))),
+    ("top_k_one_less", "one expert less than top_k", _top(lambda k, _: max(1, k - 1))),
+    ("top_k_least", "the least probable experts",
+     (replace(RIGHT, chosen=lambda shares, at: chosen(shares, at, descending=False)),)),
+    ("top_k_ignored", "all experts instead of top_k", _top(lambda _, most: most)),
     ("capacity_unasked", "a capacity applied unasked, which drops tokens",
      tuple(replace(RIGHT, limited=_capacity(factor, over_batch=over))
            for factor in (1.0, 1.25) for over in (False, True))),

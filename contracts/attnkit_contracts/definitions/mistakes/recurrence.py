@@ -130,11 +130,7 @@ def run(
 ) -> dict[str, Tensor]:
     """Run a recurrence by these rules: ``out`` (B, H, L, Ev) and ``state``, in float64.
 
-    Args:
-        call: Its mask and extras.
-        options: Of the variant.
-        tensors: Of the call; of several calls, one behind the other along the batch.
-        rules: `RIGHT`, or with a mistake.
+    Tensors are those of the call, or of several, one behind the other along the batch.
     """
     given = {name: tensor.double() for name, tensor in tensors.items()}
     batch, heads, length, width = given["value"].shape
@@ -182,63 +178,24 @@ def _read_then_decay(state: Tensor, at: Token) -> tuple[Tensor, Tensor]:
     return state * at.decay, recalled(state, at.q)
 
 
-def _put_then_decay(state: Tensor, at: Token) -> tuple[Tensor, Tensor]:
-    state = put(state, at.k, new_value(state, at)) * at.decay
-    return state, recalled(state, at.q)
-
-
-def _decayed_delta_then_put(state: Tensor, at: Token) -> tuple[Tensor, Tensor]:
-    decayed = state * at.decay
-    state = put(state, at.k, new_value(decayed, at)) * at.decay
-    return state, recalled(state, at.q)
-
-
-def _delta_of_undecayed(state: Tensor, at: Token) -> tuple[Tensor, Tensor]:
-    state = put(state * at.decay, at.k, new_value(state, at))
-    return state, recalled(state, at.q)
-
-
-def _no_erasure(state: Tensor, at: Token) -> tuple[Tensor, Tensor]:
-    value = at.v if at.beta is None else at.beta * at.v
-    state = put(state * at.decay, at.k, value)
-    return state, recalled(state, at.q)
-
-
-def _whole_erasure(state: Tensor, at: Token) -> tuple[Tensor, Tensor]:
+def _whole_erasure(state: Tensor, at: Token) -> Tensor:
     state = state * at.decay
-    value = at.v if at.beta is None else at.beta * at.v - recalled(state, at.k)
-    state = put(state, at.k, value)
-    return state, recalled(state, at.q)
-
-
-def _strength_one(state: Tensor, at: Token) -> tuple[Tensor, Tensor]:
-    return step(state, at if at.beta is None else at._replace(beta=torch.ones_like(at.beta)))
-
-
-def _no_beta(state: Tensor, at: Token) -> tuple[Tensor, Tensor]:
-    return step(state, at._replace(beta=None))
-
-
-def _read_first(state: Tensor, at: Token) -> tuple[Tensor, Tensor]:
-    before = state * at.decay
-    return step(state, at)[0], recalled(before, at.q)
+    return put(state, at.k, at.v if at.beta is None else at.beta * at.v - recalled(state, at.k))
 
 
 def _transposed(state: Tensor) -> Tensor:
     return state.mT if state.shape[2] == state.shape[3] else state
 
 
-def _no_denominator(options: Options, out: Tensor, width: int) -> Tensor:
-    return out[..., :-1] if out.shape[-1] == width + 1 else options.finish(out)
+def _divided(by: Callable[[Tensor], Tensor]) -> Rules:
+    """Return rules that make something else of the normaliser, where there is one."""
 
-
-def _large_eps(eps: float) -> Callable[[Options, Tensor, int], Tensor]:
     def finished(options: Options, out: Tensor, width: int) -> Tensor:
         if out.shape[-1] != width + 1:
             return options.finish(out)
-        return out[..., :-1] / (out[..., -1:] + eps)
+        return out[..., :-1] / by(out[..., -1:])
 
-    return finished
+    return replace(RIGHT, finish=finished)
 
 
 def _chunks(lost: Callable[[Tensor, Token], tuple[Tensor, Token]]) -> tuple[Rules, ...]:
@@ -248,8 +205,9 @@ def _chunks(lost: Callable[[Tensor, Token], tuple[Tensor, Token]]) -> tuple[Rule
     return (own, *fixed)
 
 
-def _steps(*of: Callable[[Tensor, Token], tuple[Tensor, Tensor]]) -> tuple[Rules, ...]:
-    return tuple(replace(RIGHT, step=each) for each in of)
+def _puts(of: Callable[[Tensor, Token], Tensor]) -> Rules:
+    """Return rules whose step makes another state, and reads that."""
+    return replace(RIGHT, step=lambda state, at: (after := of(state, at), recalled(after, at.q)))
 
 
 def _factors(*of: Callable[[Tensor], Tensor]) -> tuple[Rules, ...]:
@@ -258,7 +216,9 @@ def _factors(*of: Callable[[Tensor], Tensor]) -> tuple[Rules, ...]:
 
 _TABLE: tuple[tuple[str, str, tuple[Rules, ...]], ...] = (
     ("decay_after_update", "the decay applied after the update",
-     _steps(_put_then_decay, _read_then_decay, _decayed_delta_then_put)),
+     (_puts(lambda s, at: put(s, at.k, new_value(s, at)) * at.decay),
+      _puts(lambda s, at: put(s, at.k, new_value(s * at.decay, at)) * at.decay),
+      replace(RIGHT, step=_read_then_decay))),
     ("decay_ignored", "the decay ignored", _factors(torch.ones_like)),
     ("decay_base_2", "the decay taken for a logarithm to base 2", _factors(torch.exp2)),
     ("decay_not_exponentiated", "log_decay used without the exponential",
@@ -270,14 +230,19 @@ _TABLE: tuple[tuple[str, str, tuple[Rules, ...]], ...] = (
      _factors(lambda g: g[..., :1].exp())),
     ("decay_mean", "the mean decay of all channels for each",
      _factors(lambda g: g.mean(-1, keepdim=True).exp())),
-    ("beta_ignored", "beta ignored, so without the delta rule", _steps(_no_beta)),
-    ("beta_one", "beta taken to be 1", _steps(_strength_one)),
-    ("delta_without_erasure", "the delta rule without its erasure", _steps(_no_erasure)),
+    ("beta_ignored", "beta ignored, so without the delta rule",
+     (replace(RIGHT, step=lambda s, at: step(s, at._replace(beta=None))),)),
+    ("beta_one", "beta taken to be 1",
+     (replace(RIGHT, step=lambda s, at: step(
+         s, at if at.beta is None else at._replace(beta=torch.ones_like(at.beta)))),)),
+    ("delta_without_erasure", "the delta rule without its erasure",
+     (_puts(lambda s, at: put(s * at.decay, at.k, at.v if at.beta is None else at.beta * at.v)),)),
     ("delta_erases_all", "the delta rule with beta on the new value only",
-     _steps(_whole_erasure)),
+     (_puts(_whole_erasure),)),
     ("delta_of_undecayed", "the delta rule reading the state before its decay",
-     _steps(_delta_of_undecayed)),
-    ("read_before_update", "outputs read before the own token is put in", _steps(_read_first)),
+     (_puts(lambda s, at: put(s * at.decay, at.k, new_value(s, at))),)),
+    ("read_before_update", "outputs read before the own token is put in",
+     (replace(RIGHT, step=lambda s, at: (step(s, at)[0], recalled(s * at.decay, at.q))),)),
     ("groups_tiled", "the groups of query and key tiled instead of interleaved",
      (replace(RIGHT, spread=lambda t, shared: t.repeat(1, shared, 1, 1)),)),
     ("groups_first", "all heads reading the first group",
@@ -303,9 +268,10 @@ _TABLE: tuple[tuple[str, str, tuple[Rules, ...]], ...] = (
     ("padding_decays", "the state decaying over padding", (replace(RIGHT, padded_decay=True),)),
     ("documents_ignored", "the documents ignored, so the state not emptied",
      (replace(RIGHT, real=lambda real: real._replace(restart=torch.zeros_like(real.restart))),)),
-    ("normaliser_missing", "the normaliser missing", (replace(RIGHT, finish=_no_denominator),)),
+    ("normaliser_missing", "the normaliser missing", (_divided(torch.ones_like),)),
     ("normaliser_eps", "an eps added to the normaliser that is too large",
-     tuple(replace(RIGHT, finish=_large_eps(eps)) for eps in (1.0, 0.1, 0.01, 1e-3))),
+     tuple(_divided(lambda total, eps=eps: total + eps)  # type: ignore[misc]  # as above
+           for eps in (1.0, 0.1, 0.01, 1e-3))),
 )  # fmt: skip
 
 MISTAKES: tuple[Mistake[Rules], ...] = tuple(Mistake(*each) for each in _TABLE)

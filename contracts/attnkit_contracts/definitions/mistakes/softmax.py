@@ -86,9 +86,14 @@ def with_sink(logits: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat((logits, last), -1)
 
 
+def empty_rows(logits: Tensor) -> Tensor:
+    """Return which rows are hidden altogether, (B, H, L, 1)."""
+    return (logits == float("-inf")).all(-1, keepdim=True)
+
+
 def normalised(logits: Tensor) -> Tensor:
     """Take the softmax; a row that is hidden altogether is 0."""
-    empty = (logits == float("-inf")).all(-1, keepdim=True)
+    empty = empty_rows(logits)
     return torch.where(empty, 0.0, torch.where(empty, 0.0, logits).softmax(-1))
 
 
@@ -118,13 +123,7 @@ RIGHT = Steps()
 
 
 def attend(call: Call, steps: Steps = RIGHT, kept: Tensor | None = None) -> Softmax:
-    """Attend by these steps, in float64.
-
-    Args:
-        call: With softmax attention's tensors and extras.
-        steps: `RIGHT`, or with a mistake.
-        kept: (B, H, L, S), which probabilities were not dropped; None for no dropout.
-    """
+    """Attend by these steps, in float64; drop all probabilities but those kept, (B, H, L, S)."""
     given = {name: tensor.double() for name, tensor in call.tensors.items()}
     query, key, value = given["query"], given["key"], given["value"]
     sizes = Sizes(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
@@ -153,14 +152,6 @@ def attend(call: Call, steps: Steps = RIGHT, kept: Tensor | None = None) -> Soft
     return Softmax(out, weights, sink, largest)
 
 
-def _tiled(tensor: Tensor, shared: int) -> Tensor:
-    return tensor.repeat(1, shared, 1, 1)
-
-
-def _first(tensor: Tensor, shared: int) -> Tensor:
-    return tensor[:, :1].expand(-1, tensor.shape[1] * shared, -1, -1)
-
-
 def _width(call: Call) -> int:
     return call.tensors["query"].shape[3]
 
@@ -187,11 +178,6 @@ def _cap(of: Callable[[Terms, float], Tensor]) -> Steps:
     return _logits(
         lambda t: logits_of(t) if t.softcap is None else hidden(of(t, t.softcap), t.seen)
     )
-
-
-def _after_mask(terms: Terms) -> Tensor:
-    raw = hidden(terms.scale * terms.product, terms.seen)
-    return added(raw if terms.softcap is None else capped(raw, terms.softcap), terms.bias)
 
 
 def _rounded_logits(terms: Terms) -> Tensor:
@@ -225,31 +211,26 @@ def _sinks(of: Callable[[Terms, Tensor], Tensor | None]) -> Steps:
     return replace(RIGHT, weights=weights)
 
 
-def _sink_first(logits: Tensor, terms: Terms) -> Tensor:
-    if terms.sinks is None:
-        return weights_of(logits, terms)
-    return weights_of(logits, terms).roll(-1, -1)
-
-
-def _mean_of_all(logits: Tensor, terms: Terms) -> Tensor:
-    empty = (logits == float("-inf")).all(-1, keepdim=True)
-    return weights_of(torch.where(empty, 0.0, logits), terms)
-
-
 def _as_unmasked(logits: Tensor, terms: Terms) -> Tensor:
     empty = ~terms.seen.any(-1, keepdim=True)
     plain = logits_of(terms._replace(seen=torch.ones_like(terms.seen)))
     return weights_of(torch.where(empty, plain, logits), terms)
 
 
-def _unguarded(logits: Tensor, terms: Terms) -> Tensor:
-    return with_sink(logits, terms.sinks).softmax(-1)
+def _relative(logits: Tensor, peak: Tensor) -> Tensor:
+    """Return exponentials of logits relative to a largest one."""
+    return torch.exp(logits - torch.where(peak == float("-inf"), 0.0, peak))
+
+
+def _divided(shares: Tensor) -> Tensor:
+    """Divide rows by their sums; a row of zeros stays one."""
+    total = shares.sum(-1, keepdim=True)
+    return shares / torch.where(total == 0, 1.0, total)
 
 
 def _no_denominator(logits: Tensor, terms: Terms) -> Tensor:
     whole = with_sink(logits, terms.sinks)
-    peak = whole.amax(-1, keepdim=True)
-    return torch.exp(whole - torch.where(peak == float("-inf"), 0.0, peak))
+    return _relative(whole, whole.amax(-1, keepdim=True))
 
 
 def _unscaled_blocks(block: int) -> Callable[[Tensor, Terms], Tensor]:
@@ -260,36 +241,20 @@ def _unscaled_blocks(block: int) -> Callable[[Tensor, Terms], Tensor]:
         running = whole.cummax(-1).values
         last = torch.arange(whole.shape[-1], device=whole.device) // block * block + block - 1
         peak = running[..., last.clamp(max=whole.shape[-1] - 1)]
-        shares = torch.exp(whole - torch.where(peak == float("-inf"), 0.0, peak))
-        total = shares.sum(-1, keepdim=True)
-        return shares / torch.where(total == 0, 1.0, total)
+        return _divided(_relative(whole, peak))
 
     return weights
-
-
-def _over_queries(logits: Tensor, terms: Terms) -> Tensor:
-    return with_sink(logits, terms.sinks).mT.softmax(-1).mT.nan_to_num(0.0)
-
-
-def _before_softmax(weights: Tensor, kept: Tensor, share: float) -> Tensor:
-    left = weights * kept
-    total = left.sum(-1, keepdim=True)
-    return left / torch.where(total == 0, 1.0, total)
 
 
 def _weights(*of: Callable[[Tensor, Terms], Tensor]) -> tuple[Steps, ...]:
     return tuple(replace(RIGHT, weights=each) for each in of)
 
 
-def _multiple(width: int, of: int) -> int:
-    return -(-width // of) * of
-
-
 _OTHERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("heads_tiled", "the key/value heads tiled instead of interleaved",
-     (replace(RIGHT, spread=_tiled),)),
+     (replace(RIGHT, spread=lambda t, shared: t.repeat(1, shared, 1, 1)),)),
     ("heads_first", "all query heads reading the first key/value head",
-     (replace(RIGHT, spread=_first),)),
+     (replace(RIGHT, spread=lambda t, s: t[:, :1].expand(-1, t.shape[1] * s, -1, -1)),)),
     ("scale_twice", "the scale applied twice", (_scale(lambda c: scale_of(c) ** 2),)),
     ("scale_missing", "no scale at all", (_scale(lambda _: 1.0),)),
     ("scale_default_missing", "no scale where none is given", (_default_scale(lambda _: 1.0),)),
@@ -298,7 +263,7 @@ _OTHERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("scale_both", "the default scale on top of the one given",
      (_scale(lambda c: scale_of(c) * (1.0 if _default(c) else _width(c) ** -0.5)),)),
     ("scale_padded_width", "the scale of a padded width (E rounded up)",
-     (*(_default_scale(lambda c, of=of: _multiple(_width(c), of) ** -0.5)  # type: ignore[misc]  # a default keeps the loop's value
+     (*(_default_scale(lambda c, of=of: (-(-_width(c) // of) * of) ** -0.5)  # type: ignore[misc]  # a default keeps the loop's value
         for of in (8, 16, 32, 64)),
       _default_scale(lambda c: 2.0 ** (-0.5 * math.ceil(math.log2(_width(c))))))),
     ("scale_width", "the scale 1 / E instead of 1 / sqrt(E)",
@@ -312,7 +277,7 @@ _OTHERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("softcap_ignored", "the soft cap ignored",
      (_logits(lambda t: logits_of(t._replace(softcap=None))),)),
     ("softcap_after_mask", "the soft cap after the mask, which shows hidden keys",
-     (_logits(_after_mask),)),
+     (_logits(lambda t: added(capped(hidden(t.scale * t.product, t.seen), t.softcap), t.bias)),)),
     ("softcap_after_bias", "the soft cap after the bias",
      (_cap(lambda t, cap: capped(added(t.scale * t.product, t.bias), cap)),)),
     ("softcap_before_scale", "the soft cap before the scale",
@@ -331,19 +296,22 @@ _OTHERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("sinks_scaled", "the sinks scaled like logits", (_sinks(lambda t, s: t.scale * s),)),
     ("sinks_capped", "the sinks capped like logits", (_sinks(lambda t, s: capped(s, t.softcap)),)),
     ("sinks_in_output", "the sink's probability counted into the output, one key further on",
-     _weights(_sink_first)),
+     _weights(lambda logits, t: weights_of(logits, t).roll(0 if t.sinks is None else -1, -1))),
     ("masked_rows_mean", "a mean of values for rows that see nothing",
-     _weights(_mean_of_all, _as_unmasked)),
-    ("masked_rows_nan", "0 / 0 for rows that see nothing", _weights(_unguarded)),
+     _weights(lambda logits, t: weights_of(torch.where(empty_rows(logits), 0.0, logits), t),
+              _as_unmasked)),
+    ("masked_rows_nan", "0 / 0 for rows that see nothing",
+     _weights(lambda logits, t: with_sink(logits, t.sinks).softmax(-1))),
     ("denominator_missing", "exponentials that are not divided by their sum",
      _weights(_no_denominator)),
     ("rescaling_missing", "blocks of keys summed without rescaling to a new largest logit",
      _weights(*(_unscaled_blocks(block) for block in (1, 16, 32, 64, 128)))),
-    ("softmax_over_queries", "a softmax over queries instead of keys", _weights(_over_queries)),
+    ("softmax_over_queries", "a softmax over queries instead of keys",
+     _weights(lambda logits, t: with_sink(logits, t.sinks).mT.softmax(-1).mT.nan_to_num(0.0))),
     ("dropout_not_rescaled", "dropout that does not divide what it keeps by 1 - p",
      (replace(RIGHT, dropped=lambda w, kept, _: w * kept),)),
     ("dropout_before_softmax", "dropout before the softmax, which shares out what it drops",
-     (replace(RIGHT, dropped=_before_softmax),)),
+     (replace(RIGHT, dropped=lambda w, kept, _: _divided(w * kept)),)),
 )  # fmt: skip
 
 
