@@ -14,7 +14,14 @@ import torch
 import attnkit
 import attnkit_contracts
 from attnkit.choice.front import choose
-from attnkit.errors import ArgumentError, DuplicateVariantError, SwapRefusedError, UnsupportedError
+from attnkit.errors import (
+    ArgumentError,
+    DuplicateVariantError,
+    RegistryError,
+    SwapRefusedError,
+    UnknownVariantError,
+    UnsupportedError,
+)
 from attnkit.families import Family
 from attnkit.registry.registry import default
 from attnkit_contracts.subjects.families import SuiteFamily
@@ -117,6 +124,18 @@ def test_undoing_an_earlier_registration_leaves_a_later_one_of_the_same_family()
     with attnkit.register(RANKING):
         earlier.undo()
         assert default().family("ranking") is RANKING
+
+
+def test_a_family_of_which_variants_stand_is_not_taken_back() -> None:
+    family, variant = attnkit.register(RANKING), attnkit.register(BY_SUM)
+    with pytest.raises(RegistryError, match="'ranking' cannot be taken back: acme_by_sum of it st"):
+        family.undo()
+    assert default().get("acme_by_sum") is BY_SUM
+
+    variant.undo()
+    family.undo()
+    with pytest.raises(UnknownVariantError):
+        default().family("ranking")
 
 
 def test_a_name_that_an_installed_distribution_has_is_taken_whatever_was_asked_before(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, field_validator, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from attnkit.errors import ArgumentError
 from attnkit.frozen import Frozen
@@ -170,8 +170,8 @@ class Convention(RecurrencePart, SoftmaxPart, Declaration):
     @model_validator(mode="after")
     def _is_of_one_family(self) -> Convention:
         other = SoftmaxPart if self.is_recurrence else RecurrencePart
-        for name in other.model_fields:
-            if name in self.model_fields_set:
+        for name, field in other.model_fields.items():
+            if getattr(self, name) != field.default:
                 raise ArgumentError(f"{name} is not about family {self.family}; leave it out")
         return self
 
@@ -207,6 +207,8 @@ class LayerConvention(Declaration):
     One that promises ``causal`` and not ``bidirectional`` is causal without being told; a mask
     that is written for it then has causal in it.
     """
+
+    model_config = ConfigDict(populate_by_name=True)
 
     # a model has a method of that name
     made_with: Mapping[str, Any] | None = Field(

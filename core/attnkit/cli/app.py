@@ -200,7 +200,8 @@ def _switches(needs: Iterable[str], family: Family) -> dict[str, bool]:
 def _check_words(option: str, given: Iterable[str], allowed: Sequence[str]) -> None:
     for word in given:
         if word not in allowed:
-            fail(f"{option} must be one of {', '.join(allowed)}, got {word!r}")
+            some = f"must be one of {', '.join(allowed)}" if allowed else "has no words here"
+            fail(f"{option} {some}, got {word!r}")
 
 
 def _variant(name: str) -> Variant:

@@ -1,7 +1,8 @@
 """What hosts make probes of: other content at some places of a sample, and the rows it concerns.
 
-`attnkit.swaps.leaks` has what a probe is, and asks it. `neighbours` is the probe of any model that
-takes more than one sample; the others need to know where tokens and masks are in a host's inputs.
+`attnkit.swaps.verification.leaks` has what a probe is, and asks it. `neighbours` is the probe of
+any model that takes more than one sample; the others need to know where tokens and masks are in a
+host's inputs.
 """
 
 from __future__ import annotations

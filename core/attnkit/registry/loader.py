@@ -173,7 +173,7 @@ def _check_contract(required: object) -> None:
     """Refuse a plugin that was written for another major version, or for a later minor one."""
     if required is None:
         return
-    if not (isinstance(required, str) and re.fullmatch(r"\d+\.\d+", required)):
+    if not (isinstance(required, str) and re.fullmatch(r"[0-9]+\.[0-9]+", required)):
         raise Fault(f"has an attnkit_api that is not 'MAJOR.MINOR': {kind_of(required)}")
     asked, here = (tuple(map(int, each.split("."))) for each in (required, api_version))
     if asked[0] != here[0] or asked > here:

@@ -18,6 +18,7 @@ from attnkit.errors import (
     ArgumentError,
     BrokenPluginError,
     DuplicateVariantError,
+    RegistryError,
     UnknownVariantError,
 )
 from attnkit.families import BUILT_IN, Family
@@ -40,6 +41,7 @@ class Remembered:
         functions: What runs, by the signature of a call.
         choices: What was chosen, by the problem and how it was asked for.
         first_calls: How small real calls ended, see `attnkit.choice.first_call`.
+        reached: What came of calls beyond a swap's sample, see `attnkit.swaps.verification.reach`.
     """
 
     MOST = 4096
@@ -49,6 +51,7 @@ class Remembered:
         self.functions: dict[object, Any] = {}
         self.choices: dict[object, Any] = {}
         self.first_calls: dict[object, Any] = {}
+        self.reached: dict[object, Any] = {}
 
     def keep(self, table: dict[object, Any], key: object, found: object) -> None:
         """Add an entry to one of the tables."""
@@ -254,10 +257,20 @@ class Registry:
             )
 
     def _undo(self, registration: Registration) -> None:
-        """Take a registration back; a later one of the same name stays."""
+        """Take a registration back; a later one of the same name stays.
+
+        Raises:
+            RegistryError: It is a family, and variants of it are still registered.
+        """
         name = registration.offered.name
         with self._lock:
             if self._session_families.get(name) is registration:
+                standing = [each.name for each in self._variants.values() if each.family == name]
+                if standing:
+                    raise RegistryError(
+                        f"family {name!r} cannot be taken back: "
+                        f"{', '.join(sorted(standing))} of it stand; take those back first"
+                    )
                 del self._session_families[name]
                 self._changed()
             elif self._session.get(name) is registration:

@@ -5,8 +5,8 @@
     attnkit.swap(model, "flash")     # all or nothing, verified on a probe, undone by restore()
 
 `attnkit.swaps.plan` reads plans, `attnkit.swaps.decisions` says what they mean,
-`attnkit.swaps.transaction` does the swap, `attnkit.swaps.outputs` measures it, `attnkit.sites` has
-the protocol of the adapters.
+`attnkit.swaps.transaction` does the swap, `attnkit.swaps.verification` measures it,
+`attnkit.sites` has the protocol of the adapters.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def swap(
     The model's parameters, modules, configuration and outputs' types stay. Before anything is
     changed, every site is tried on the very tensors that reach it in a run of the model on
     ``sample``, and measured against the model's own function in float64; afterwards the outputs
-    of the whole model are compared; see `attnkit.swaps.outputs` for the bounds.
+    of the whole model are compared; see `attnkit.swaps.verification.outputs` for the bounds.
 
     Args:
         model: Any `torch.nn.Module` that a host knows.

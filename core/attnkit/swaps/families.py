@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from attnkit.problem import Problem
     from attnkit.promises import Relation
     from attnkit.sites import Site
+    from attnkit.swaps.verification.reach import Further
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,10 @@ class Standing:
             exact: Whether it should be what the model's own function computes.
         """
         raise NotImplementedError  # every family's own
+
+    def beyond(self, attempt: Any) -> tuple[Further, ...]:
+        """Return what the variant makes of calls that an attempt's call may be followed by."""
+        return ()
 
     def instead(self, mixer: Mixer, *, replaces: bool = False) -> Mixer:
         """Return a mixer as one that a host takes for this one.

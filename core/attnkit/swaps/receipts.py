@@ -40,6 +40,9 @@ class SiteReceipt(Frozen):
         default=None,
         description="root mean square of the change of the site's output over that of its own",
     )
+    beyond: tuple[str, ...] = Field(
+        default=(), description="calls beyond the sample by which the variant was verified too"
+    )
 
 
 class OutputReceipt(Frozen):
@@ -61,7 +64,10 @@ class OutputReceipt(Frozen):
 
 
 class LeakReceipt(Frozen):
-    """Whether outputs that may not see a change of the input stayed; see `attnkit.swaps.leaks`."""
+    """Whether outputs that may not see a change of the input stayed.
+
+    See `attnkit.swaps.verification.leaks`.
+    """
 
     name: LeakName
     changed: str = Field(description="what was changed in the input")
@@ -115,6 +121,7 @@ class Receipt(Frozen):
             (
                 swapped,
                 table(_OF_SITES, _site_rows(self.sites)),
+                *_beyond(self.sites),
                 table(_OF_OUTPUTS, _output_rows(self.outputs)),
                 *([table(_OF_LEAKS, _leak_rows(self.leaks))] if self.leaks else []),
                 versions,
@@ -166,6 +173,16 @@ def _site_rows(sites: tuple[SiteReceipt, ...]) -> Iterable[tuple[str, ...]]:
         errors = (_number(site.error_before), _number(site.error_after), _number(site.allowed))
         row = (site.path, site.layer, runs, site.relation, str(site.calls), *errors)
         yield (*row, _number(site.drift))
+
+
+def _beyond(sites: tuple[SiteReceipt, ...]) -> Iterable[str]:
+    """Say by which calls beyond the sample the sites were verified."""
+    told: dict[tuple[str, ...], list[str]] = {}
+    for site in sites:
+        told.setdefault(site.beyond, []).append(site.path)
+    for calls, paths in told.items():
+        whose = "" if len(told) == 1 else f" at {', '.join(paths)}"
+        yield f"verified beyond the sample{whose}: {'; '.join(calls) or 'nothing, forward only'}"
 
 
 def _output_rows(outputs: tuple[OutputReceipt, ...]) -> Iterable[tuple[str, ...]]:

@@ -18,9 +18,10 @@ rounding unit of the dtype and s that of its sums, see `attnkit.precision`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,18 +31,24 @@ from attnkit.errors import ShapeError
 from attnkit.hosts.mounts import submodule
 from attnkit.hosts.protocol import Host, Memory, Mixer, Span
 from attnkit.interface import Variant, load
+from attnkit.masks.constructors import full
 from attnkit.operations.recurrence import recurrence
 from attnkit.operations.recurrence_run import Given, layout_of, problem_of_recurrence
-from attnkit.precision import accumulation, roundoff, smallest
+from attnkit.precision import accumulation, roundoff, smallest, worst
 from attnkit.problem import RecurrenceProblem
 from attnkit.reference import recurrence as reference
 from attnkit.state import RecurrentState
 from attnkit.swaps.families import Assignment, Attempt, Measure, Standing, SwapFamily
 from attnkit.swaps.obstacles import LENGTH, beyond_a_recurrence
+from attnkit.swaps.verification.reach import SHORT, Case, Further, drawn, of_gradients, reached
+from attnkit.swaps.verification.trial import SITE_BOUND
 
 if TYPE_CHECKING:
     from attnkit.hosts.parts import Inputs, RecurrenceBuilder
     from attnkit.masks.constructors import Mask
+
+CHUNKS = (100, 103, 104, 150)
+"""Where calls beyond the sample end: after more tokens than a chunk has, after few, after one."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,49 @@ class Carrying(Standing):
         chosen = choose(self.variant, problem, self.implementation, self.fallback).key
         out, memory = step.run(self.variant, self.implementation, self.fallback)
         return Tried(chosen, out, self, request, step, memory)
+
+    def beyond(self, attempt: Tried) -> tuple[Further, ...]:
+        given = attempt.step.inputs
+        asked = replace(attempt.step.problem(), batch=1, query_length=1)
+        question = (asked, given.scale, given.options.model_dump_json(), given.around is not None)
+        how = self.implementation, tuple(self.fallback)
+        return reached(self.variant, (*question, *how), lambda: self._farther(given))
+
+    def _farther(self, given: Inputs) -> Iterator[Case]:
+        """Yield the calls that one call of a model may be followed by."""
+        whole, pieces = (0, CHUNKS[-1]), pairwise((0, *CHUNKS))
+        yield Case(f"{CHUNKS[-1]} tokens", lambda: self._error(given, [whole]))
+        told = "chunks of 100 and 3 tokens, one token, and the rest"
+        yield Case(told, lambda: self._error(given, list(pieces)))
+        yield Case(f"gradients over {SHORT} tokens", lambda: self._of_gradients(given))
+
+    def _error(self, given: Inputs, cuts: list[tuple[int, int]]) -> float:
+        step = Step(_longer(given, CHUNKS[-1]), full(), None, None)
+        outs, before = [], None
+        for start, stop in cuts:
+            piece = Step(_cut(step.inputs, start, stop), full(), before, None)
+            out, memory = piece.run(self.variant, self.implementation, self.fallback)
+            before = RecurrentState(memory, stop, memory.new_zeros(memory.shape[0], 0, 0))
+            outs.append(out)
+        joined = torch.cat(outs, 2)
+        wide = step._replace(inputs=_mapped(step.inputs, Tensor.double))
+        truth, _ = wide.run(self.variant, "reference")
+        every = torch.ones((), dtype=torch.bool, device=joined.device)
+        return worst(joined, truth, wide.unit(joined.dtype), every) / SITE_BOUND
+
+    def _of_gradients(self, given: Inputs) -> float:
+        step = Step(_longer(given, SHORT), full(), None, None)
+        names = ("query", "key", "value", "log_decay")
+        tensors = {name: t for name in names if (t := getattr(step.inputs, name)) is not None}
+
+        def ran(implementation: str, fallback: tuple[str, ...]) -> Callable[..., Tensor]:
+            def run(tensors: Mapping[str, Any]) -> Tensor:
+                made = step._replace(inputs=step.inputs._replace(around=None, **tensors))
+                return made.run(self.variant, implementation, fallback)[0]
+
+            return run
+
+        return of_gradients(ran(self.implementation, self.fallback), ran("reference", ()), tensors)
 
     def step(self, request: Span) -> Step:
         """Prepare a call."""
@@ -121,8 +171,7 @@ class Tried(Attempt):
         out, step = self.out, self.step
         wide = step.widened(self.carrying.module, self.request)
         truth, _ = wide.run(self.carrying.variant, "reference")
-        rate = 2 * roundoff(out.dtype) + 16 * accumulation(out.dtype)
-        unit = wide.absolute() * rate + smallest(out.dtype)
+        unit = wide.unit(out.dtype)
         keep = layout_of(step.mask, out.shape[0], step.seen, out.shape[2]).keep
         rows = torch.ones_like(out[..., :1], dtype=torch.bool)
         yield Measure(slice(None), truth, unit, rows if keep is None else keep[:, None, :, None])
@@ -187,8 +236,8 @@ class Step(NamedTuple):
         inputs = _inputs(copy.deepcopy(module).double(), request, dtype=torch.float64)
         return self._replace(inputs=inputs, before=before)
 
-    def absolute(self) -> Tensor:
-        """Return |o| of a call in float64: what its rounding errors are measured by.
+    def unit(self, dtype: torch.dtype) -> Tensor:
+        """Return, of a call in float64, what rounding may do to each output in a dtype.
 
         Of packed documents it counts the earlier ones too.
         """
@@ -213,7 +262,31 @@ class Step(NamedTuple):
             options=given.options,
         )
         around = 0.0 if given.around is None else given.around.abs()
-        return given.options.finish(out) + around
+        rate = 2 * roundoff(dtype) + 16 * accumulation(dtype)
+        return (given.options.finish(out) + around) * rate + smallest(dtype)
+
+
+def _mapped(given: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """Change every tensor."""
+    query, key, value = change(given.query), change(given.key), change(given.value)
+    decay = None if given.log_decay is None else change(given.log_decay)
+    around = None if given.around is None else change(given.around)
+    return given._replace(query=query, key=key, value=value, log_decay=decay, around=around)
+
+
+def _cut(given: Inputs, start: int, stop: int) -> Inputs:
+    return _mapped(given, lambda t: t[:, :, start:stop])
+
+
+def _longer(given: Inputs, length: int) -> Inputs:
+    """Return the tokens again and again, no two of them alike."""
+
+    def again(t: Tensor) -> Tensor:
+        places = torch.arange(length, device=t.device) % t.shape[2]
+        repeated = t.detach().index_select(2, places)
+        return repeated * (1 + 0.1 * torch.tanh(drawn(repeated.shape, t)))
+
+    return _mapped(given, again)
 
 
 def _inputs(module: nn.Module, request: Span, dtype: torch.dtype | None = None) -> Inputs:

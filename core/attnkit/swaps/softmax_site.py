@@ -8,22 +8,42 @@ see `attnkit.precision` for both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from attnkit import precision
+from attnkit import precision, reference
 from attnkit.choice.front import choose
 from attnkit.errors import UnsupportedError
-from attnkit.masks.constructors import Mask, Sizes, dense, full, sliding_window
+from attnkit.masks.constructors import (
+    Mask,
+    Sizes,
+    causal,
+    dense,
+    documents,
+    full,
+    left_padding,
+    padding,
+    sliding_window,
+)
 from attnkit.operations.attention import answer, attention, problem_of, sizes_of
 from attnkit.problem import SoftmaxProblem
 from attnkit.swaps.families import Assignment, Attempt, Measure, Standing, SwapFamily
 from attnkit.swaps.obstacles import LENGTH, beyond_attention
-from attnkit.swaps.trial import SITE_BOUND
+from attnkit.swaps.verification.reach import (
+    LONG,
+    SHORT,
+    Case,
+    Further,
+    drawn,
+    of_gradients,
+    reached,
+)
+from attnkit.swaps.verification.trial import SITE_BOUND
 
 if TYPE_CHECKING:
     from attnkit.hosts.protocol import Call, Host, Request
@@ -65,6 +85,47 @@ class Running(Standing):
         chosen = choose(self.variant, problem, self.implementation, self.fallback).key
         return Tried(chosen, self(request), self.variant, request, call, exact)
 
+    def beyond(self, attempt: Tried) -> tuple[Further, ...]:
+        call, size = attempt.call, attempt.sizes
+        asked = replace(problem_of(**call.arguments()), batch=1, query_length=1, key_length=1)
+        question = (asked, size.queries == size.keys, call.scale, call.softcap, attempt.exact)
+        how = self.implementation, tuple(self.fallback)
+        return reached(self.variant, (*question, *how), lambda: self._farther(attempt))
+
+    def _farther(self, attempt: Tried) -> Iterator[Case]:
+        """Yield the calls that one call of a model may be followed by."""
+        call, exact = attempt.call, attempt.exact
+        lengths = {f"{LONG} tokens": (LONG, LONG)}
+        if attempt.sizes.queries != attempt.sizes.keys:
+            lengths = {f"70 tokens on {LONG} keys": (70, LONG), "one token on 65": (1, 65)}
+        elif call.mask.is_causal:
+            lengths |= {"3 tokens on 40 keys": (3, 40), "one token on 65": (1, 65)}
+        for what, (queries, keys) in lengths.items():
+            made = _like(call, queries, keys)
+            if made is None:
+                return
+            yield Case(what, partial(self._error, made, exact))
+        made = _like(call, SHORT, SHORT)
+        if made is not None:
+            yield Case(f"gradients over {SHORT} tokens", partial(self._of_gradients, made, exact))
+
+    def _error(self, call: Call, exact: bool) -> float:
+        out = answer(call, self.variant, self.implementation, self.fallback)
+        tried = Tried("", out, self.variant, Defined(call), call, exact)
+        errors = (precision.worst(out[at], *measured) for at, *measured in tried.measures())
+        return max(errors) / SITE_BOUND
+
+    def _of_gradients(self, call: Call, exact: bool) -> float:
+        def run(tensors: Mapping[str, Any]) -> Tensor:
+            made = replace(call, **tensors)
+            return answer(made, self.variant, self.implementation, self.fallback)
+
+        def defined(tensors: Mapping[str, Any]) -> Tensor:
+            made = replace(call, **tensors)
+            return _reference(made) if exact else _own_reference(made, self.variant)
+
+        return of_gradients(run, defined, _floats(call))
+
 
 @dataclass(eq=False)
 class Tried(Attempt):
@@ -102,29 +163,97 @@ class Tried(Attempt):
 
     def _as_defined(self, wide: Call, part: slice) -> tuple[Tensor, Tensor]:
         """Return what the variant's reference gives for some samples, and the unit."""
-        named = ("query", "key", "value", "bias", "sinks")
-        given = {name: t for name in named if (t := getattr(wide, name)) is not None}
 
         def defined(tensors: dict[str, Any]) -> dict[str, Tensor]:
-            return {"out": self._defined(replace(wide, **tensors))}
+            return {"out": _own_reference(replace(wide, **tensors), self.variant)}
 
         dtype = self.out.dtype
-        truth, unit = precision.noise(defined, given, dtype)["out"]
+        truth, unit = precision.noise(defined, _floats(wide), dtype)["out"]
         return truth, unit * (precision.forward_gate(dtype) / SITE_BOUND)
 
     def _settled(self, wide: Call, truth: Tensor, unit: Tensor, part: slice) -> Tensor:
         """Return what a model of float64 means where its own function rounds to float32 inside."""
         if self.out.dtype != torch.float64 or not self.exact:
             return truth
-        meant = self._defined(wide)
+        meant = _own_reference(wide, self.variant)
         coarse = unit * (
             precision.accumulation(torch.float32) / precision.accumulation(torch.float64)
         )
         # further off it is no rounding, and whatever else it is stays the model's own
         return meant if precision.worst(truth, meant, coarse, self.rows[part]) <= 1 else truth
 
-    def _defined(self, wide: Call) -> Tensor:
-        return attention(**wide.arguments(), variant=self.variant, implementation="reference")
+
+class Defined:
+    """A call that no model made: its own function is the definition."""
+
+    def __init__(self, call: Call) -> None:
+        self.query, self.key, self.value, self._call = call.query, call.key, call.value, call
+
+    def call(self) -> Call:
+        """Return the call."""
+        return self._call
+
+    def own(self, query: Tensor, key: Tensor, value: Tensor, samples: slice) -> Tensor:
+        """Run the definition on these tensors and the call's arguments."""
+        return _reference(replace(_cut(self._call, samples), query=query, key=key, value=value))
+
+
+def _reference(call: Call) -> Tensor:
+    """Return what softmax attention is defined as."""
+    given = call.arguments()
+    if call.scale is None:
+        given["scale"] = call.query.shape[3] ** -0.5
+    return reference.softmax(**given)
+
+
+def _own_reference(call: Call, variant: Variant) -> Tensor:
+    """Return what a variant says that it computes."""
+    return attention(**call.arguments(), variant=variant, implementation="reference")
+
+
+def _floats(call: Call) -> dict[str, Tensor]:
+    named = ("query", "key", "value", "bias", "sinks")
+    return {name: t for name in named if (t := getattr(call, name)) is not None}
+
+
+def _like(call: Call, queries: int, keys: int) -> Call | None:
+    """Return a call of other lengths, with numbers of its own; None for masks of no known kind."""
+    sizes = Sizes(2, call.query.shape[1], queries, keys)
+    mask = _mask_like(call.mask, sizes)
+    if mask is None:
+        return None
+    width = call.query.shape[3]
+    # logits of about 1, whatever the scale
+    scale = width**-0.5 if call.scale is None else abs(call.scale)
+    query = drawn((2, sizes.heads, queries, width), call.query) / ((scale or 1.0) * width**0.5)
+    key = drawn((2, call.key.shape[1], keys, width), call.key, seed=1)
+    value = drawn((2, call.value.shape[1], keys, call.value.shape[3]), call.value, seed=2)
+    bias, sinks = call.bias, call.sinks
+    if bias is not None:
+        bias = drawn((1, sizes.heads, queries, keys), bias, seed=3)
+    if sinks is not None:
+        sinks = drawn(sinks.shape, sinks, seed=4)
+    return replace(call, query=query, key=key, value=value, mask=mask, bias=bias, sinks=sinks,
+                   dropout_p=0.0, aligned=True)  # fmt: skip
+
+
+def _mask_like(mask: Mask, sizes: Sizes) -> Mask | None:
+    """Return a mask of the same kinds for other sizes; None where a kind cannot be made up."""
+    made = causal() if mask.is_causal else full()
+    half = sizes.keys // 2
+    kinds: dict[str, Callable[[], Mask]] = {
+        "window": lambda: sliding_window(min(mask.window or SHORT, SHORT - 16)),
+        "padding": lambda: (left_padding if mask.is_causal else padding)(
+            [half - 1, 0] if mask.is_causal else [half, sizes.keys]
+        ),
+        "documents": lambda: documents((torch.arange(sizes.keys) >= half).long().expand(2, -1)),
+        "dense": lambda: dense(drawn((1, 1, sizes.queries, sizes.keys), torch.empty(0)) < 1),
+    }
+    for part in sorted(mask.parts):
+        if part not in kinds:
+            return None
+        made = made & kinds[part]()
+    return made
 
 
 def _windowed(mask: Mask, size: int) -> Mask:

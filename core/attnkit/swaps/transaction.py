@@ -7,7 +7,7 @@
     leaks     so they do, and inputs change where some outputs may not look
 
 Nothing stays attached unless all five pass: what was attached is undone in reverse order,
-whatever is raised. `attnkit.swaps.outputs` has the measurements and their bounds.
+whatever is raised. `attnkit.swaps.verification.outputs` has the measurements and their bounds.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from attnkit.registry.registry import default
 from attnkit.swaps import weights as added
 from attnkit.swaps.decisions import refusal
 from attnkit.swaps.families import Assignment, Standing, swap_family
-from attnkit.swaps.isolation import Note, cuda_devices, fresh, undisturbed
-from attnkit.swaps.leaks import Subject, check_leaks
-from attnkit.swaps.outputs import compare_outputs, noise_of
 from attnkit.swaps.plan import Plan, spelled
 from attnkit.swaps.receipts import LeakReceipt, OutputReceipt, Receipt, SiteReceipt, receipt_path
-from attnkit.swaps.trial import Counting, Trial
+from attnkit.swaps.verification.isolation import Note, cuda_devices, fresh, undisturbed
+from attnkit.swaps.verification.leaks import Subject, check_leaks
+from attnkit.swaps.verification.outputs import compare_outputs, noise_of
+from attnkit.swaps.verification.trial import Counting, Trial
 from attnkit.text import described
 from attnkit.versions import version_of
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from attnkit.promises import Relation
+    from attnkit.swaps.verification.reach import Further
 
 
 _NOTHING_COMPARED = (
@@ -308,7 +309,7 @@ class _Transaction:
 
         Raises:
             SwapRefusedError: Some cannot take what arrives; all sites are listed.
-            VerificationError: Some compute something else; the worst are listed.
+            VerificationError: Some compute something else, here or beyond the sample.
         """
         self.trials = trials = list(map(Trial, self.assignments, self.mixers))
         tried = [mixer.instead(trial) for mixer, trial in zip(self.mixers, trials, strict=True)]
@@ -325,6 +326,14 @@ class _Transaction:
         wrong = [r for r in (t.receipt() for t in trials) if not r.error_after <= r.allowed]
         if wrong:
             raise VerificationError("\n".join(["the swap was not made:", *map(_wrong, wrong)]))
+        farther = {
+            f"  {t.assignment.site.path}: {', '.join(t.implementations)} {_beyond(further)}"
+            for t in trials
+            for further in t.beyond()
+            if not further.error <= 1
+        }
+        if farther:
+            raise VerificationError("\n".join(["the swap was not made:", *sorted(farther)]))
         return outputs
 
     def noisy(self, generator: torch.Generator) -> Mapping[str, Tensor]:
@@ -418,6 +427,13 @@ def _wrong(site: SiteReceipt) -> str:
         f"  {site.path} ({site.layer}): {', '.join(site.implementations)} is off by "
         f"{site.error_after:.3g} rounding units{own}, at most {site.allowed:g} is rounding"
     )
+
+
+def _beyond(further: Further) -> str:
+    if further.why:
+        return f"fails beyond the sample, at {further.what}: {further.why}"
+    times = f"{further.error:.3g} times what rounding is allowed"
+    return f"is off by {times} beyond the sample, at {further.what}"
 
 
 def _versions(hosts: Mapping[str, Host]) -> dict[str, str]:

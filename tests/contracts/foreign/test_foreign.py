@@ -20,7 +20,7 @@ import attnkit_contracts
 from attnkit.errors import ArgumentError, UnsupportedError
 from attnkit_contracts import adapt
 from attnkit_contracts.foreign.claims import parse
-from attnkit_contracts.foreign.conventions import Convention
+from attnkit_contracts.foreign.conventions import Convention, LayerConvention
 from attnkit_contracts.foreign.function_calls import SoftmaxCall
 from attnkit_contracts.foreign.functions import FUNCTION
 
@@ -190,6 +190,18 @@ def test_the_source_of_a_variant_makes_it_again() -> None:
     again = eval(call.source, {"adapt": adapt}).implementations[-1].function
 
     assert again.convention == call.convention
+
+
+DECLARED = (
+    Convention(promises="causal, float32", layout="BLHE"),
+    Convention(promises="none, beta", family="recurrence", always=("beta",)),
+    LayerConvention(promises="causal", construct={"bias": False}),
+)
+
+
+@pytest.mark.parametrize("declared", DECLARED)
+def test_a_convention_survives_json(declared: Convention | LayerConvention) -> None:
+    assert type(declared).model_validate_json(declared.model_dump_json()) == declared
 
 
 WRONG = (

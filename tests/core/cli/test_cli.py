@@ -112,6 +112,7 @@ def test_check_writes_every_report_that_is_asked_for(tmp_path: Path) -> None:
         (["check", "moe", "--tier", "brief"], "tier must be one of"),
         (["check", "moe", "--json", "-", "--md", "-"], "one report can be printed"),
         (["explain", "flash", "--needs", "speed"], "--needs must be one of"),
+        (["explain", "moe", "--needs", "bias"], "--needs has no words here, got 'bias'"),
         (["explain", "flash", "--mask", "holes"], "--mask must be one of"),
         (["list", "--all"], "No such option"),
     ],

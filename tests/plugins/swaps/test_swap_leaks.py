@@ -15,8 +15,8 @@ from attnkit.errors import UnsupportedError, VerificationError
 from attnkit.hosts.leak_probes import by_shape, everything
 from attnkit.hosts.protocol import Pair, Probe
 from attnkit.reference import softmax
-from attnkit.swaps.leaks import Subject, check_leaks
 from attnkit.swaps.receipts import SiteReceipt
+from attnkit.swaps.verification.leaks import Subject, check_leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -162,10 +162,11 @@ def test_leak_that_begins_after_the_trial_is_found(llama: Any, leaking: str) -> 
     calls = []
 
     def late(query: Any, key: Any, value: Any, *, mask: Any, **rest: Any) -> Any:
-        # B = 2 leaves out the small call that asks whether it runs; 2 layers by 2 calls each in
-        # the trial, after it, and for two other neighbours
-        calls.append(query.shape[0] == 2)
-        if sum(calls) <= 16 or query.shape[2] == 1:
+        # B = 2 leaves out the small call that asks whether it runs, 20 keys the calls beyond the
+        # sample; 2 layers by 2 calls each in the trial, after it, and for two other neighbours
+        of_model = query.shape[0] == 2 and key.shape[2] <= 20
+        calls.append(of_model)
+        if not of_model or sum(calls) <= 16 or query.shape[2] == 1:
             return softmax(query, key, value, mask=mask, **rest)
         seen = attnkit.full() if leaking == "causality" else attnkit.causal()
         return softmax(query, key, value, mask=seen, **rest)

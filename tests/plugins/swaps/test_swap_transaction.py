@@ -18,9 +18,9 @@ from attnkit.errors import (
     VerificationError,
 )
 from attnkit.reference import softmax
-from attnkit.swaps.outputs import compare_outputs, noise_of
 from attnkit.swaps.plan import assign
 from attnkit.swaps.transaction import carry_out
+from attnkit.swaps.verification.outputs import compare_outputs, noise_of
 from attnkit_plugins.hosts.transformers import HOST
 
 if TYPE_CHECKING:
@@ -295,11 +295,13 @@ def test_output_of_another_layout_is_refused(model: Any) -> None:
 def test_variant_that_changes_its_mind_after_the_trial_is_caught_at_the_outputs(model: Any) -> None:
     calls = []
 
-    def fickle(query: Any, *rest: Any, **options: Any) -> Any:
-        calls.append(query)
-        # the small call that asks whether it runs, then 3 layers by 2 calls in the trial
-        late = sum(q.shape[0] == 2 for q in calls) > 6
-        return (off_by_a_percent if late else softmax)(query, *rest, **options)
+    def fickle(query: Any, key: Any, value: Any, **options: Any) -> Any:
+        # neither the small call that asks whether it runs, nor those beyond the sample
+        of_model = query.shape[0] == 2 and key.shape[2] <= 20
+        calls.append(of_model)
+        # 3 layers by 2 calls in the trial
+        late = of_model and sum(calls) > 6
+        return (off_by_a_percent if late else softmax)(query, key, value, **options)
 
     before = state(model)
     with (

@@ -1,10 +1,10 @@
 """Does a swapped model compute what it did? Its outputs, compared with noise at the sites.
 
-`attnkit.swaps.trial` measures every site. At an output y, noise of up to one unit is put on the
-result of every site, in runs of its own; s is the root mean square of what that does to a row of y,
-against the run in which every site answers with the model's own function: what a host computes
-around the sites, other than the model does, is no noise. Before and after differ at a site by at
-most R = error before + error after units, that is sqrt(3) R root mean squares of the noise.
+`attnkit.swaps.verification.trial` measures every site. At an output y, noise of up to one unit is
+put on the result of every site, in runs of its own; s is the root mean square of what that does to
+a row of y, against the run in which every site answers with the model's own function: what a host
+computes around the sites, other than the model does, is no noise. Before and after differ at a site
+by at most R = error before + error after units, that is sqrt(3) R root mean squares of the noise.
 Rounding between the sites is drawn anew by any change, as it is by the noise: R counts as at least
 1. The largest of n values that are each a sum of many such errors lies below sqrt(2 ln 2n) root
 mean squares; s itself is known to about a factor 2 from few runs:

@@ -27,6 +27,7 @@ from attnkit.swaps.receipts import SiteReceipt
 if TYPE_CHECKING:
     from attnkit.hosts.protocol import Mixer
     from attnkit.swaps.families import Assignment, Attempt, Standing
+    from attnkit.swaps.verification.reach import Further
 
 SITE_BOUND = 3.0
 
@@ -65,6 +66,7 @@ class Trial:
     Attributes:
         refusals: Why the variant cannot take what arrived.
         units: Root mean square unit of every row, by call.
+        first: The first attempt; the calls beyond the sample are like its own.
     """
 
     assignment: Assignment
@@ -76,6 +78,7 @@ class Trial:
     error_after: float = 0.0
     rows_left_out: int = 0
     drift: Drift = field(default_factory=Drift)
+    first: Attempt | None = None
 
     def __call__(self, request: Any) -> Tensor:
         """Answer as the model would, and measure."""
@@ -92,6 +95,7 @@ class Trial:
             self.implementations[attempt.chosen] = None
             if self._fits(own, attempt.out):
                 unit = self._measured(own, attempt)
+                self.first = self.first or attempt
             attempt.keep()
         self.units.append(unit)
         return own
@@ -122,7 +126,12 @@ class Trial:
             allowed=self.allowed,
             rows_left_out=self.rows_left_out,
             drift=self.drift.share(),
+            beyond=tuple(each.what for each in self.beyond() if not each.why),
         )
+
+    def beyond(self) -> tuple[Further, ...]:
+        """Return what the variant makes of calls beyond the sample."""
+        return () if self.first is None else self.standing.beyond(self.first)
 
     def noisy(self, generator: torch.Generator) -> Mixer:
         """Return a mixer that answers as the model would, with noise of up to one unit."""

@@ -3,9 +3,9 @@
 The two inputs of a `Probe` differ only where some outputs may not look: in later tokens
 (*causality*), in padding (*padding*), in another document of a packed row (*packing*), in another
 sample (*batch*). Those outputs must be equal to the bit; where they are not, the change is
-compared with what rounding noise at the sites does to them, bounded as `attnkit.swaps.outputs`
-bounds the change by a swap. A mixture of experts, for instance, rounds a token differently in
-other company.
+compared with what rounding noise at the sites does to them, bounded as
+`attnkit.swaps.verification.outputs` bounds the change by a swap. A mixture of experts, for
+instance, rounds a token differently in other company.
 
 A change that nothing sees shows nothing: a second pair says where it must be seen, in the outputs
 that may look, or in the same outputs once the mask is lifted. Where it is not, the probe is idle
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attnkit.errors import HostError, UnsupportedError, VerificationError
-from attnkit.swaps.outputs import compare_outputs, noise_of
 from attnkit.swaps.receipts import LeakReceipt, OutputReceipt, SiteReceipt
+from attnkit.swaps.verification.outputs import compare_outputs, noise_of
 
 if TYPE_CHECKING:
     import torch
