@@ -71,6 +71,52 @@ def test_module_that_counts_its_calls_is_compared_at_the_same_count() -> None:
     assert all(out.relative < 1e-5 for out in swapped.receipt.outputs)
 
 
+class Remembers(nn.Module):
+    """Keeps of its calls what models keep: tensors, lists, buffers; no past after a long one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.past: torch.Tensor | None = None
+        self.lengths: list[int] = []
+        self.written = torch.zeros(1)
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.past = x if x.shape[1] < 8 else None
+        self.lengths.append(x.shape[1])
+        self.written += 1
+        self.count += 1
+        self.register_buffer("latest", x)
+        self.first = x
+        out: torch.Tensor = self.inner(x, x, x)[0]
+        return out
+
+
+def test_what_a_model_keeps_of_its_calls_is_put_back() -> None:
+    model, x = Remembers().eval(), torch.randn(1, 3, 64)
+    attnkit.swap(model, "multi_head", sample={"x": torch.randn(1, 9, 64)}).restore()
+    assert not hasattr(model, "latest")
+    assert not hasattr(model, "first")
+    model(x)
+    before = vars(model).copy()
+    attnkit.swap(model, "multi_head", sample={"x": torch.randn(1, 9, 64)}).restore()
+    assert vars(model).keys() == before.keys()
+    assert all(vars(model)[name] is value for name, value in before.items())
+    assert model.past is model.latest is x
+    assert (model.lengths, int(model.written), int(model.count)) == ([3], 1, 1)
+
+
+def test_recurrent_blocks_generate_after_a_swap_and_its_restore() -> None:
+    torch.manual_seed(0)
+    sizes = {**SMALL, "num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 16}
+    config = transformers.RecurrentGemmaConfig(**sizes, lru_width=64, attention_window_size=12)
+    model: Any = transformers.RecurrentGemmaForCausalLM(config).eval()
+    before = model.generate(IDS, max_new_tokens=2, do_sample=False)
+    attnkit.swap(model, "flash").restore()
+    assert torch.equal(model.generate(IDS, max_new_tokens=2, do_sample=False), before)
+
+
 def test_exact_swap_on_top_of_other_mathematics_is_caught() -> None:
     model = llama()
     plan = {"variant": "sliding_window", "window_size": 2}
