@@ -21,6 +21,7 @@ from attnkit.hosts.mounts import submodule
 from attnkit.hosts.protocol import Call, Mixer
 from attnkit.hosts.sdpa_calls import autocast, fit
 from attnkit.masks.constructors import causal, full, sliding_window
+from attnkit_plugins.hosts.transformers.attention_weights import refuse
 from attnkit_plugins.hosts.transformers.bond import MARK, Bound, bind, own_config
 from attnkit_plugins.hosts.transformers.interface import own_function
 from attnkit_plugins.hosts.transformers.masks import Reading, read
@@ -203,10 +204,7 @@ def check_keywords(layer: str, given: dict[str, Any]) -> None:
         if name not in _KNOWN and value is not None and value is not False
     ]
     if "output_attentions" in unknown:
-        raise UnsupportedError(
-            "output_attentions: needs attention weights, a variant returns none; restore the "
-            "swap to get them"
-        )
+        refuse()
     if unknown:
         raise UnsupportedError(
             f"{', '.join(unknown)}: {layer} passes on what attnkit has no translation for; it "

@@ -321,7 +321,9 @@ def test_swapped_model_can_be_sharded_and_a_sharded_one_swapped(first: str, mesh
     assert furthest_of(wanted, gradients(model)) < CLOSE
 
 
-@pytest.mark.parametrize("name", ["bloom", "gptj", "codegen", "gpt_neo", "mpnet", "deberta_v2"])
+@pytest.mark.parametrize(
+    "name", ["bloom", "gptj", "codegen", "gpt_neo", "mpnet", "mpt", "deberta_v2"]
+)
 def test_attention_weights_are_refused_by_name(name: str) -> None:
     model = make(name)
     with (
