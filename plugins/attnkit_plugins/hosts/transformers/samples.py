@@ -52,6 +52,8 @@ def run(model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
     cache = getattr(out, "past_key_values", None)
     ids = sample.get("input_ids")
     plain = set(sample) <= {"input_ids", "attention_mask"} and not encodes
+    # a mask of queries and keys has no row for one more token
+    plain = plain and not (isinstance(padded, torch.Tensor) and padded.dim() > 2)
     if cache is not None and isinstance(ids, torch.Tensor) and plain:
         step: dict[str, Any] = {"input_ids": ids[:, :1], "past_key_values": cache}
         if isinstance(padded, torch.Tensor):

@@ -333,6 +333,18 @@ def test_attention_weights_are_refused_by_name(name: str) -> None:
         model(**INPUTS, output_attentions=True)
 
 
+@pytest.mark.parametrize("name", ["gptj", "codegen", "gpt_neo", "mpnet"])
+def test_bool_mask_that_the_model_would_add_to_its_logits_is_refused_by_name(name: str) -> None:
+    model, ids = make(name), INPUTS["input_ids"]
+    length = ids.shape[1]
+    mask = torch.ones(len(ids), 1, length, length, dtype=torch.bool).tril()
+    with (
+        attnkit.swap(model, "multi_head"),
+        pytest.raises(UnsupportedError, match="attention_mask: bool, which the model adds"),
+    ):
+        model(ids, attention_mask=mask)
+
+
 @pytest.mark.parametrize("variant", ["linear", "gated_linear"])
 def test_recurrence_takes_the_place_of_attention_and_keeps_its_state(variant: str) -> None:
     model, ids = make("gptj"), INPUTS["input_ids"][1:]
