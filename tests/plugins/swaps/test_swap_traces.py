@@ -155,6 +155,32 @@ def test_dropout_is_refused_in_training_and_remarked_on_before() -> None:
     assert attnkit.explain(training, "multi_head").possible
 
 
+def test_layer_that_attends_and_that_no_host_knows_is_remarked_on() -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.normed = nn.Softmax(-1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.normed(x @ x.mT) @ x
+            return out
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.known = nn.MultiheadAttention(64, 4, batch_first=True)
+            self.unknown = nn.Sequential(Mixing(), Mixing())
+            self.router = nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.known(x, x, x)[0]
+            return self.unknown(x) * self.router(x).softmax(-1)[..., :1]
+
+    remarks = attnkit.swap(Both().eval(), "flash", sample={"x": torch.randn(1, 7, 64)}).receipt
+    assert "Mixing (unknown.0, unknown.1) takes a softmax" in remarks.remarks[0]
+    assert len(remarks.remarks) == 1
+
+
 def test_version_that_was_not_tested_is_in_the_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnkit.swaps.api.untested", lambda *_: "was not tested")
     assert "was not tested" in attnkit.swap(llama(), "flash").receipt.remarks
