@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class Router(nn.Linear):
     """Logits of the experts, (..., D) to (..., E)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Compute in at least float32: half precision would reorder near ties."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
-        return linear(x.to(wide), self.weight.to(wide))
+        return linear(input.to(wide), self.weight.to(wide))
 
 
 @dataclass(frozen=True, kw_only=True)
