@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-_OWN = vars(torch.nn.Module()).keys() - {"training", "_buffers", "_non_persistent_buffers_set"}
-"""What torch keeps of a module that no run is asked to leave alone: parameters, children, hooks."""
+_OWN = {"_parameters", "_modules"}
+"""What of a module is left as a run leaves it: what shards parameters swaps them by the call."""
+
+_HELD = (dict, list, OrderedDict, set)
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode without gradients; put back attributes, buffers and random states.
+    """Run in eval mode without gradients; put back attributes, buffers, hooks, random states.
 
     So every run starts from the same state, and leaves none.
     """
@@ -49,7 +52,7 @@ def _content(holder: Any) -> Any:
     if isinstance(holder, torch.Tensor):
         plain = holder.layout == torch.strided and not holder.is_meta and not holder.is_nested
         return holder.detach().clone() if plain else None
-    return copy.copy(holder) if type(holder) in (list, dict, set) else None
+    return copy.copy(holder) if type(holder) in _HELD else None
 
 
 def _refill(holder: Any, content: Any) -> None:

@@ -107,6 +107,16 @@ def test_what_a_model_keeps_of_its_calls_is_put_back() -> None:
     assert (model.lengths, int(model.written), int(model.count)) == ([3], 1, 1)
 
 
+def test_hooks_that_a_model_registers_in_its_first_call_are_taken_out() -> None:
+    model, given = llama(), {"input_ids": IDS, "output_hidden_states": True}
+    swapped = attnkit.swap(model, "flash", sample=given)
+    assert [out.name for out in swapped.receipt.outputs if "hidden" in out.name] == [
+        f"hidden_states.{number}" for number in range(3)
+    ]
+    assert not any(module._forward_hooks for module in model.modules())
+    assert len(model(**given).hidden_states) == 3
+
+
 def test_recurrent_blocks_generate_after_a_swap_and_its_restore() -> None:
     torch.manual_seed(0)
     sizes = {**SMALL, "num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 16}
