@@ -102,6 +102,12 @@ class KVCache:
     def batch_size(self) -> int:
         return self.key.shape[0]
 
+    def begun(self, like: Tensor) -> Self:
+        """Return the state for tokens of this kind: one of none takes their dtype and device."""
+        if self.tokens:
+            return self
+        return type(self)(like.new_empty(self.key.shape), like.new_empty(self.value.shape))
+
     def append(self, key: Tensor, value: Tensor) -> Self:
         """Return the cache with ``key`` (B, Hkv, L, E) and ``value`` (B, Hkv, L, Ev) added.
 
@@ -165,6 +171,13 @@ class WindowCache:
     @property
     def batch_size(self) -> int:
         return self.key.shape[0]
+
+    def begun(self, like: Tensor) -> Self:
+        """See `KVCache.begun`."""
+        if self.tokens:
+            return self
+        key, value = like.new_empty(self.key.shape), like.new_empty(self.value.shape)
+        return self._with(key, value, tokens=0)
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Self]:
         """Return all keys (B, Hkv, S' + L, E) and values the new tokens may see, and the next."""

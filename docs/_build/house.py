@@ -29,7 +29,7 @@ PACKAGES = {
 }
 FLOORS: Mapping[str, Sequence[str]] = {
     "attnkit": (
-        "errors frozen promises text versions lazy precision",
+        "errors frozen promises text versions lazy precision at_rest",
         "problem state sites",
         "masks",
         "placements families interface",

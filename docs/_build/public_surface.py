@@ -72,6 +72,9 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
         ),
         "attnkit.layers.softmax": Module("the same", "SoftmaxLayer"),
         "attnkit.layers.softmax_config": Module("its configuration", "SoftmaxConfig"),
+        "attnkit.at_rest": Module(
+            "what weights say between two calls", "input_like weight_at_rest"
+        ),
         "attnkit.operations.arguments": Module(
             "rules for arguments", "check_mask check_state check_tokens dtype_name"
         ),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from attnkit.at_rest import input_like
 from attnkit.errors import SwapError
 from attnkit.sites import ROOT, Kind, Needs, Site
 
@@ -178,15 +179,15 @@ def site_at(
         input_dim: See `attnkit.sites.Site`.
         intercepts: See `attnkit.sites.Site`.
     """
-    first = next((each for each in module.parameters() if each.is_floating_point()), None)
+    like = input_like(module)
     return Site(
         path=site_path(name),
         kind=kind,
         layer=original(type(module)).__name__,
         host=host,
         needs=needs,
-        dtype="float32" if first is None else str(first.dtype).removeprefix("torch."),
-        device="cpu" if first is None else first.device.type,
+        dtype=str(like.dtype).removeprefix("torch."),
+        device=like.device.type,
         obstacle=obstacle,
         input_dim=input_dim,
         intercepts=intercepts,

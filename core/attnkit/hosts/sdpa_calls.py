@@ -8,7 +8,8 @@ these calls, and no others, to the mixer of its mount.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ from attnkit.masks.reader import read_mask
 if TYPE_CHECKING:
     from attnkit.hosts.mounts import Mount
 
+_WEIGHTS = re.compile(r"(output|need|return|get|with)_.*(att|weights).*")
+"""Names of arguments that ask for attention weights."""
+
 NAME = "scaled_dot_product_attention"
 
 
@@ -36,20 +40,43 @@ def calls_attention(layer: type, method: str = "forward") -> bool:
 
 
 def intercept(mount: Mount, *args: Any, **keywords: Any) -> Any:
-    """Run a module's own method, its calls of torch's attention answered by the mixer."""
-    with _Intercepting(mount):
-        return mount.own()(*args, **keywords)
+    """Run a module's own method, its calls of torch's attention answered by the mixer.
+
+    Raises:
+        UnsupportedError: Asked for attention weights, it went past torch's function, and so past
+            the mixer.
+    """
+    own, calls = mount.own(), _Intercepting(mount)
+    with calls:
+        out = own(*args, **keywords)
+    # no graph can count: one is made of what was called before, or refused below
+    if not torch.compiler.is_compiling() and not calls.answered:
+        given = inspect.signature(own).bind_partial(*args).arguments
+        _check_weights(mount, given | keywords)
+    return out
+
+
+def _check_weights(mount: Mount, given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if _WEIGHTS.fullmatch(name) and isinstance(value, bool) and value:
+            raise UnsupportedError(
+                f"{name}: {type(mount.module).__name__} has attention weights from arithmetic of "
+                f"its own, in which {mount.label!r} does not run; restore the swap to get them"
+            )
 
 
 class _Intercepting(TorchFunctionMode):
     def __init__(self, mount: Mount) -> None:
         super().__init__()
         self.mount = mount
+        self.answered = False
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         if func is functional.scaled_dot_product_attention:
+            if not torch.compiler.is_compiling():
+                self.answered = True
             # not for the modules around this one either, whose calls these are not
             with torch._C.DisableTorchFunction():
                 return attend(self.mount, *args, **(kwargs or {}))

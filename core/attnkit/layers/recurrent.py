@@ -7,6 +7,7 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
+from attnkit.at_rest import input_like
 from attnkit.interface import Options
 from attnkit.layers.construction import Config, MadeLayer
 from attnkit.layers.heads import split_heads as split_heads
@@ -30,6 +31,10 @@ class Past(NamedTuple):
     state: RecurrentState
     mask: Mask
     layout: Layout
+
+    def beside(self, held: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what the state holds; before the first token, in the kind that token came in."""
+        return held if self.state.tokens else held.to(like.device, dtype)
 
 
 class RecurrentLayer(MadeLayer[Config]):
@@ -64,10 +69,10 @@ class RecurrentLayer(MadeLayer[Config]):
 
     def init_state(self, batch_size: int) -> RecurrentState:
         """Return the state before the first token."""
-        weight = self.out_proj.weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        memory = weight.new_zeros((batch_size, *self.memory_shape), dtype=wide)
-        return RecurrentState(memory, 0, weight.new_zeros(batch_size, *self.inputs_shape))
+        like = input_like(self)
+        wide = torch.promote_types(like.dtype, torch.float32)
+        memory = like.new_zeros((batch_size, *self.memory_shape), dtype=wide)
+        return RecurrentState(memory, 0, like.new_zeros(batch_size, *self.inputs_shape))
 
     @overload
     def forward(self, x: Tensor, *, mask: Mask = ..., state: None = None) -> Tensor: ...
@@ -84,7 +89,7 @@ class RecurrentLayer(MadeLayer[Config]):
 
         The mask may hold padding and documents.
         """
-        check_tokens("x", x, self.config.embed_dim, self.out_proj.weight.dtype)
+        check_tokens("x", x, self.config.embed_dim, self.out_proj)
         if state is not None:
             check_state(state, RecurrentState, x.shape[0])
         check_mask(mask)
@@ -113,6 +118,7 @@ class RecurrentLayer(MadeLayer[Config]):
         Returns:
             The outputs, (B, L, H, Ev), and the memory after them.
         """
+        wide = torch.promote_types(value.dtype, torch.float32)
         out, memory = recurrence(
             query,
             key,
@@ -122,7 +128,7 @@ class RecurrentLayer(MadeLayer[Config]):
             scale=scale,
             mask=past.mask,
             seen=past.state.tokens,
-            initial_state=past.state.memory,
+            initial_state=past.beside(past.state.memory, value, wide),
             options=self.options,
             implementation=self.config.implementation,
         )

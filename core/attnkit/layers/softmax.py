@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor, nn
 
+from attnkit.at_rest import input_like
 from attnkit.errors import ArgumentError, ShapeError, UnsupportedError
 from attnkit.layers.construction import MadeLayer, New
 from attnkit.layers.heads import split_heads
@@ -57,16 +58,16 @@ class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
         if config.context_dim is not None:
             return Stateless(batch_size)
         self.check_runs_stepwise(is_causal=self.config.is_causal)
-        weight = self.k_proj.weight
-        kind = weight.device.type
+        like = input_like(self)
+        kind = like.device.type
         autocast = torch.is_autocast_enabled(kind)
         cache = KVCache.empty(
             batch_size,
             config.kv_heads,
             config.key_width,
             config.value_width,
-            dtype=torch.get_autocast_dtype(kind) if autocast else weight.dtype,
-            device=weight.device,
+            dtype=torch.get_autocast_dtype(kind) if autocast else like.dtype,
+            device=like.device,
         )
         if config.window_size is None:
             return cache
@@ -130,9 +131,9 @@ class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
             key = rotate(key, first=seen, base=base)
         following: SoftmaxState | None = None
         if isinstance(state, WindowCache):
-            key, value, following = state.append(key, value)
+            key, value, following = state.begun(key).append(key, value)
         elif isinstance(state, KVCache):
-            following = state.append(key, value)
+            following = state.begun(key).append(key, value)
             key, value = following.key, following.value
         mask = self._own_mask() & drop_first(mask, seen + length - key.shape[2])
         y = self._attend(query, key, value, mask)
@@ -171,8 +172,8 @@ class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
         return y
 
     def _check(self, x: Tensor, context: Tensor | None, state: SoftmaxState | None) -> None:
-        config, dtype = self.config, self.q_proj.weight.dtype
-        check_tokens("x", x, config.embed_dim, dtype)
+        config = self.config
+        check_tokens("x", x, config.embed_dim, self.q_proj)
         if (context is None) != (config.context_dim is None):
             given, wanted = ("no", "a") if context is None else ("a", "no")
             raise ArgumentError(
@@ -180,7 +181,7 @@ class SoftmaxLayer(MadeLayer[SoftmaxConfig]):
                 "give a context (B, S, context_dim) exactly where the layer has one"
             )
         if context is not None and config.context_dim is not None:
-            check_tokens("context", context, config.context_dim, dtype)
+            check_tokens("context", context, config.context_dim, self.k_proj)
             if context.shape[0] != x.shape[0]:
                 raise ShapeError(
                     f"x and context must share batch size, got x {tuple(x.shape)} and context "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attnkit.at_rest import weight_at_rest
 from attnkit.errors import (
     ArgumentError,
     DeviceError,
@@ -22,7 +23,7 @@ from attnkit.text import described
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from attnkit.state import State
 
@@ -75,8 +76,15 @@ def check_plain(tensors: Iterable[object]) -> None:
             )
 
 
-def check_tokens(name: str, x: object, width: int, dtype: torch.dtype) -> None:
-    """Check what a layer is given: (B, L, width), in the dtype of its weights or under autocast."""
+def check_tokens(name: str, x: object, width: int, meets: Tensor | nn.Module) -> None:
+    """Check what a layer is given: (B, L, width), in the dtype of its weights or under autocast.
+
+    Args:
+        name: Of the argument.
+        x: What came.
+        width: D.
+        meets: The layer's parameter, or its child, that x is multiplied with.
+    """
     if not isinstance(x, torch.Tensor):
         raise ArgumentError(
             f"{name} must be a tensor (B, L, D) with D = {width}, got {described(x)}; "
@@ -87,9 +95,12 @@ def check_tokens(name: str, x: object, width: int, dtype: torch.dtype) -> None:
             f"{name} must be (B, L, D) with D = {width}, got {tuple(x.shape)}; project it, or "
             "make the layer for that width"
         )
-    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+    weight = meets if isinstance(meets, torch.Tensor) else weight_at_rest(meets)
+    if weight is None or x.dtype == weight.dtype:
+        return
+    if not torch.is_autocast_enabled(x.device.type):
         raise DtypeError(
-            f"{name} must have the dtype of the weights, {dtype_name(dtype)}, got "
+            f"{name} must have the dtype of the weights, {dtype_name(weight.dtype)}, got "
             f"{dtype_name(x.dtype)}; convert one with .to()"
         )
 

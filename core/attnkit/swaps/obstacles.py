@@ -70,8 +70,8 @@ def _beyond_a_state(assignment: Assignment) -> Iterator[str]:
     needs = site.needs
     if site.input_dim is None:
         yield (
-            f"state: variant {name!r} needs the layer's input and a place for its state; the host "
-            f"{site.host!r} offers neither at {site.layer}"
+            f"state: variant {name!r} needs the layer's input and a place of its own for its "
+            f"state; the host {site.host!r} does not offer both at {site.layer}"
         )
     if needs.causal is not True:
         yield f"causal: {name!r} sees no later key, the layer is not known to be causal"

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attnkit.at_rest import input_like
 from attnkit.choice.front import choose
-from attnkit.errors import ShapeError
+from attnkit.errors import ShapeError, UnsupportedError
 from attnkit.hosts.mounts import submodule
 from attnkit.hosts.protocol import Host, Memory, Mixer, Span
 from attnkit.interface import Variant, load
@@ -323,9 +324,13 @@ def _mixer(model: nn.Module, host: Host, assignment: Assignment) -> Carrying:
     assert variant.placement is not None
     build: RecurrenceBuilder = load(variant.placement.build)
     layer = submodule(model, assignment.site.path)
-    parameters = (each for each in layer.parameters() if each.is_floating_point())
-    like = next(parameters, torch.empty(0))
+    like = input_like(layer)
     module = build(assignment.site, options, device=like.device, dtype=like.dtype)
+    if any(True for _ in module.parameters()) and any(p.is_meta for p in layer.parameters()):
+        raise UnsupportedError(
+            f"device: the weights of {assignment.site.path} are offloaded, so that it is not known "
+            f"where those that {variant.name!r} adds belong; swap first, and offload after that"
+        )
     return Carrying(variant, module, options.implementation, options.fallback)
 
 

@@ -26,6 +26,7 @@ from attnkit.hosts.answers import attached, named, outputs_of, probes_of, sample
 from attnkit.hosts.leak_probes import neighbours
 from attnkit.hosts.mounts import undo_all
 from attnkit.hosts.protocol import Attachment, Host, Mixer, Prober
+from attnkit.hosts.unknown_layers import UnknownLayers
 from attnkit.registry.registry import default
 from attnkit.swaps import weights as added
 from attnkit.swaps.decisions import refusal
@@ -142,6 +143,7 @@ def carry_out(
     outputs = compare_outputs(before, after, noise, sites)
     _check_outputs(outputs, sites, own=compare_outputs(before, quiet, noise, sites))
     leaks = transaction.leaks(before, after)
+    remarks = (*remarks, *transaction.unknown.remarks())
     if not outputs:
         remarks = (*remarks, _NOTHING_COMPARED)
     receipt = Receipt(
@@ -168,6 +170,7 @@ class _Transaction:
         used: The hosts of the sites, by name.
         host: Runs the model.
         sample: What it is run on.
+        unknown: The layers that attend where no host sees a site, once it has run.
         mixers: What will stand at the sites, once it is built.
         trials: What was measured of each, once it is tried.
     """
@@ -185,6 +188,8 @@ class _Transaction:
         self.host = self.used[assignments[0].site.host]
         self.generated = sample is None
         self.sample = self._settled(sample, hosts)
+        known = [site for host in hosts.values() for site in sites_of(host, model)]
+        self.unknown = UnknownLayers(model, [s.path for s in known if s.kind == "attention"])
         self.mixers: list[Standing] = []
         self.trials: list[Trial] = []
 
@@ -227,7 +232,8 @@ class _Transaction:
             SwapError: It does not run on the sample.
         """
         try:
-            return self.run(self.sample, [])
+            with self.unknown:
+                return self.run(self.sample, [])
         except HostError:
             raise
         except Exception as error:

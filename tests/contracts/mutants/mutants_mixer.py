@@ -73,7 +73,7 @@ class Smoothing(nn.Module):
     def forward(
         self, x: Tensor, *, mask: Mask = attnkit.full(), state: Memory | None = None
     ) -> Any:
-        check_tokens("x", x, self.config.embed_dim, self.out.weight.dtype)
+        check_tokens("x", x, self.config.embed_dim, self.out)
         check_mask(mask)
         if state is not None:
             check_state(state, Memory, len(x))

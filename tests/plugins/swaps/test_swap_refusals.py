@@ -17,6 +17,7 @@ from attnkit.errors import (
     ArgumentError,
     ConfigError,
     SwapError,
+    SwapRefusedError,
     UnknownVariantError,
     UnsupportedError,
 )
@@ -168,3 +169,34 @@ def test_explanation_lists_reasons_as_swap_does(model: Any) -> None:
     decisions = [decide(each) for each in assign("self_attention", attnkit.survey(model))]
     assert all("num_heads: needs 4, offers 1" in d.reasons[0] for d in decisions)
     assert not attnkit.explain(model, "self_attention").possible
+
+
+HYBRID: dict[str, Any] = {**SMALL, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def falcon_h1() -> Any:
+    mamba: Any = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16}
+    sizes: Any = {"mamba_n_groups": 1, "mamba_chunk_size": 8}
+    return transformers.FalconH1ForCausalLM(transformers.FalconH1Config(**HYBRID, **mamba, **sizes))
+
+
+def zamba2() -> Any:
+    mamba: Any = {"mamba_ngroups": 1, "n_mamba_heads": 4, "mamba_headdim": 32, "mamba_d_state": 16}
+    layers: Any = {"layers_block_type": ["mamba", "hybrid", "mamba"], "hybrid_layer_ids": [1]}
+    sizes: Any = {"chunk_size": 8, "attention_head_dim": 32, "num_mem_blocks": 1}
+    config = transformers.Zamba2Config(
+        **{**HYBRID, "num_key_value_heads": 4}, **mamba, **layers, **sizes
+    )
+    return transformers.Zamba2ForCausalLM(config)
+
+
+@pytest.mark.parametrize("build", [falcon_h1, zamba2])
+def test_layer_that_shares_its_place_in_the_cache_has_none_for_a_state(build: Any) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    path = next(site.path for site in attnkit.survey(model) if site.kind == "attention")
+    assert not attnkit.explain(model, {path: "linear"}).possible
+    with pytest.raises(SwapRefusedError, match=r"state: .* needs .* a place of its own"):
+        attnkit.swap(model, {path: "linear"}, accept="different")
+    with attnkit.swap(model, {path: "flash"}):
+        model.generate(torch.tensor([[5, 7, 9]]), max_new_tokens=2, do_sample=False)

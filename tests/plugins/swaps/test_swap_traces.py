@@ -71,6 +71,62 @@ def test_module_that_counts_its_calls_is_compared_at_the_same_count() -> None:
     assert all(out.relative < 1e-5 for out in swapped.receipt.outputs)
 
 
+class Remembers(nn.Module):
+    """Keeps of its calls what models keep: tensors, lists, buffers; no past after a long one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(64, 4, batch_first=True)
+        self.past: torch.Tensor | None = None
+        self.lengths: list[int] = []
+        self.written = torch.zeros(1)
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.past = x if x.shape[1] < 8 else None
+        self.lengths.append(x.shape[1])
+        self.written += 1
+        self.count += 1
+        self.register_buffer("latest", x)
+        self.first = x
+        out: torch.Tensor = self.inner(x, x, x)[0]
+        return out
+
+
+def test_what_a_model_keeps_of_its_calls_is_put_back() -> None:
+    model, x = Remembers().eval(), torch.randn(1, 3, 64)
+    attnkit.swap(model, "multi_head", sample={"x": torch.randn(1, 9, 64)}).restore()
+    assert not hasattr(model, "latest")
+    assert not hasattr(model, "first")
+    model(x)
+    before = vars(model).copy()
+    attnkit.swap(model, "multi_head", sample={"x": torch.randn(1, 9, 64)}).restore()
+    assert vars(model).keys() == before.keys()
+    assert all(vars(model)[name] is value for name, value in before.items())
+    assert model.past is model.latest is x
+    assert (model.lengths, int(model.written), int(model.count)) == ([3], 1, 1)
+
+
+def test_hooks_that_a_model_registers_in_its_first_call_are_taken_out() -> None:
+    model, given = llama(), {"input_ids": IDS, "output_hidden_states": True}
+    swapped = attnkit.swap(model, "flash", sample=given)
+    assert [out.name for out in swapped.receipt.outputs if "hidden" in out.name] == [
+        f"hidden_states.{number}" for number in range(3)
+    ]
+    assert not any(module._forward_hooks for module in model.modules())
+    assert len(model(**given).hidden_states) == 3
+
+
+def test_recurrent_blocks_generate_after_a_swap_and_its_restore() -> None:
+    torch.manual_seed(0)
+    sizes = {**SMALL, "num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 16}
+    config = transformers.RecurrentGemmaConfig(**sizes, lru_width=64, attention_window_size=12)
+    model: Any = transformers.RecurrentGemmaForCausalLM(config).eval()
+    before = model.generate(IDS, max_new_tokens=2, do_sample=False)
+    attnkit.swap(model, "flash").restore()
+    assert torch.equal(model.generate(IDS, max_new_tokens=2, do_sample=False), before)
+
+
 def test_exact_swap_on_top_of_other_mathematics_is_caught() -> None:
     model = llama()
     plan = {"variant": "sliding_window", "window_size": 2}
@@ -107,6 +163,32 @@ def test_dropout_is_refused_in_training_and_remarked_on_before() -> None:
     with pytest.raises(SwapRefusedError, match="dropout: asked for, not promised"):
         attnkit.swap(training, "flash")
     assert attnkit.explain(training, "multi_head").possible
+
+
+def test_layer_that_attends_and_that_no_host_knows_is_remarked_on() -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.normed = nn.Softmax(-1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.normed(x @ x.mT) @ x
+            return out
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.known = nn.MultiheadAttention(64, 4, batch_first=True)
+            self.unknown = nn.Sequential(Mixing(), Mixing())
+            self.router = nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.known(x, x, x)[0]
+            return self.unknown(x) * self.router(x).softmax(-1)[..., :1]
+
+    remarks = attnkit.swap(Both().eval(), "flash", sample={"x": torch.randn(1, 7, 64)}).receipt
+    assert "Mixing (unknown.0, unknown.1) takes a softmax" in remarks.remarks[0]
+    assert len(remarks.remarks) == 1
 
 
 def test_version_that_was_not_tested_is_in_the_receipt(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -295,7 +295,7 @@ def test_recurrence_with_one_failing_step_is_undone_by_the_others() -> None:
     model = build()
     before, layer = logits(model), model.model.layers[1].self_attn
     swapped = attnkit.swap(model, "gated_linear", accept="different")
-    last: Any = swapped._attachments[1]
+    last: Any = swapped._attachments[1].attachment
 
     def fail() -> None:
         raise KeyError("gone")

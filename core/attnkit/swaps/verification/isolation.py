@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,37 +14,55 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-_PLAIN = (bool, int, float, str, type(None))
-"""What a module may note about a call, the longest length it has seen say."""
+_OWN = {"_parameters", "_modules"}
+"""What of a module is left as a run leaves it: what shards parameters swaps them by the call."""
+
+_HELD = (dict, list, OrderedDict, set)
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode without gradients; put back modes, plain attributes, buffers, random states.
+    """Run in eval mode without gradients; put back attributes, buffers, hooks, random states.
 
     So every run starts from the same state, and leaves none.
     """
-    noted = [(module, _plain(module)) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
+    noted = [(vars(module), _attributes(module)) for module in model.modules()]
+    held = [each for _, kept in noted for each in (*kept.values(), *kept["_buffers"].values())]
+    contents = [(each, copied) for each in held if (copied := _content(each)) is not None]
     try:
         with torch.random.fork_rng(cuda_devices(model)), torch.no_grad():
-            for module, _ in noted:
-                module.training = False
+            for members, _ in noted:
+                members["training"] = False
             yield
     finally:
-        for module, before in noted:
-            for name in _plain(module).keys() - before.keys():
-                del module.__dict__[name]
-            module.__dict__.update(before)
-        for module, name, buffer, content in buffers:
-            module._buffers[name] = buffer
-            if buffer is not None and content is not None and not torch.equal(buffer, content):
-                with torch.no_grad():
-                    buffer.copy_(content)
+        for members, kept in noted:
+            for name in members.keys() - kept.keys() - _OWN:
+                del members[name]
+            members.update(kept)
+        for each, copied in contents:
+            _refill(each, copied)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OWN}
+
+
+def _content(holder: Any) -> Any:
+    """Return a copy of what may be written to; None for anything else."""
+    if isinstance(holder, torch.Tensor):
+        plain = holder.layout == torch.strided and not holder.is_meta and not holder.is_nested
+        return holder.detach().clone() if plain else None
+    return copy.copy(holder) if type(holder) in _HELD else None
+
+
+def _refill(holder: Any, content: Any) -> None:
+    if isinstance(holder, torch.Tensor):
+        if not torch.equal(holder, content):
+            with torch.no_grad():
+                holder.copy_(content)
+        return
+    holder.clear()
+    (holder.extend if isinstance(holder, list) else holder.update)(content)
 
 
 def fresh(sample: Mapping[str, object]) -> dict[str, object]:
@@ -57,10 +76,6 @@ def fresh(sample: Mapping[str, object]) -> dict[str, object]:
 def cuda_devices(model: nn.Module) -> list[int]:
     """Return the GPUs that hold parameters."""
     return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-
-
-def _plain(module: nn.Module) -> dict[str, object]:
-    return {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
 
 
 class Note:

@@ -18,7 +18,7 @@ from attnkit.operations.arguments import check_mask, check_state, check_tokens, 
 from attnkit.problem import FeedforwardProblem
 from attnkit.state import Stateless
 from attnkit_plugins.feedforward.moe import MoEConfig
-from attnkit_plugins.feedforward.moe.router import Routing, route
+from attnkit_plugins.feedforward.moe.router import Router, Routing, route
 from attnkit_plugins.feedforward.moe.weights import ExpertWeights
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class MoELayer(MadeLayer[MoEConfig]):
         """Set the parameters."""
         config = self.config
         count, width, hidden = config.num_experts, config.embed_dim, config.hidden_dim
-        self.router = new.linear(width, count, bias=False)
+        self.router = Router(width, count, bias=False, device=new.device, dtype=new.dtype)
         self.gate_up_proj = new.empty(count, 2 * hidden, width)
         self.down_proj = new.empty(count, width, hidden)
         self.reset_parameters()
@@ -169,8 +169,7 @@ class MoELayer(MadeLayer[MoEConfig]):
         return parts.Routing(routing.experts[0], routing.gates[0]), weights
 
     def _check(self, x: Tensor, mask: Mask, state: Stateless | None) -> None:
-        width, dtype = self.config.embed_dim, self.down_proj.dtype
-        check_tokens("x", x, width, dtype)
+        check_tokens("x", x, self.config.embed_dim, self.down_proj)
         check_mask(mask)
         if state is not None and self.config.capacity_factor is not None:
             raise UnsupportedError(
@@ -181,9 +180,9 @@ class MoELayer(MadeLayer[MoEConfig]):
             check_state(state, Stateless, x.shape[0])
 
     def _route(self, x: Tensor, keep: Tensor) -> Routing:
-        # half precision would reorder near ties
-        wide = torch.promote_types(self.router.weight.dtype, torch.float32)
-        logits = nn.functional.linear(x.to(wide), self.router.weight.to(wide))  # (B, L, E)
+        logits = self.router(x)  # (B, L, E)
+        # what took the router's place may compute in half precision
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return route(
             logits,
             keep,

@@ -6,9 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+from torch.nn.functional import linear
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Router(nn.Linear):
+    """Logits of the experts, (..., D) to (..., E)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute in at least float32: half precision would reorder near ties."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        return linear(input.to(wide), self.weight.to(wide))
 
 
 @dataclass(frozen=True, kw_only=True)

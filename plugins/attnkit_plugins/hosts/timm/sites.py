@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from attnkit.at_rest import input_like
 from attnkit.errors import SwapError
 from attnkit.hosts.mounts import Mounted, mount, site_at, site_path, submodule
 from attnkit.hosts.outputs import numbers
@@ -60,7 +61,7 @@ def make_sample(model: nn.Module) -> Mapping[str, object]:
             "size of its inputs; give the swap sample={...}, keyword arguments of the model's "
             "forward"
         )
-    return {"x": numbers(2, channels, *height_width, like=next(model.parameters()))}
+    return {"x": numbers(2, channels, *height_width, like=input_like(model))}
 
 
 def _site(path: str, module: nn.Module) -> Iterator[Site]:

@@ -4,8 +4,8 @@ A swapped module runs `multihead.forward` in the place of its own ``forward``. T
 go past a module's ``forward``, and are dealt with:
 
 - The fused inference path of `TransformerEncoderLayer` reads the weights of its attention and
-  never calls it. It leaves a module alone whose ``_qkv_same_embed_dim`` is False, so that is what
-  a swapped module says; if it did not help, verification would find the site uncalled.
+  never calls it. It leaves a layer alone that has hooks, so a swapped module has one; if it did
+  not help, verification would find the site uncalled.
 - `TransformerEncoder` drops padding in inference by nested tensors. They are taken as they come:
   padded, attended with a padding mask, and packed again.
 

@@ -19,16 +19,36 @@ from attnkit_plugins.hosts.torch.nested import packed, unpacked
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.utils.hooks import RemovableHandle
 
     from attnkit.hosts.mounts import Mount
     from attnkit.hosts.protocol import Mixer
     from attnkit.swaps.api import Site
 
 
-def attach(model: nn.Module, site: Site, mixer: Mixer, label: str) -> Mounted:
-    """Put a mixer into a module, and keep the encoder layer around it from going past."""
-    keep = {"_qkv_same_embed_dim": False}
-    return mount(model, site, mixer, label, forward, attributes=keep)
+@dataclass(frozen=True)
+class Attached:
+    """See `attnkit.hosts.protocol.Attachment`; ``noticed`` is the hook beside the mount."""
+
+    mounted: Mounted
+    noticed: RemovableHandle
+
+    def blocked(self) -> str | None:
+        return self.mounted.blocked()
+
+    def undo(self) -> None:
+        self.mounted.undo()
+        self.noticed.remove()
+
+
+def attach(model: nn.Module, site: Site, mixer: Mixer, label: str) -> Attached:
+    """Put a mixer into a module, and a hook that keeps the layer around it from going past."""
+    mounted = mount(model, site, mixer, label, forward)
+    return Attached(mounted, mounted.mount.module.register_forward_pre_hook(notice))
+
+
+def notice(module: nn.Module, args: tuple[object, ...]) -> None:
+    """Do nothing: that there is a hook tells `TransformerEncoderLayer` to call the module."""
 
 
 def forward(
@@ -70,7 +90,8 @@ def forward(
     hint = is_causal is True and key_padding_mask is None and not need_weights
     request = Arrived(mount, query, key, value, key_padding_mask, attn_mask, dropout, hint)
     out = mixed(mount, request).transpose(1, 2).flatten(2)  # (B, L, D)
-    out = functional.linear(out, layer.out_proj.weight, layer.out_proj.bias)
+    # called, not read as torch does: what stands in its place, or waits for the call, takes part
+    out = layer.out_proj(out)
     weights = _weights(mount, request) if need_weights else None
     if weights is not None and average_attn_weights:
         weights = weights.mean(dim=1)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from attnkit.at_rest import input_like
 from attnkit.errors import SwapError
 from attnkit.hosts.outputs import numbers, run_model
 
@@ -87,7 +88,7 @@ def _inner(layer: nn.Module) -> nn.MultiheadAttention:
 
 def _tokens(layer: nn.MultiheadAttention, *lengths: int) -> list[Tensor]:
     """Return two samples of each length, in the layer's layout."""
-    like, width = layer.out_proj.weight, layer.embed_dim
+    like, width = input_like(layer), layer.embed_dim
     shapes = [(2, length) if layer.batch_first else (length, 2) for length in lengths]
     return [numbers(*shape, width, like=like) for shape in shapes]
 

@@ -12,9 +12,9 @@ The name is registered with transformers at the first swap and stays; it does no
 that was not swapped.
 
 Here is the declaration, which imports neither torch nor transformers. `sites` has the survey,
-`dispatch` what runs in a swapped layer, `masks` how masks are read, `recurrent` and `experts` what
-stands in for attention and for feed-forward layers, `samples` the inputs, `probes` what shows a
-leak, `opener` saved models.
+`dispatch` what runs in a swapped layer, `attention_weights` who asks for what it cannot give,
+`masks` how masks are read, `recurrent` and `experts` what stands in for attention and for
+feed-forward layers, `samples` the inputs, `probes` what shows a leak, `opener` saved models.
 """
 
 from __future__ import annotations
@@ -54,25 +54,29 @@ class TransformersHost:
         from attnkit.hosts.protocol import StateMixer
         from attnkit.hosts.sdpa_calls import intercept
         from attnkit_plugins.hosts.transformers import dispatch, experts, interface, recurrent
+        from attnkit_plugins.hosts.transformers.attention_weights import guarded
         from attnkit_plugins.hosts.transformers.rewriter import attach, rewritten
 
         if site.kind == "feedforward":
             return experts.attach(model, site.path, mixer, label)
+        module = submodule(model, site.path)
+        layer = original(type(module))
+        stand_in = rewritten(layer)
 
         def put() -> Attachment:
             if isinstance(mixer, StateMixer):
                 return recurrent.attach(model, site.path, mixer, label)
             return dispatch.attach(model, site.path, mixer, label)
 
-        module = submodule(model, site.path)
-        layer = original(type(module))
-        stand_in = rewritten(layer)
-        if stand_in is not None:
-            return attach(module, stand_in, put)
-        if interface.caller(layer) is None:
-            # it calls torch's function, not the interface
-            return mount(model, site, mixer, label, intercept)
-        return put()
+        def placed() -> Attachment:
+            if stand_in is not None:
+                return attach(module, stand_in, put)
+            if interface.caller(layer) is None:
+                # it calls torch's function, not the interface
+                return mount(model, site, mixer, label, intercept)
+            return put()
+
+        return guarded(model, site.path, placed)
 
     def weights(self, model: nn.Module, path: str) -> Weights:
         from attnkit.hosts.mounts import submodule

@@ -21,9 +21,10 @@ from attnkit.hosts.mounts import submodule
 from attnkit.hosts.protocol import Call, Mixer
 from attnkit.hosts.sdpa_calls import autocast, fit
 from attnkit.masks.constructors import causal, full, sliding_window
+from attnkit_plugins.hosts.transformers.attention_weights import refuse
 from attnkit_plugins.hosts.transformers.bond import MARK, Bound, bind, own_config
 from attnkit_plugins.hosts.transformers.interface import own_function
-from attnkit_plugins.hosts.transformers.masks import Reading, read
+from attnkit_plugins.hosts.transformers.masks import Reading, added, read
 
 KEY = "attnkit"
 
@@ -161,6 +162,7 @@ class Arrived:
         window = self.keywords.get("sliding_window")
         if self.attention_mask is not None:
             config = own_config(module)
+            check_mask(module, self.attention_mask)
             return read(self.attention_mask, query.shape, self.key.shape, window, module, config)
         if not self._is_causal_without_mask():
             return _NOTHING_HIDDEN
@@ -193,6 +195,15 @@ def register() -> None:
     AttentionMaskInterface.register(KEY, _visible_mask)
 
 
+def check_mask(module: nn.Module, given: Tensor) -> None:
+    """Refuse a bool mask where the model's own function would add it to the logits."""
+    if given.dtype != torch.bool or own_config(module)._attn_implementation == "sdpa":
+        return
+    # what `rewrites` has in the place of a model's own takes both
+    if own_function(module).__module__.startswith("transformers."):
+        added(given)
+
+
 def check_keywords(layer: str, given: dict[str, Any]) -> None:
     """Refuse by name what cannot be translated and may matter."""
     if given.keys() <= _KNOWN:
@@ -203,10 +214,7 @@ def check_keywords(layer: str, given: dict[str, Any]) -> None:
         if name not in _KNOWN and value is not None and value is not False
     ]
     if "output_attentions" in unknown:
-        raise UnsupportedError(
-            "output_attentions: needs attention weights, a variant returns none; restore the "
-            "swap to get them"
-        )
+        refuse()
     if unknown:
         raise UnsupportedError(
             f"{', '.join(unknown)}: {layer} passes on what attnkit has no translation for; it "

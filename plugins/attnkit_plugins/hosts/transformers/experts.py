@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from attnkit.at_rest import weight_at_rest
 from attnkit.errors import SwapError
 from attnkit.hosts.mounts import original, submodule
 from attnkit.hosts.parts import Routing, Weights
@@ -51,6 +52,9 @@ def experts_obstacle(module: Any) -> str | None:
     told = [what for what, differs in differing.items() if differs]
     if not told and getattr(module, "gate_up_proj", None) is None:
         told = ["weights of an unknown layout"]
+    wrapped = "forward" in vars(module)
+    if wrapped or any(p.is_meta or not p.is_floating_point() for p in module.parameters()):
+        return _unread(layer.__name__)
     return f"experts: {layer.__name__} has {', '.join(told)}; none has a variant" if told else None
 
 
@@ -191,12 +195,23 @@ def dense_obstacle(path: str, module: nn.Module) -> str | None:
         return f"{layer} is the model itself, in whose place nothing can be put; swap in a model"
     if any(hasattr(p, "device_mesh") for p in module.parameters()):
         return f"the parameters of {layer} are sharded; swap first, and shard after that"
-    if any(getattr(module, name) for name in _HOOKS):
+    if any(getattr(each, name) for each in module.modules() for name in _HOOKS):
         return (
             f"{layer} has hooks, which would not run for what takes its place; remove them, and "
             "register them after the swap"
         )
+    for name, child in module.named_children():
+        weight = weight_at_rest(child)
+        if any(True for _ in child.parameters()) and (weight is None or weight.is_meta):
+            return _unread(f"{layer}.{name}")
     return None
+
+
+def _unread(layer: str) -> str:
+    return (
+        f"the weights of {layer} cannot be read between two calls: they are offloaded, quantised "
+        "or below something else; swap first, and do that after it"
+    )
 
 
 def run_experts(module: nn.Module, x: Tensor, experts: Tensor, gates: Tensor) -> Tensor:
@@ -228,6 +243,9 @@ def _is_gated(module: nn.Module) -> bool:
     """Say whether a layer is W_down (activation(W_gate x) * W_up x), without biases."""
     names = [{"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}]
     matrices = {
-        name: child for name, child in module.named_children() if isinstance(child, nn.Linear)
+        # a class derived from it may compute anything
+        name: child
+        for name, child in module.named_children()
+        if original(type(child)) is nn.Linear
     }
     return set(matrices) in names and all(m.bias is None for m in matrices.values())

@@ -64,6 +64,17 @@ _read: dict[int, _Known] = {}
 _inferred: MutableMapping[Tensor, tuple[object, Tensor, Reading]] = WeakTensorKeyDictionary()
 
 
+def added(given: Tensor | None) -> Tensor | None:
+    """Return a mask that a model adds to its logits; refuse one of bools, which hides nothing."""
+    if given is not None and given.dtype == torch.bool:
+        raise UnsupportedError(
+            "attention_mask: bool, which the model adds to its logits as 0 and 1, so that it hides "
+            "nothing; give it as floating, 0 and -inf, or load the model with "
+            "attn_implementation='sdpa' where it has that"
+        )
+    return given
+
+
 def read(
     given: Tensor,
     query: Sequence[int],

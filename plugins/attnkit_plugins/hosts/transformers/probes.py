@@ -125,10 +125,11 @@ def _packing(model: nn.Module, vary: _Varied, ids: Tensor) -> Iterator[Probe]:
     positions = torch.where(places < cut, places, places - cut).expand_as(ids)
     # with a cache, transformers does not look for documents
     one: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+    told = f"another document in the first {cut} positions, use_cache=False"
     first = (places < cut).expand_as(ids)
     other = vary.change(one, "input_ids", first)
     stays, moves = Pair(one, other, by_shape(~first)), Pair(one, other, by_shape(first))
-    yield Probe("packing", f"another document in the first {cut} positions", stays, moves)
+    yield Probe("packing", told, stays, moves)
 
 
 def _stream(sample: Inputs, names: Sequence[str]) -> tuple[str, Tensor | None]:

@@ -261,6 +261,7 @@ class Arrived:
                 f"attention_mask must have 4 dimensions here, got {tuple(given.shape)}; the "
                 "model's own implementation must be 'sdpa' or 'eager'"
             )
+        dispatch.check_mask(self.request.module, given)
         compiling = torch.compiler.is_compiling()
         if given.dtype != torch.bool:
             hidden = given <= torch.finfo(given.dtype).min / 2

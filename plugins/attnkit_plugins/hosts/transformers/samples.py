@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from attnkit.at_rest import input_like
 from attnkit.errors import SwapError
 from attnkit.hosts.outputs import named_tensors, numbers
 
@@ -51,6 +52,8 @@ def run(model: nn.Module, sample: Mapping[str, object]) -> Mapping[str, Tensor]:
     cache = getattr(out, "past_key_values", None)
     ids = sample.get("input_ids")
     plain = set(sample) <= {"input_ids", "attention_mask"} and not encodes
+    # a mask of queries and keys has no row for one more token
+    plain = plain and not (isinstance(padded, torch.Tensor) and padded.dim() > 2)
     if cache is not None and isinstance(ids, torch.Tensor) and plain:
         step: dict[str, Any] = {"input_ids": ids[:, :1], "past_key_values": cache}
         if isinstance(padded, torch.Tensor):
@@ -67,7 +70,7 @@ def _tokens(model: PreTrainedModel, sites: Sequence[Site]) -> Mapping[str, objec
     wanted = max([LENGTH, *(window + BEYOND_WINDOW for window in windows)])
     # some models count positions from 2
     length = max(PADDING + 1, min(wanted, LONGEST, most - 4))
-    device = next(model.parameters()).device
+    device = input_like(model).device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (2, length), generator=generator)
     pad = config.pad_token_id or 0
@@ -92,4 +95,4 @@ def _pixels(model: PreTrainedModel) -> Mapping[str, object]:
         )
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     shape = (2, getattr(config, "num_channels", 3), height, width)
-    return {"pixel_values": numbers(*shape, like=next(model.parameters()))}
+    return {"pixel_values": numbers(*shape, like=input_like(model))}

@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
 
 from attnkit.hosts.mounts import original, site_at, site_path
 from attnkit.hosts.sdpa_calls import calls_attention
@@ -96,11 +101,15 @@ def _apart(path: str, module: nn.Module) -> Iterator[Site]:
 def _input_dim(module: nn.Module) -> int | None:
     """Return D of a layer whose cache can keep a state: one with a place of its own in it."""
     layer: type = type(module)
-    found = caller(layer)
-    if found is None or not _keeps(layer, found):
+    found, index = caller(layer), getattr(module, "layer_idx", None)
+    if found is None or not _keeps(layer, found) or not isinstance(index, int):
         return None
-    width = getattr(own_config(module), "hidden_size", None)
-    return width if isinstance(getattr(module, "layer_idx", None), int) else None
+    config = own_config(module)
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[index] if kinds and index < len(kinds) else "full_attention"
+    # elsewhere the place also holds what another part of the layer keeps, or is another layer's
+    alone = DYNAMIC_LAYER_TYPE_MAPPING.get(kind) in (DynamicLayer, DynamicSlidingWindowLayer)
+    return getattr(config, "hidden_size", None) if alone else None
 
 
 def _obstacle(module: nn.Module) -> str | None:

@@ -79,7 +79,8 @@ class StateSpaceLayer(RecurrentLayer[StateSpaceConfig]):
         """(B, L, C) -> x', B and C side by side, (B, L, C), and the next past."""
         bias = None if self.conv_bias is None else _wide(self.conv_bias)
         weight = _wide(self.conv_weight)
-        mixed, inputs = convolve(u, past.state.inputs, weight, bias, past.layout)
+        before = past.beside(past.state.inputs, u, u.dtype)
+        mixed, inputs = convolve(u, before, weight, bias, past.layout)
         return silu(mixed), inputs
 
     def _scan(self, mixed: Tensor, dt: Tensor, past: Past) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import attnkit
+from attnkit.at_rest import input_like
 from attnkit.layers import MadeLayer, New
 from attnkit.masks import Mask, Sizes, causal, full, hide_padding, real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
@@ -42,12 +43,12 @@ class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
             UnsupportedError: The layer looks at later tokens, so it cannot run step by step.
         """
         self.check_runs_stepwise(is_causal=self.config.is_causal)
-        weight = self.out_proj.weight
-        kind = weight.device.type
+        like = input_like(self)
+        kind = like.device.type
         autocast = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
+        dtype = torch.get_autocast_dtype(kind) if autocast else like.dtype
         width = self.width
-        return KVCache.empty(batch_size, 1, width, width, dtype=dtype, device=weight.device)
+        return KVCache.empty(batch_size, 1, width, width, dtype=dtype, device=like.device)
 
     @overload
     def forward(
@@ -99,7 +100,7 @@ class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
             proj(x)[:, None] for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, 1, L, E) each
         if state is not None:
-            state = state.append(key, value)
+            state = state.begun(key).append(key, value)
             key, value = state.key, state.value
         mask = own & mask
         out = attnkit.attention(
@@ -118,8 +119,7 @@ class SelfAttentionLayer(MadeLayer[SelfAttentionConfig]):
         return (y, weights) if state is None else (y, state, weights)
 
     def _check(self, x: Tensor, mask: Mask, state: KVCache | None) -> None:
-        width, dtype = self.config.embed_dim, self.out_proj.weight.dtype
-        check_tokens("x", x, width, dtype)
+        check_tokens("x", x, self.config.embed_dim, self.q_proj)
         check_mask(mask)
         seen = 0
         if state is not None:

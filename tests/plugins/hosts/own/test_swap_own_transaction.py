@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch_layers import DOUBLE
 
 import attnkit
-from attnkit.errors import SwapError, SwapRefusedError
+from attnkit.errors import SwapError, SwapRefusedError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,30 @@ class Around(Projected):
 
 def boxed() -> nn.Module:
     return nn.Sequential(Calling())
+
+
+class Looking(Projected):
+    """Does the arithmetic itself where its weights are asked for, as timm's and others' do."""
+
+    def forward(self, x: torch.Tensor, return_attention: bool = False, **options: Any) -> Any:
+        q, k, v = self.heads(x)
+        if not return_attention:
+            mixed = functional.scaled_dot_product_attention(q, k, v, **options)
+            return self.out(mixed.transpose(1, 2).flatten(2))
+        weights = (q @ k.mT / 8**0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2)), weights
+
+
+@pytest.mark.parametrize("given", [((), {"return_attention": True}), ((True,), {})], ids=str)
+def test_weights_that_are_computed_past_the_variant_are_refused_by_name(given: Any) -> None:
+    layer, x, (args, keywords) = Looking(), SAMPLE["x"], given
+    with attnkit.swap(layer, "multi_head", sample=SAMPLE):
+        layer(x, return_attention=False)
+        told = "return_attention: Looking has attention weights .*'multi_head' does not run"
+        with pytest.raises(UnsupportedError, match=told):
+            layer(x, *args, **keywords)
+    out, weights = layer(x, *args, **keywords)
+    assert (out.shape, weights.shape) == (x.shape, (*x.shape[:1], 4, x.shape[1], x.shape[1]))
 
 
 NARROW = {"variant": "sliding_window", "window_size": 2}

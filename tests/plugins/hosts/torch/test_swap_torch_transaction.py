@@ -133,6 +133,42 @@ def test_restore_puts_back_the_same_objects_and_the_same_bits() -> None:
         assert torch.equal(model(x), out)
 
 
+def test_class_of_a_swapped_layer_finds_all_that_it_reads() -> None:
+    layer, x = attention(batch_first=True), normal(2, 9, 32)
+    with torch.no_grad():
+        expected, _ = layer(x, x, x)
+        swapped = attnkit.swap(layer, "multi_head")
+        for _ in ("swapped", "restored"):
+            assert layer._qkv_same_embed_dim
+            out, _ = nn.MultiheadAttention.forward(layer, x, x, x)
+            assert furthest(out, expected) < CLOSE
+            swapped.restore()
+        attnkit.swap(layer, "multi_head")
+        layer._reset_parameters()
+
+
+def test_output_projection_of_a_swapped_layer_is_called() -> None:
+    class Adapted(nn.Module):
+        def __init__(self, base: nn.Module) -> None:
+            super().__init__()
+            self.base, self.more = base, nn.Linear(32, 32, dtype=DOUBLE)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.base(x) + self.more(x)
+            return out
+
+    layer, x, seen = attention(batch_first=True), normal(2, 9, 32), []
+    attnkit.swap(layer, "multi_head")
+    before, _ = layer(x, x, x)
+    layer.out_proj.register_forward_hook(lambda *_: seen.append("hook"))
+    layer.out_proj = adapted = Adapted(layer.out_proj)
+    after, _ = layer(x, x, x)
+    assert seen == ["hook"]
+    after.sum().backward()
+    assert furthest(before.detach(), after.detach()) > 1e-2
+    assert adapted.more.weight.grad is not None
+
+
 def test_nested_swaps_unwind_in_order() -> None:
     model = encoder()
     before = state(model)

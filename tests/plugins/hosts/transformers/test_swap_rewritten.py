@@ -321,7 +321,9 @@ def test_swapped_model_can_be_sharded_and_a_sharded_one_swapped(first: str, mesh
     assert furthest_of(wanted, gradients(model)) < CLOSE
 
 
-@pytest.mark.parametrize("name", ["bloom", "gptj", "codegen", "gpt_neo", "mpnet", "deberta_v2"])
+@pytest.mark.parametrize(
+    "name", ["bloom", "gptj", "codegen", "gpt_neo", "mpnet", "mpt", "deberta_v2"]
+)
 def test_attention_weights_are_refused_by_name(name: str) -> None:
     model = make(name)
     with (
@@ -329,6 +331,18 @@ def test_attention_weights_are_refused_by_name(name: str) -> None:
         pytest.raises(UnsupportedError, match="output_attentions: needs attention weights"),
     ):
         model(**INPUTS, output_attentions=True)
+
+
+@pytest.mark.parametrize("name", ["gptj", "codegen", "gpt_neo", "mpnet"])
+def test_bool_mask_that_the_model_would_add_to_its_logits_is_refused_by_name(name: str) -> None:
+    model, ids = make(name), INPUTS["input_ids"]
+    length = ids.shape[1]
+    mask = torch.ones(len(ids), 1, length, length, dtype=torch.bool).tril()
+    with (
+        attnkit.swap(model, "multi_head"),
+        pytest.raises(UnsupportedError, match="attention_mask: bool, which the model adds"),
+    ):
+        model(ids, attention_mask=mask)
 
 
 @pytest.mark.parametrize("variant", ["linear", "gated_linear"])

@@ -47,6 +47,10 @@ def gemma2() -> Any:
     return transformers.Gemma2ForCausalLM(config)
 
 
+def falcon() -> Any:
+    return transformers.FalconForCausalLM(transformers.FalconConfig(**SMALL, alibi=True))
+
+
 def gpt_oss() -> Any:
     experts: Any = {"num_local_experts": 4, "num_experts_per_tok": 2, "eos_token_id": 2}
     rope: Any = {"rope_type": "default", "rope_theta": 1e4}
@@ -283,6 +287,48 @@ def test_keyword_without_translation_is_refused_by_name(keyword: str) -> None:
     model = lively(llama)
     with attnkit.swap(model, "flash"), pytest.raises(UnsupportedError, match=keyword):
         model(**prompt(model), **{keyword: torch.ones(1)})
+
+
+WEIGHTS = "output_attentions: needs attention weights"
+
+
+@pytest.mark.parametrize("build", [bert, gpt2, llama, vit, t5])
+def test_attention_weights_are_refused_by_name_whoever_is_asked(build: Any) -> None:
+    model = lively(build)
+    model.set_attn_implementation("eager")
+    asked = {"input_ids": prompt(model)["input_ids"]}
+    if build is vit:
+        asked = {"pixel_values": torch.randn(1, 3, 32, 32)}
+    elif build is t5:
+        asked["decoder_input_ids"] = asked["input_ids"]
+    swapped = attnkit.swap(model, "multi_head")
+    with pytest.raises(UnsupportedError, match=WEIGHTS):
+        model(**asked, output_attentions=True)
+    model.config.output_attentions = True
+    with pytest.raises(UnsupportedError, match=WEIGHTS):
+        model(**asked)
+    model(**asked, output_attentions=False)
+    swapped.restore()
+    out = model(**asked, output_attentions=True)
+    assert len(out["encoder_attentions" if build is t5 else "attentions"]) == 2
+
+
+def test_layer_that_would_go_past_the_variant_for_its_weights_is_refused() -> None:
+    model = lively(falcon)
+    with attnkit.swap(model, "multi_head"), pytest.raises(UnsupportedError, match=WEIGHTS):
+        model(**prompt(model), output_attentions=True)
+    assert len(model(**prompt(model), output_attentions=True).attentions) == 2
+
+
+def test_weights_are_refused_as_long_as_one_layer_of_one_swap_is_there() -> None:
+    model = lively(gpt2)
+    first = attnkit.swap(model, {"*.0.attn": "flash"})
+    second = attnkit.swap(model, {"*.1.attn": "multi_head"})
+    for swapped in (second, first):
+        with pytest.raises(UnsupportedError, match=WEIGHTS):
+            model(**prompt(model), output_attentions=True)
+        swapped.restore()
+    model(**prompt(model), output_attentions=True)
 
 
 def test_swapped_model_compiles_into_one_graph() -> None:

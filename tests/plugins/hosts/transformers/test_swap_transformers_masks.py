@@ -10,7 +10,7 @@ import transformers
 from tiny_models import CLOSE, SMALL, furthest
 
 import attnkit
-from attnkit.errors import SwapRefusedError
+from attnkit.errors import SwapRefusedError, UnsupportedError
 
 WINDOW: Any = {"variant": "sliding_window", "window_size": 3}
 IDS = torch.randint(1, 97, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -50,6 +50,33 @@ def test_mask_changed_between_two_models_is_read_anew() -> None:
         mask.data[0, 0, 1:, 0] = False
         found = other(IDS, attention_mask=mask).logits
         assert furthest(found, plain(IDS, attention_mask=mask).logits) < CLOSE
+
+
+def test_mask_of_queries_and_keys_in_a_sample_is_verified_without_a_next_step() -> None:
+    mask = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
+    sample = {"input_ids": IDS, "attention_mask": mask.expand(2, 1, 12, 12)}
+    outputs = attnkit.swap(llama(), "multi_head", sample=sample).receipt.outputs
+    assert [out.name for out in outputs] == ["logits"]
+
+
+@pytest.mark.parametrize("plan", ["multi_head", "linear"])
+def test_bool_mask_that_the_model_would_add_to_its_logits_is_refused_by_name(plan: str) -> None:
+    mask = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
+    # float32: in float64 the model itself makes NaN of padding
+    model = llama().float()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        plain = model(IDS).logits
+        # the model is wrong with it: nothing is hidden
+        assert furthest(model(IDS, attention_mask=mask).logits, plain) > 1e-2
+        with (
+            attnkit.swap(model, plan, accept="different"),
+            pytest.raises(UnsupportedError, match="attention_mask: bool, which the model adds"),
+        ):
+            model(IDS, attention_mask=mask)
+        model.set_attn_implementation("sdpa")
+        with attnkit.swap(model, "multi_head"):
+            assert furthest(model(IDS, attention_mask=mask).logits, plain) < 1e-4
 
 
 @pytest.mark.parametrize("start", [0.0, 0.5])

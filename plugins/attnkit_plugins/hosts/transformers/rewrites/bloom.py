@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bloom import modeling_bloom
 
+from attnkit_plugins.hosts.transformers.masks import added
 from attnkit_plugins.hosts.transformers.rewrites.eager import EAGER, eager_attention_forward
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class BloomAttention(modeling_bloom.BloomAttention):  # type: ignore[misc]  # tr
             query,
             key,
             value,
-            attention_mask,
+            added(attention_mask),
             scaling=self.inv_norm_factor,
             position_bias=position_bias,
             dropout=self.attention_dropout.p if self.training else 0.0,

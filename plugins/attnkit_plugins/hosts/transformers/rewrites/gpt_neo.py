@@ -10,6 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neo import modeling_gpt_neo
 
 from attnkit_plugins.hosts.transformers.dispatch import check_keywords
+from attnkit_plugins.hosts.transformers.masks import added
 from attnkit_plugins.hosts.transformers.rewrites.eager import wide_eager_attention_forward
 
 
@@ -41,9 +42,9 @@ class GPTNeoSelfAttention(modeling_gpt_neo.GPTNeoSelfAttention):  # type: ignore
     ) -> tuple[Tensor, Tensor | None]:
         length, keys = query.shape[2], key.shape[2]
         seen = self.bias[:, :, keys - length : keys, :keys]  # (1, 1, L, S), causal and the window
-        if attention_mask is not None:
-            lowest = torch.finfo(attention_mask.dtype).min
-            seen = torch.where(seen, attention_mask, lowest)
+        given = added(attention_mask)
+        if given is not None:
+            seen = torch.where(seen, given, torch.finfo(given.dtype).min)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, wide_eager_attention_forward
         )

@@ -10,6 +10,7 @@ from transformers.models.codegen import modeling_codegen
 from transformers.models.gptj import modeling_gptj
 
 from attnkit_plugins.hosts.transformers.dispatch import check_keywords
+from attnkit_plugins.hosts.transformers.masks import added
 from attnkit_plugins.hosts.transformers.rewrites.eager import EAGER, wide_eager_attention_forward
 
 
@@ -45,7 +46,7 @@ class _Rotated(nn.Module):
             query,
             key,
             value,
-            attention_mask,
+            added(attention_mask),
             scaling=1 / self.scale_attn,
             dropout=self.attn_dropout.p if self.training else 0.0,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.mpnet import modeling_mpnet
 
+from attnkit_plugins.hosts.transformers.masks import added
 from attnkit_plugins.hosts.transformers.rewrites.eager import EAGER, eager_attention_forward
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class MPNetSelfAttention(modeling_mpnet.MPNetSelfAttention):  # type: ignore[mis
             query,
             key,
             value,
-            attention_mask,
+            added(attention_mask),
             scaling=self.attention_head_size**-0.5,
             position_bias=position_bias,
             dropout=self.dropout.p if self.training else 0.0,

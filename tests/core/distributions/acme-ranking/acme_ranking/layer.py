@@ -29,7 +29,7 @@ class RankingLayer(nn.Module):
         self, x: Tensor, *, mask: attnkit.Mask = attnkit.full(), state: object = None
     ) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        check_tokens("x", x, self.config.embed_dim, self.projection.weight.dtype)
+        check_tokens("x", x, self.config.embed_dim, self.projection)
         check_mask(mask)
         if mask.parts or mask.is_causal:
             raise UnsupportedError(f"mask: 'acme_by_sum' sees all tokens, got {mask!r}")
