@@ -7,12 +7,8 @@ where nothing has come yet, these functions say what can be known.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
 
 def weight_at_rest(module: nn.Module) -> Tensor | None:

@@ -7,6 +7,7 @@ It is the module whose method does it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,6 @@ from torch.overrides import TorchFunctionMode
 from attnkit.hosts.mounts import original, site_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
     from types import FrameType
 
 _SOFTMAX = (functional.softmax, torch.softmax, torch.Tensor.softmax)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from attnkit.at_rest import weight_at_rest
 from attnkit.errors import (
@@ -21,10 +23,6 @@ from attnkit.masks.constructors import Mask
 from attnkit.text import described
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from torch import Tensor, nn
-
     from attnkit.state import State
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

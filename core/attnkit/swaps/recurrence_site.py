@@ -32,7 +32,7 @@ from attnkit.errors import ShapeError, UnsupportedError
 from attnkit.hosts.mounts import submodule
 from attnkit.hosts.protocol import Host, Memory, Mixer, Span
 from attnkit.interface import Variant, load
-from attnkit.masks.constructors import full
+from attnkit.masks.constructors import Mask, full
 from attnkit.operations.recurrence import recurrence
 from attnkit.operations.recurrence_run import Given, layout_of, problem_of_recurrence
 from attnkit.precision import accumulation, roundoff, smallest, worst
@@ -46,7 +46,6 @@ from attnkit.swaps.verification.trial import SITE_BOUND
 
 if TYPE_CHECKING:
     from attnkit.hosts.parts import Inputs, RecurrenceBuilder
-    from attnkit.masks.constructors import Mask
 
 CHUNKS = (100, 103, 104, 150)
 """Where calls beyond the sample end: after more tokens than a chunk has, after few, after one."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from torch import nn
+from torch import nn
 
 _OWN = {"_parameters", "_modules"}
 """What of a module is left as a run leaves it: what shards parameters swaps them by the call."""

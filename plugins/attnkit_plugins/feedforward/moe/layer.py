@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self, overload
+from typing import Literal, Self, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnkit.choice.front import choose
 from attnkit.choice.outputs import check_output
 from attnkit.choice.transforms import transforms
 from attnkit.errors import ShapeError, UnsupportedError
 from attnkit.hosts import parts
-from attnkit.layers import MadeLayer
-from attnkit.masks import Padding, Sizes, full, real_tokens, zero_padding
+from attnkit.interface import Variant
+from attnkit.layers import MadeLayer, New
+from attnkit.masks import Mask, Padding, Sizes, full, real_tokens, zero_padding
 from attnkit.operations.arguments import check_mask, check_state, check_tokens, dtype_name
 from attnkit.problem import FeedforwardProblem
 from attnkit.state import Stateless
 from attnkit_plugins.feedforward.moe import MoEConfig
 from attnkit_plugins.feedforward.moe.router import Router, Routing, route
 from attnkit_plugins.feedforward.moe.weights import ExpertWeights
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from attnkit.interface import Variant
-    from attnkit.layers import New
-    from attnkit.masks import Mask
 
 
 class MoELayer(MadeLayer[MoEConfig]):

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Router(nn.Linear):

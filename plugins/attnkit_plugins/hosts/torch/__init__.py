@@ -18,13 +18,12 @@ Here is the declaration. `sites` has the survey, `multihead` what runs in a swap
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import attnkit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
     from attnkit.hosts.protocol import Attachment, Host, Inputs, Mixer, Outputs, Probe

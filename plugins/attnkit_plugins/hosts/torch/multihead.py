@@ -6,23 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from attnkit.errors import ArgumentError, ShapeError, UnsupportedError
-from attnkit.hosts.mounts import Mounted, mount
-from attnkit.hosts.protocol import Call
+from attnkit.hosts.mounts import Mount, Mounted, mount
+from attnkit.hosts.protocol import Call, Mixer
 from attnkit.hosts.sdpa_calls import autocast, fit, mixed
 from attnkit.masks.constructors import Mask, Sizes, causal, dense, full
 from attnkit.masks.reader import read_mask
 from attnkit_plugins.hosts.torch.nested import packed, unpacked
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
-    from attnkit.hosts.mounts import Mount
-    from attnkit.hosts.protocol import Mixer
     from attnkit.swaps.api import Site
 
 

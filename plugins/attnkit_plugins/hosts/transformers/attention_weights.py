@@ -7,6 +7,7 @@ So a hook before every model around a swapped layer looks.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,8 +16,6 @@ from transformers import PreTrainedModel
 from attnkit.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from torch import nn
 
     from attnkit.hosts.protocol import Attachment
