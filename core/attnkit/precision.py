@@ -18,6 +18,7 @@ Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, sections 3.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -79,6 +80,7 @@ def noise(
     *,
     probes: int = PROBES,
     together: bool = False,
+    within: AbstractContextManager[object] | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return every result of f in float64 with its probe unit u|f| + s.
 
@@ -91,15 +93,19 @@ def noise(
         probes: How many disturbed evaluations.
         together: Evaluate all probes as one call, one behind the other along the first axis;
             for functions that treat samples alike.
+        within: What disturbed evaluations run in, unless they are one call with the exact one.
     """
     points = _disturbed(inputs, roundoff(dtype), probes)  # (1 + probes, *shape) each
     if together:
         joined = function({name: each.flatten(0, 1) for name, each in points.items()})
         results = {n: torch.unflatten(each, 0, (1 + probes, -1)) for n, each in joined.items()}
     else:
-        each_by_itself = [
-            function({name: each[i] for name, each in points.items()}) for i in range(1 + probes)
-        ]
+        each_by_itself = [function({name: each[0] for name, each in points.items()})]
+        with within or nullcontext():
+            each_by_itself += [
+                function({name: each[i] for name, each in points.items()})
+                for i in range(1, 1 + probes)
+            ]
         results = {n: torch.stack([each[n] for each in each_by_itself]) for n in each_by_itself[0]}
     found = {}
     for name, result in results.items():

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from attnkit.errors import AttnkitError, UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError
 from attnkit_contracts.diagnosis import observations as experiments
 from attnkit_contracts.diagnosis.observations import Fault
 from attnkit_contracts.judging import outputs as judge
+from attnkit_contracts.subjects.target import Reading
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from attnkit_contracts.inputs.calls import Call
@@ -54,6 +56,16 @@ def _tellable(subject: Subject, call: Call) -> bool:
     return subject.promises.value_width or query.shape[3] == value.shape[2]
 
 
+def _shows_dropped(subject: Subject, call: Call) -> bool:
+    """Return whether an output tells what dropout dropped, if it drops: of unit vectors it does."""
+    if not call.extras.get("dropout_p"):
+        return True
+    value = call.tensors["value"]
+    keys = value.shape[2]
+    shown = torch.eye(keys, dtype=value.dtype, device=value.device).expand(*value.shape[:3], -1)
+    return subject.steps is not None and torch.equal(value[..., :keys], shown)
+
+
 def _raises(error: Exception, name: str) -> Fault | None:
     # a refusal is an answer
     if isinstance(error, UnsupportedError):
@@ -81,10 +93,12 @@ def _gradient_fault(subject: Subject, call: Call) -> Fault | None:
     grad_out = call.arguments()["grad_out"]
     plain = call.without("grad_out").map(lambda _, tensor: tensor.detach())
     call = subject.without_padding(plain)
-    if grad_out.shape != judge.output_shape(call):
+    if grad_out.shape != judge.output_shape(call) or not _shows_dropped(subject, call):
         return None
     try:
-        found = judge.gradients(subject, call, grad_out)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            out, found = judge.with_gradients(subject, call, grad_out)
     except BrokenError as error:
         return Fault("no gradient", "gradient", told=str(error))
     # whatever a stranger's code raises is what we look for
@@ -93,15 +107,17 @@ def _gradient_fault(subject: Subject, call: Call) -> Fault | None:
     if subject.layer is not None:
         # its float64 is its own, and routes tokens as it likes
         return None
+    kept = None
+    if call.extras.get("dropout_p"):
+        kept = out[..., : call.tensors["value"].shape[2]] != 0
+    how = Reading(None if kept is None else subject.steps, kept)
     try:
-        limits = subject.gradient_bounds(call, grad_out)
+        limits = subject.bounds(call, {"out": grad_out}, how)
     except (AttnkitError, InconclusiveError, RuntimeError):
         return None
-    for name, limit in limits.items():
-        got = found.get(name)
-        if got is None:
-            continue
-        fault = Fault("values", f"gradient of {name}", got, limit)
+    for name, got in found.items():
+        named = judge.gradient_of(name)
+        fault = Fault("values", named, got, limits[named])
         if fault.error > 1:
             return fault
     return None

@@ -29,6 +29,12 @@ TIME_AXIS = {"x": 1, "query": 2, "key": 2, "value": 2, "log_decay": 2, "beta": 2
 
 WITHOUT_BATCH = ("sinks",)
 
+GROWING: tuple[MaskPart, ...] = ("padding", "documents", "prefix")
+"""Parts of masks that are other ones for more tokens, as `mask_part` draws them."""
+
+PLACED: tuple[MaskPart, ...] = (*GROWING, "dense", "union")
+"""Parts of masks that say which tokens, not which distances."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -169,10 +175,11 @@ def mask_part(part: MaskPart, sizes: Sizes, device: str) -> Mask:
             return attnkit.sliding_window(7)
         case "padding":
             lengths = [keys - (b * 5) % max(1, keys // 2) - 1 for b in range(batch)]
-            return attnkit.padding(torch.tensor([max(1, n) for n in lengths], device=device))
+            some = [min(keys, max(1, n)) for n in lengths]
+            return attnkit.padding(torch.tensor(some, dtype=torch.int64, device=device))
         case "documents":
-            cuts = torch.tensor([[keys // 3 + b, 2 * keys // 3] for b in range(batch)])
-            ids = (positions[None, :, None] >= cuts.to(device)[:, None]).sum(-1)  # (B, S)
+            first = keys // 3 + torch.arange(batch, device=device)[:, None]  # (B, 1)
+            ids = (positions >= first).long() + (positions >= 2 * keys // 3)  # (B, S)
             return attnkit.documents(ids)
         case "prefix":
             return attnkit.prefix_lm(torch.tensor([keys // 2] * batch, device=device))
@@ -184,6 +191,26 @@ def mask_part(part: MaskPart, sizes: Sizes, device: str) -> Mask:
             return attnkit.blocks((row[:, None] + row) % 2 == 0, size)
         case "union":
             return attnkit.sliding_window(2) | attnkit.dense(_dense(queries, keys, device))
+
+
+def open_part(part: MaskPart, sizes: Sizes, device: str) -> Mask:
+    """Return a mask of this kind that hides nothing."""
+    batch, _, queries, keys = sizes
+    match part:
+        case "window":
+            return attnkit.sliding_window(max(1, keys + queries))
+        case "padding":
+            return attnkit.padding(torch.full((batch,), keys, device=device))
+        case "documents":
+            return attnkit.documents(torch.zeros(batch, keys, dtype=torch.int64, device=device))
+        case "prefix":
+            return attnkit.prefix_lm(torch.full((batch,), keys, device=device))
+        case "dense":
+            return attnkit.dense(torch.ones(queries, keys, dtype=torch.bool, device=device))
+        case "blocks":
+            return attnkit.blocks(torch.ones(1, 1, dtype=torch.bool, device=device), max(1, keys))
+        case "union":
+            return attnkit.full() | attnkit.causal()
 
 
 def _dense(queries: int, keys: int, device: str) -> Tensor:

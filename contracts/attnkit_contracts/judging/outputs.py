@@ -107,6 +107,7 @@ def probed(
     gate: float | None = None,
     probes: int | None = None,
     together: bool = False,
+    rounds: bool = False,
 ) -> dict[str, Bound]:
     """Return the bound of every output of a definition, and of every gradient, by name.
 
@@ -118,12 +119,19 @@ def probed(
         gate: How many units of an output pass; None for what is usual in this dtype.
         probes: How many disturbed evaluations a unit is of; None for what is usual.
         together: Whether the definition treats samples alike; see `precision.noise`.
+        rounds: Whether each of its operations is off, too; see `units.Rounding`.
     """
 
     @torch.no_grad()
     def estimate(probes: int) -> dict[str, tuple[Tensor, Tensor]]:
         found, gradients = units.whole_noise(
-            definition, inputs, grads or {}, dtype, probes=probes, together=together
+            definition,
+            inputs,
+            grads or {},
+            dtype,
+            probes=probes,
+            together=together,
+            rounds=rounds,
         )
         return {**found, **{gradient_of(name): each for name, each in gradients.items()}}
 
@@ -243,20 +251,24 @@ def gradients(
     function: Callable[[Call], Tensor], call: Call, grad_out: Tensor
 ) -> dict[str, Tensor]:
     """Return the gradient of every tensor of a call; one that gets none is `BrokenError`."""
+    return with_gradients(function, call, grad_out)[1]
+
+
+def with_gradients(
+    function: Callable[[Call], Tensor], call: Call, grad_out: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the output of a call, and its `gradients`."""
     leaves = call.leaves()
     with torch.enable_grad():
         out = function(leaves)
         if not out.requires_grad:
             raise BrokenError("the output does not require gradients although every input does")
-        return received(out, leaves.tensors, grad_out.to(out))
+        return out.detach(), received(out, leaves.tensors, grad_out.to(out))
 
 
-def received(
-    out: Tensor, leaves: Mapping[str, Tensor], grad_out: Tensor, *, again: bool = False
-) -> dict[str, Tensor]:
-    """Return the gradients that leaves get; keep the graph for another pass if told so."""
-    inputs = list(leaves.values())
-    found = torch.autograd.grad(out, inputs, grad_out, retain_graph=again, allow_unused=True)
+def received(out: Tensor, leaves: Mapping[str, Tensor], grad_out: Tensor) -> dict[str, Tensor]:
+    """Return the gradients that leaves get."""
+    found = torch.autograd.grad(out, list(leaves.values()), grad_out, allow_unused=True)
     return named_gradients(leaves, found)
 
 

@@ -4,7 +4,10 @@
 measured, correct code stays under 0.82 in every dtype.
 
 `attnkit.precision.noise` is for any function that can be evaluated in float64; of gradients,
-`whole_noise`.
+`whole_noise`. Noise of the inputs shows no cancellation that inputs cannot undo: the gradient of a
+softmax, P (dP - sum P dP), is near 0 where one key has all the weight, however they move, and is
+computed off by u |dP|. So where such may be, every operation of the definition, forward and
+backward, is off by u itself: `Rounding`.
 
 float64 is judged by the same formulas with u = 2**-53 throughout: a float64 result has errors of
 the oracle's own size.
@@ -12,14 +15,16 @@ the oracle's own size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from attnkit.precision import LOW, floor, forward_gate, noise, of_attention, relative, roundoff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import Tensor
 
@@ -27,6 +32,47 @@ if TYPE_CHECKING:
 
 ANALYTIC_GATE = 2.0
 GRADIENT_PROBES = 6
+DRAWN, STEP = 1 << 19, 12289
+"""How many errors are drawn, and how far apart those of one operation and the next begin."""
+
+
+class Rounding(TorchDispatchMode):
+    """Multiplies whatever an operation gives in float64 by 1 + u xi, xi ~ U(-1, 1).
+
+    Even what is exact, a probability of 1 say: another way to compute the same rounds elsewhere.
+
+    Source: Parker 1997, Monte Carlo Arithmetic, UCLA CSD-970002.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        xi = 2 * torch.rand(DRAWN, generator=torch.Generator().manual_seed(0)).double() - 1
+        self.factors = 1 + roundoff(dtype) * xi
+        self.start = 0
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation; see `torch.utils._python_dispatch`."""
+        made = func(*args, **(kwargs or {}))
+        if func.is_view:
+            return made
+        if func._schema.is_mutable:
+            return tree_map_only(torch.Tensor, lambda each: each.copy_(self._off(each)), made)
+        return tree_map_only(torch.Tensor, self._off, made)
+
+    def _off(self, exact: Tensor) -> Tensor:
+        if exact.dtype != torch.float64:
+            return exact
+        # drawn only once, but other ones for every operation
+        count = exact.numel()
+        self.start = (self.start + STEP) % (DRAWN - min(count, DRAWN) + 1)
+        factors = self.factors[self.start :].repeat(-(-count // DRAWN))[:count]
+        return exact * factors.to(exact.device).reshape(exact.shape)
 
 
 def mixture_gate(dtype: torch.dtype) -> float:
@@ -111,6 +157,7 @@ def whole_noise(
     *,
     probes: int = GRADIENT_PROBES,
     together: bool = False,
+    rounds: bool = False,
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
     """Return each output and each gradient in float64, and its probe unit.
 
@@ -124,6 +171,7 @@ def whole_noise(
         dtype: Whose roundoff u is.
         probes: As of `noise`.
         together: As of `noise`.
+        rounds: Whether each operation of the definition is off as well; see `Rounding`.
     """
 
     def vjp(given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -141,7 +189,8 @@ def whole_noise(
         found = {name: out.detach() for name, out in outs.items()}
         return found | {f"d {name}": each for name, each in zip(leaves, gradients, strict=True)}
 
-    found = noise(vjp, inputs, dtype, probes=probes, together=together)
+    within = Rounding(dtype) if rounds else None
+    found = noise(vjp, inputs, dtype, probes=probes, together=together, within=within)
     gradients = {
         name: (exact, unit + roundoff(dtype) * _rms_per_head(exact))
         for name in (inputs if grads else ())

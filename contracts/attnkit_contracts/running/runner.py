@@ -119,15 +119,6 @@ def report_of(
     import torch
 
     executed = {record.id for record in records if record.status in EXECUTED}
-    # a named implementation may refuse what promises cannot say; then the choice must not
-    missing = [
-        each.id
-        for each in instances
-        if each.check.required
-        and not each.check.is_advisory
-        and each.target.implementation in ("auto", "layer")
-        and each.id not in executed
-    ]
     # one that refuses every call keeps every rule about refusals: those do not count alone
     tested = {str(each.target) for each in instances if each.check.required}
     reached = {
@@ -135,6 +126,11 @@ def report_of(
         for each in instances
         if each.id in executed and (each.check.required or str(each.target) not in tested)
     }
+    missing = [
+        each.id
+        for each in instances
+        if _must_run(each) and each.id not in executed and str(each.target) in reached
+    ]
     missing += [
         name
         for name in dict.fromkeys(str(each.target) for each in instances)
@@ -169,6 +165,17 @@ def report_of(
     broken = tuple(str(fault) for fault in known.broken_extensions())
     header = report.header.model_copy(update={"broken_extensions": broken})
     return report.model_copy(update={"header": header, "sections": sections})
+
+
+def _must_run(instance: Instance) -> bool:
+    """Return whether a report without its verdict is not green: what is promised must be seen.
+
+    A named implementation may refuse what promises cannot say, several of them together.
+    """
+    chosen = instance.target.implementation in ("auto", "layer")
+    together = any("+" in str(value) for value in instance.params.values())
+    check = instance.check
+    return check.required and not check.is_advisory and (chosen or not together)
 
 
 def rerun(id: str, *, seed: int = 0) -> Record:

@@ -12,8 +12,7 @@ from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Mask, Sizes
 from attnkit.promises import ALL_DTYPES
 from attnkit_contracts.catalogue import InconclusiveError
-from attnkit_contracts.inputs import cuts
-from attnkit_contracts.inputs.calls import Call, mask_part
+from attnkit_contracts.inputs.calls import GROWING, Call
 from attnkit_contracts.subjects.subject import Subject
 from attnkit_contracts.subjects.target import dtype_of
 
@@ -118,13 +117,6 @@ class LayerSubject(Subject):
             return True
         return False
 
-    def mask(self, sizes: Sizes) -> Mask:
-        """Return the plainest mask that a call may have."""
-        mask = attnkit.full()
-        for part in self.needs:
-            mask &= mask_part(part, sizes, self.device)
-        return mask
-
     @property
     def is_defined(self) -> bool:
         """Whether its definition is the truth; its own float64 is not."""
@@ -149,8 +141,8 @@ class LayerSubject(Subject):
         return self.draw(label, length=length)
 
     def causal(self, call: Call) -> Call:
-        # blocks are told by how many there are
-        return call.masked(self.mask(cuts.sizes_of(call)) & attnkit.causal())
+        call = super().causal(call)
+        return call.masked(call.mask & attnkit.causal())
 
     def function(self, call: Call) -> Function:
         layer, mask = self.layer, call.mask
@@ -179,7 +171,8 @@ class LayerSubject(Subject):
         tokens so far, in addition to the plainest mask.
         """
         x = call.tensors["x"]
-        mask = self.mask(Sizes(len(x), 1, x.shape[1], state.tokens + x.shape[1]))
+        sizes = Sizes(len(x), 1, x.shape[1], state.tokens + x.shape[1])
+        mask = self.mask(sizes, wide=GROWING)
         call = call.masked(mask if hidden is None else mask & hidden)
         self.last = f"layer({call.describe()}, state=<{state.tokens} tokens>) with {self.config!r}"
         y, state = self.layer(x, mask=call.mask, state=state)
@@ -240,7 +233,7 @@ class RecurrenceLayer(LayerSubject):
     """The layer of a recurrence, which sees no later token whatever its mask."""
 
     def causal(self, call: Call) -> Call:
-        return call.masked(self.mask(cuts.sizes_of(call)))
+        return Subject.causal(self, call)
 
 
 class MixerLayer(LayerSubject):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from attnkit.promises import SpeedClaim
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.subject import Function
+    from attnkit_contracts.subjects.target import Target
 
 
 class Operation(Subject):
@@ -26,6 +27,10 @@ class Operation(Subject):
     """
 
     shared: tuple[str, ...]
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self.needs = target.promises.needs
 
     def draw(
         self,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import normalize
 
 import attnkit
+from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Sizes
+from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.definitions import oracle
 from attnkit_contracts.definitions.mistakes import recurrence as mistakes
-from attnkit_contracts.inputs.calls import Call, drawn, mask_part, normal
+from attnkit_contracts.inputs import cuts
+from attnkit_contracts.inputs.calls import Call, drawn, normal
 from attnkit_contracts.subjects.operations import Operation
 from attnkit_contracts.subjects.target import RIGHTLY
 
@@ -39,6 +43,25 @@ class RecurrenceOperation(Operation):
     def decay(self) -> Decay:
         """The form of decay of an ordinary call: the richest that is promised."""
         return max(self.promises.decay or ("none",), key=("none", "head", "channel").index)
+
+    @functools.cached_property
+    def always(self) -> frozenset[str]:
+        """The promised options that it cannot do without: it refuses a call that has none."""
+        self.__dict__["always"] = frozenset()  # of the calls that ask for it
+        options = {"beta": self.promises.beta, "initial_state": self.promises.state}
+        small = self.draw("always", length=2, beta=self.promises.beta, state=self.promises.state)
+        return frozenset(
+            name
+            for name, promised in options.items()
+            if promised and self._refuses(small.without(name)) and not self._refuses(small)
+        )
+
+    def _refuses(self, call: Call) -> bool:
+        try:
+            self.function(call)(call.tensors)
+        except UnsupportedError:
+            return True
+        return False
 
     def draw(
         self,
@@ -69,15 +92,18 @@ class RecurrenceOperation(Operation):
         if decay != "none":
             channels = (width,) if decay == "channel" else ()
             shapes["log_decay"] = (batch, heads, length, *channels)
-        if self.promises.beta if beta is None else beta:
+        if beta is None:
+            beta = self.promises.beta
+        if beta or "beta" in self.always:
             shapes["beta"] = (batch, heads, length)
         tensors = {
             name: self.cast(self.numbers(name, shape, draw)) for name, shape in shapes.items()
         }
-        if state:
-            sizes = self.options().state_shape(width, value_width)
-            tensors["initial_state"] = self.wide(normal(draw, batch, heads, *sizes))
-        return Call(tensors, attnkit.full() if mask is None else mask)
+        if state or "initial_state" in self.always:
+            shape = self.options().state_shape(width, value_width)
+            tensors["initial_state"] = self.wide(normal(draw, batch, heads, *shape))
+        sizes = Sizes(batch, heads, length, length)
+        return Call(tensors, self.mask(sizes) if mask is None else mask)
 
     def options(self) -> Any:
         """Return the variant's options, with chunks so short that an ordinary call has several."""
@@ -88,9 +114,6 @@ class RecurrenceOperation(Operation):
         found = drawn(name, shape, draw)
         # the delta rule diverges with keys much longer than 1
         return normalize(found, dim=-1) if name == "key" else found
-
-    def causal(self, call: Call) -> Call:
-        return call
 
     def draw_shared(self, label: str, *, length: int, heads: int, shared: int) -> Call:
         return self.draw(label, batch=1, length=length, heads=heads, groups=shared)
@@ -115,7 +138,8 @@ class RecurrenceOperation(Operation):
             yield self.draw("tell apart", length=20, state=True)
         for part in promises.masks:
             if part in ("padding", "documents"):
-                mask = mask_part(part, Sizes(2, 2, 20, 20), self.device)
+                sizes = Sizes(2, 2, 20, 20)
+                mask = self.mask(sizes, wide=ALL_MASK_PARTS) & self.part(part, sizes)
                 yield self.draw("tell apart", length=20, mask=mask)
 
     def _door(
@@ -170,7 +194,7 @@ class RecurrenceOperation(Operation):
         outputs, start = [], 0
         memory: Tensor | None = None
         for length in lengths:
-            piece = call.tokens(start, start + length)
+            piece = cuts.tokens(call, start, start + length)
             piece = piece if memory is None else piece.given(initial_state=memory)
             out, memory = self.both(piece)
             outputs.append(out)

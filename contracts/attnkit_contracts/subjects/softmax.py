@@ -8,10 +8,11 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Mask, Sizes
+from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.definitions import oracle
 from attnkit_contracts.definitions.mistakes import softmax as mistakes
 from attnkit_contracts.inputs import cuts
-from attnkit_contracts.inputs.calls import Call, mask_part, normal
+from attnkit_contracts.inputs.calls import GROWING, Call, normal
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import Bound, gradient_of
 from attnkit_contracts.subjects.operations import Operation
@@ -38,6 +39,7 @@ class SoftmaxOperation(Operation):
     shared = ("key", "value")
     unhidden = ("query",)
     sees_emptied = True
+    may_cancel = True
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
@@ -82,27 +84,18 @@ class SoftmaxOperation(Operation):
         }
         return Call({name: self.cast(tensor) for name, tensor in tensors.items()}, mask)
 
-    def mask(self, sizes: Sizes, *, causal: bool | None = None, wide: bool = False) -> Mask:
-        """Return the plainest mask that the promises allow; causal, if that is promised.
-
-        In a wide one, the parts that a variant cannot do without hide nothing.
-        """
+    def mask(
+        self, sizes: Sizes, *, causal: bool | None = None, wide: tuple[MaskPart, ...] = ()
+    ) -> Mask:
         causal = self.promises.causal if causal is None else causal
-        mask = attnkit.causal() if causal else attnkit.full()
-        for part in self.promises.needs:
-            mask &= _open(part, sizes, self.device) if wide else self.part(part, sizes)
-        return mask
-
-    def part(self, part: MaskPart, sizes: Sizes) -> Mask:
-        """Return a mask of this kind."""
-        return mask_part(part, sizes, self.device)
+        return (attnkit.causal() if causal else attnkit.full()) & super().mask(sizes, wide=wide)
 
     def causal(self, call: Call) -> Call:
-        return call.masked(self.mask(cuts.sizes_of(call), causal=True))
+        return call.masked(self.mask(cuts.sizes_of(call), causal=True, wide=("padding",)))
 
     def plain_masks(self, sizes: Sizes) -> dict[str, Mask]:
         return {
-            way: self.mask(sizes, causal=way == "causal", wide=True)
+            way: self.mask(sizes, causal=way == "causal", wide=ALL_MASK_PARTS)
             for way in ("causal", "bidirectional")
             if getattr(self.promises, way)
         }
@@ -170,7 +163,7 @@ class SoftmaxOperation(Operation):
             key, value = (call.tensors[name][:, :, :stop] for name in ("key", "value"))
             piece = call.given(query=query, key=key, value=value)
             sizes = Sizes(query.shape[0], query.shape[1], length, stop)
-            outputs.append(self(piece.masked(self.mask(sizes, causal=True))))
+            outputs.append(self(piece.masked(self.mask(sizes, causal=True, wide=GROWING))))
             start = stop
         return torch.cat(outputs, -2)
 
@@ -210,6 +203,10 @@ class SoftmaxOperation(Operation):
         gradients = torch.autograd.grad(
             exact.out, list(inputs.values()), grad_out.double(), materialize_grads=True
         )
+        if how.kept is not None:
+            # a row of the softmax is changed by what it drops, too: no term is larger than of these
+            whole = self.attend(call, how._replace(kept=None)).weights
+            kept = kept._replace(weights=whole / (1 - call.extras["dropout_p"]))
         scale = call.extras.get("scale", call.tensors["query"].shape[-1] ** -0.5)
         limits = units.analytic_gradients(kept, call.tensors, grad_out, scale, dtype)
         return found | {
@@ -222,26 +219,6 @@ class SoftmaxOperation(Operation):
     ) -> tuple[str, list[str]]:
         said = [f"variant={variant.name}", f'implementation="{self.target.implementation}"']
         return f"{name} = attnkit.attention", ["query", "key", "value", *given, *said]
-
-
-def _open(part: MaskPart, sizes: Sizes, device: str) -> Mask:
-    """Return a mask of this kind that hides nothing."""
-    batch, _, queries, keys = sizes
-    match part:
-        case "window":
-            return attnkit.sliding_window(max(1, keys + queries))
-        case "padding":
-            return attnkit.padding(torch.tensor([keys] * batch, device=device))
-        case "documents":
-            return attnkit.documents(torch.zeros(batch, keys, dtype=torch.int64, device=device))
-        case "prefix":
-            return attnkit.prefix_lm(torch.tensor([keys] * batch, device=device))
-        case "dense":
-            return attnkit.dense(torch.ones(queries, keys, dtype=torch.bool, device=device))
-        case "blocks":
-            return attnkit.blocks(torch.ones(1, 1, dtype=torch.bool, device=device), max(1, keys))
-        case "union":
-            return attnkit.full() | attnkit.causal()
 
 
 def _telling_calls(subject: SoftmaxOperation) -> Iterator[Call]:

@@ -13,12 +13,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+import attnkit
 from attnkit import precision
 from attnkit.interface import load
 from attnkit_contracts.catalogue import BrokenError, Measured
 from attnkit_contracts.definitions.answers import question
 from attnkit_contracts.inputs import cuts
-from attnkit_contracts.inputs.calls import disturbed, drawn, generator, normal
+from attnkit_contracts.inputs.calls import (
+    GROWING,
+    PLACED,
+    disturbed,
+    drawn,
+    generator,
+    mask_part,
+    normal,
+    open_part,
+)
 from attnkit_contracts.judging import outputs as judge
 from attnkit_contracts.subjects.target import RIGHTLY, Reading, dtype_of, offered
 
@@ -62,6 +72,7 @@ class Subject:
         unhidden: The tensors of a call whose tokens no padding hides: each has a row of its own.
         sees_emptied: Whether a mistake may have been made of padding that was emptied before.
         treats_alike: Whether its definition takes further samples behind those of a call.
+        may_cancel: Whether large numbers may cancel in its definition, however its inputs move.
         steps: The steps of its definition, of which a mistake replaces one; None if it has none.
         mistakes: The named mistakes of its definition; none where there is no definition.
     """
@@ -72,6 +83,7 @@ class Subject:
     unhidden: tuple[str, ...] = ()
     sees_emptied: bool = False
     treats_alike: bool = False
+    may_cancel: bool = False
     steps: Any = None
     mistakes: tuple[Mistake[Any], ...] = ()
 
@@ -124,12 +136,48 @@ class Subject:
         return disturbed(call, where, functools.partial(self.numbers, draw=self.random(label)))
 
     def causal(self, call: Call) -> Call:
-        """Return the call with a mask as long as its tokens that hides all later ones."""
-        raise NotImplementedError  # every subject's own
+        """Return the call with a mask as long as its tokens that hides all later ones.
+
+        None of them is padding: each can be disturbed.
+        """
+        return call.masked(self.mask(cuts.sizes_of(call), wide=("padding",)))
+
+    def mask(
+        self, sizes: Sizes, *, causal: bool | None = None, wide: tuple[MaskPart, ...] = ()
+    ) -> Mask:
+        """Return the plainest mask that a call may have.
+
+        Args:
+            sizes: Of the call.
+            causal: Whether an operation is told to hide later keys; None for what is promised,
+                causal before not. Layers know.
+            wide: The parts it cannot do without that are to hide nothing.
+        """
+        mask = attnkit.full()
+        for kind in self.needs:
+            mask &= open_part(kind, sizes, self.device) if kind in wide else self.part(kind, sizes)
+        return mask
+
+    def part(self, kind: MaskPart, sizes: Sizes) -> Mask:
+        """Return a mask of this kind; a union is made of what is promised."""
+        masks = self.promises.masks
+        if kind != "union" or "union" not in masks or {"window", "dense"} <= set(masks):
+            return mask_part(kind, sizes, self.device)
+        alone = [each for each in masks if each not in ("union", "prefix")]
+        one = mask_part(alone[0], sizes, self.device) if alone else attnkit.full()
+        return one | one
 
     def plain_masks(self, sizes: Sizes) -> dict[str, Mask]:
         """Return the masks that look at distances alone, by a name."""
-        return {"": self.draw("mask", batch=sizes.batch, length=sizes.queries).mask}
+        return {"": self.mask(sizes, wide=PLACED)}
+
+    def draw_whole(self, label: str, *, batch: int = 2, length: int = 33) -> Call:
+        """Return an ordinary call that can be made in pieces: no mask needs the tokens to come."""
+        return self.whole(self.draw(label, batch=batch, length=length))
+
+    def whole(self, call: Call) -> Call:
+        """Return the call with a mask that its pieces can have, too."""
+        return call.masked(self.mask(cuts.sizes_of(call), wide=GROWING))
 
     def without_padding(self, call: Call) -> Call:
         """Return a call whose padding holds 0, where the definition says what padding is."""
@@ -218,6 +266,7 @@ class Subject:
             grads=grads,
             probes=how.probes,
             together=self.treats_alike,
+            rounds=self.may_cancel,
         )
 
     def bound(self, call: Call, probes: int = precision.PROBES) -> Bound:

@@ -81,7 +81,7 @@ def test_more_than_twenty_checks_run_without_a_reference() -> None:
 
 def test_every_check_of_a_layer_is_named_in_the_reference() -> None:
     promises = parse(f"{TORCH['promises']}, cpu, cuda").model_copy(
-        update={"memory": "L", "time": "L"}
+        update={"memory": "L", "time": "L", "stops_nan": True}
     )
     variant = adapt_layer(MULTI_HEAD, name="acme", **{**TORCH, "promises": promises})
     planned = {each.check.id for each in attnkit_contracts.plan(variant, tier="full")}

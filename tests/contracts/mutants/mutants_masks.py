@@ -108,7 +108,18 @@ def _sees(change: Callable[..., Any], kills: str) -> tuple[Any, ...]:
     return variant_of(change.__name__, with_seen(change)), kills, "wrong"
 
 
+def documents_unread(mask: Any, seen: Tensor) -> Tensor | None:
+    """All documents of a row see each other, though no call goes without documents."""
+    return torch.ones_like(seen) if "documents" in mask.parts else None
+
+
 MUTANTS = (
+    (variant_of("nan_passes", attend, stops_nan=True), "M9.stops_nan", "wrong"),
+    (
+        variant_of("documents_unread", with_seen(documents_unread), needs=("documents",)),
+        "S10.masks",
+        "wrong",
+    ),
     _sees(dense_of_one_sample, "M7.broadcast"),
     _sees(first_real_key_dropped, "M10.padded"),
     _sees(joined_by_or, "M12.composition"),

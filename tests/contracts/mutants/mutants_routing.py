@@ -138,16 +138,13 @@ class RouterInHalfPrecision(MoELayer):
         )
 
 
-class TiesLastFirst(Rerouted):
+class TiesTwice(Rerouted):
+    """Sends a token whose experts are all alike to the first of them, k times."""
+
     def decide(self, logits: Tensor, keep: Tensor, **other: Any) -> Routing:
-        made = super().decide(logits.flip(-1), keep)
-        last = logits.shape[-1] - 1
-        return replace(
-            made,
-            experts=torch.where(made.experts >= 0, last - made.experts, -1),
-            logits=made.logits.flip(-1),
-            probabilities=made.probabilities.flip(-1),
-        )
+        made = super().decide(logits, keep)
+        tied = (logits == logits[..., :1]).all(-1, keepdim=True)
+        return replace(made, experts=torch.where(tied & (made.experts > 0), 0, made.experts))
 
 
 class TiesAtRandom(Rerouted):
@@ -254,6 +251,6 @@ MUTANTS = (
     _function(crowd_unread, "F8.options"),
     _function(block_overrun, "F8.options"),
     _function(crowd_steeper, "F8.options"),
-    _layer(TiesLastFirst, "F9.ties"),
+    _layer(TiesTwice, "F9.ties"),
     _layer(TiesAtRandom, "F9.ties"),
 )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import attnkit
-from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import Measured, layer_check, recurrence_check, softmax_check
+from attnkit_contracts.inputs import cuts
+from attnkit_contracts.inputs.calls import PLACED
 from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def offset(subject: LayerSubject) -> Measured:
     """Put c tokens of padding before them; positions beyond 256 are beyond bfloat16."""
     rotary = subject.remade(rotary_base=ROTARY_BASE)
     call = rotary.draw("A10", length=24)
+    call = call.masked(rotary.mask(cuts.sizes_of(call), wide=PLACED))
     out = rotary(call)
     judge.must_differ(out, subject(call), "rotary positions")
     limit, found = rotary.bound(call), []
@@ -156,7 +158,8 @@ def offset(subject: LayerSubject) -> Measured:
         x = call.tensors["x"]
         longer = torch.cat((x.new_zeros(len(x), count, x.shape[2]), x), 1)
         counts = torch.tensor([count] * len(x), device=subject.device)
-        mask = rotary.mask(Sizes(len(x), 1, count + 24, count + 24)) & attnkit.left_padding(counts)
-        moved = rotary(call.given(x=longer).masked(mask))[:, count:]
+        padded = call.given(x=longer)
+        mask = rotary.mask(cuts.sizes_of(padded), wide=PLACED) & attnkit.left_padding(counts)
+        moved = rotary(padded.masked(mask))[:, count:]
         found.append(judge.agree(limit, out, moved, f"from position {count}"))
     return judge.worst(found)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit.masks.constructors import Sizes
+from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import Measured, softmax_check
 from attnkit_contracts.judging.outputs import agree, must_differ, part, relative_error, worst
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def open_call(subject: SoftmaxOperation, label: str, keys: int) -> tuple[Call, tuple[Index, ...]]:
     """Return a call, and which of its rows see all keys."""
     causal = not subject.promises.bidirectional
-    mask = subject.mask(Sizes(2, subject.heads, keys, keys), causal=causal, wide=True)
+    mask = subject.mask(Sizes(2, subject.heads, keys, keys), causal=causal, wide=ALL_MASK_PARTS)
     rows = slice(keys - 1, keys) if causal else slice(None)
     return subject.draw(label, length=keys, mask=mask), (slice(None), slice(None), rows)
 
@@ -88,7 +89,7 @@ def closed_forms(subject: SoftmaxOperation, terms: str) -> Measured:
     keys, first, width = 11, 4, 16
     promised = terms.split("+")
     causal = not subject.promises.bidirectional
-    mask = subject.mask(Sizes(1, subject.heads, keys, keys), causal=causal, wide=True)
+    mask = subject.mask(Sizes(1, subject.heads, keys, keys), causal=causal, wide=ALL_MASK_PARTS)
     call = subject.draw("A8", batch=1, length=keys, width=width, mask=mask)
     query, key, value = (torch.zeros_like(call.tensors[n]) for n in ("query", "key", "value"))
     # q.k = 8 and E^-0.5 = 1/4 make the logit a = 2

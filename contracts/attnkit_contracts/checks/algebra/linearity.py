@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit.masks.constructors import Sizes
+from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import (
     BrokenError,
     InconclusiveError,
@@ -104,7 +105,7 @@ def temperature(subject: SoftmaxOperation) -> Measured:
     found = []
     scales = (None, 0.5, 2.0, 0.125) if subject.promises.scale else (None,)
     for scale in scales:
-        mask = subject.mask(Sizes(1, subject.heads, keys, keys), wide=True)
+        mask = subject.mask(Sizes(1, subject.heads, keys, keys), wide=ALL_MASK_PARTS)
         call = subject.draw("A3", batch=1, length=keys, width=width, mask=mask)
         query, key, value = (torch.zeros_like(call.tensors[n]) for n in ("query", "key", "value"))
         # q.k = a = 2, spread over two channels: half of the width would show, too

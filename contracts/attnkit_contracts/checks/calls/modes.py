@@ -44,7 +44,7 @@ def modes(subject: LayerSubject) -> Measured:
     """Call with and without gradients, in both modes, whole and from a state."""
     fields = type(subject.config).model_fields
     plain = subject.remade(**({"dropout_p": 0.0} if "dropout_p" in fields else {}))
-    call, found = plain.draw("S11", length=LENGTH), []
+    call, found = plain.draw_whole("S11", length=LENGTH), []
     for what, mask, real in _paddings(plain):
         masked = call.masked(mask)
         limit = part(plain.bound(masked, probes=4), (real,))
@@ -53,7 +53,7 @@ def modes(subject: LayerSubject) -> Measured:
         found += [
             agree(limit, first, got, f"{what}, {way}".strip(", ")) for way, got in outputs.items()
         ]
-    if plain.promises.state and not {"documents", "padding"} & set(plain.promises.needs):
+    if plain.promises.state:
         limit, wanted = plain.bound(call, probes=4), plain(call).detach()
         for way, mode in _ways(plain):
             with mode():

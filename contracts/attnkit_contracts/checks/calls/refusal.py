@@ -6,7 +6,7 @@ Accepting an argument and ignoring it is the worst answer: nothing fails, the nu
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -16,24 +16,27 @@ from attnkit.masks.constructors import Sizes
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, MaskPart
 from attnkit_contracts.catalogue import (
     BrokenError,
-    InconclusiveError,
     Measured,
     check,
     layer_check,
     mixing_check,
 )
-from attnkit_contracts.inputs.calls import mask_part, normal
+from attnkit_contracts.inputs import cuts
+from attnkit_contracts.inputs.calls import PLACED, normal
 from attnkit_contracts.judging.outputs import exactly, must_be_finite, must_differ, same_bits
 from attnkit_contracts.subjects.target import dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from attnkit.masks.constructors import Mask
     from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.recurrence import RecurrenceOperation
     from attnkit_contracts.subjects.softmax import SoftmaxOperation
     from attnkit_contracts.subjects.subject import Subject
+
+Found = TypeVar("Found")
 
 LENGTH = 20
 
@@ -42,12 +45,28 @@ SOFTMAX = ("causal", "bidirectional", "cross", "gqa", "value_width", "bias", "sc
 RECURRENCE = ("gqa", "value_width", "scale", "beta", "state")
 DECAYS = ("none", "head", "channel")
 
+NAMES: dict[str, tuple[str, ...]] = {
+    "bidirectional": ("bidirectional", "causal"),
+    "cross": ("cross", "length", "L != S"),
+    "gqa": ("gqa", "head", "group"),
+    "heads": ("head",),
+    "value_width": ("width", "head_dim"),
+    "sinks": ("sink",),
+    "gradients": ("grad",),
+    "union": ("union", "|", *ALL_MASK_PARTS),
+    **dict.fromkeys(DECAYS, ("decay",)),
+}
+"""What a refusal may call what it refuses; the others have one name."""
 
-def softmax_with(subject: SoftmaxOperation, feature: str) -> tuple[Call, Call]:
-    """Return a plain call and the same one with a feature."""
+
+def softmax_with(
+    subject: SoftmaxOperation, feature: str, causal: bool | None = None
+) -> tuple[Call, Call]:
+    """Return a plain call, causal or not, and the same one with a feature."""
     keys = LENGTH + 5 if feature == "cross" else LENGTH
     heads = 2 if feature in ("gqa", "heads") else subject.heads
     plain = subject.draw("S10", length=LENGTH, heads=heads)
+    plain = plain.masked(subject.mask(cuts.sizes_of(plain), causal=causal))
     sizes = Sizes(2, heads, LENGTH, keys)
     draw = subject.random("S10 options")
     match feature:
@@ -56,11 +75,14 @@ def softmax_with(subject: SoftmaxOperation, feature: str) -> tuple[Call, Call]:
             other = subject.mask(sizes, causal=feature != "causal")
             return plain.masked(other), with_it
         case "cross":
-            return plain, subject.draw("S10", length=LENGTH, keys=keys)
+            longer = subject.draw("S10", length=LENGTH, keys=keys)
+            return plain, longer.masked(subject.mask(sizes, causal=causal))
         case "gqa":
-            return plain, subject.draw("S10", length=LENGTH, heads=heads, kv_heads=1)
+            shared = subject.draw("S10", length=LENGTH, heads=heads, kv_heads=1)
+            return plain, shared.masked(plain.mask)
         case "value_width":
-            return plain, subject.draw("S10", length=LENGTH, value_width=24)
+            wide = subject.draw("S10", length=LENGTH, value_width=24)
+            return plain, wide.masked(plain.mask)
         case "bias":
             bias = subject.cast(normal(draw, 1, 1, LENGTH, LENGTH))
             return plain, plain.given(bias=bias)
@@ -105,28 +127,46 @@ def _cases(names: tuple[str, ...], *, promised: bool) -> Callable[[Promises], An
     return cases
 
 
+def either_way(subject: Subject, run: Callable[[bool | None], Found]) -> Found:
+    """Run with the plainest mask; where that is refused beside what is promised, with another.
+
+    An implementation may refuse what promises cannot say, two of them together: not one alone.
+    """
+    try:
+        return run(None)
+    except UnsupportedError:
+        if not (subject.promises.causal and subject.promises.bidirectional):
+            raise
+        return run(False)
+
+
 def _expect_refusal(subject: Subject, call: Call, feature: str) -> None:
     """Raise `BrokenError` unless the call is refused by name and nothing was written."""
     before = {name: tensor.clone() for name, tensor in call.tensors.items()}
-    try:
+    what = feature.split()[-1]
+    with refusing(f"{feature}, which is not promised,", NAMES.get(what, (what,)), UnsupportedError):
         subject(call)
-    except UnsupportedError as error:
-        if len(str(error)) < len(feature):
-            raise BrokenError(f"{feature} is refused without a reason: {error!s}") from error
-    else:
-        raise BrokenError(f"{feature} is not promised, and was accepted in silence")
     for name, tensor in call.tensors.items():
         same_bits(before[name], tensor, f"{name}, while {feature} was refused")
 
 
 @contextmanager
-def refusing(what: str, name: str, *errors: type[Exception]) -> Iterator[None]:
-    """Raise `BrokenError` unless what is done within is refused by name, with such an error."""
+def refusing(what: str, names: str | tuple[str, ...], *errors: type[Exception]) -> Iterator[None]:
+    """Raise `BrokenError` unless what is done within is refused by one of its names.
+
+    Args:
+        what: Is said of it.
+        names: One of them is part of the message, in capitals or not.
+        errors: Of these kinds.
+    """
+    some = (names,) if isinstance(names, str) else names
     try:
         yield
     except errors as error:
-        if name not in str(error):
-            raise BrokenError(f"{what} is refused without its name: {error}") from error
+        if not any(name.lower() in str(error).lower() for name in some):
+            raise BrokenError(
+                f"{what} is refused without its name ({' or '.join(some)}): {error}"
+            ) from error
     else:
         raise BrokenError(f"{what} is accepted in silence")
 
@@ -156,7 +196,10 @@ def _expect_effect(subject: Subject, plain: Call, with_it: Call, feature: str) -
 )
 def promised(subject: SoftmaxOperation, feature: str) -> Measured:
     """Call with and without it."""
-    _expect_effect(subject, *softmax_with(subject, feature), feature)
+    either_way(
+        subject,
+        lambda causal: _expect_effect(subject, *softmax_with(subject, feature, causal), feature),
+    )
     return exactly(0, "ignored options")
 
 
@@ -202,6 +245,7 @@ def recurrence_refused(subject: RecurrenceOperation, feature: str) -> Measured:
     "Every form of log_decay that is promised changes the output, every other is refused.",
     families=("recurrence",),
     cases=lambda _: [{"decay": decay} for decay in DECAYS],
+    required=True,
 )
 def decays(subject: RecurrenceOperation, decay: str) -> Measured:
     """Call with each form."""
@@ -218,37 +262,44 @@ def decays(subject: RecurrenceOperation, decay: str) -> Measured:
     "S10.masks",
     "Every part of a mask that is promised changes the output, every other is refused.",
     cases=lambda _: [{"part": part} for part in ALL_MASK_PARTS],
+    required=True,
 )
 def masks(subject: Subject, part: MaskPart) -> Measured:
     """Join each part to an ordinary mask."""
-    plain = subject.draw("S10 masks", length=LENGTH)
-    hidden = mask_part(part, Sizes(2, 2, LENGTH, LENGTH), subject.device)
-    if part in subject.promises.needs:
-        hidden = _narrower(part, subject)
-    with_it = plain.masked(plain.mask & hidden)
+    return either_way(subject, lambda causal: _masked(subject, part, causal))
+
+
+def _masked(subject: Subject, part: MaskPart, causal: bool | None) -> Measured:
+    call = subject.draw("S10 masks", length=LENGTH)
+    sizes = cuts.sizes_of(call)
+    plain = call.masked(subject.mask(sizes, causal=causal, wide=PLACED))
+    own = [each for each in plain.mask.conjuncts() if each.parts == {part}]
+    with_it = plain.masked(cuts.without(plain.mask, *own) & _narrow(subject, part, sizes))
     if part not in subject.promises.masks:
         # a union is also refused for what it is made of
         _expect_refusal(subject, with_it, f"mask {part}")
         return exactly(0, "accepted masks")
     out = subject(with_it)
     must_be_finite({"output": out}, f"mask {part}")
-    # a prefix shows nothing beside causal
-    if (part != "prefix" or not subject.promises.causal) and bool((subject(plain) == out).all()):
+    # a prefix, say, shows nothing beside causal
+    causal = subject.promises.causal if causal is None else causal
+    way = attnkit.causal() if causal else attnkit.full()
+    seen = [(way & each.mask).to_bool(sizes, out.device) for each in (plain, with_it)]
+    if bool((seen[0] != seen[1]).any()) and torch.equal(subject(plain), out):
         raise BrokenError(
             f"mask {part} is promised, and ignored: the output is the same without it"
         )
     return exactly(0, "ignored masks")
 
 
-def _narrower(part: MaskPart, subject: Subject) -> attnkit.Mask:
-    """Return a mask that hides more than the one every call of this subject has."""
-    match part:
-        case "window":
-            return attnkit.sliding_window(3)
-        case "blocks":
-            own = torch.eye(-(-LENGTH // 8), dtype=torch.bool, device=subject.device)
-            return attnkit.blocks(own, 8)
-    raise InconclusiveError(f"no narrower mask of kind {part} to compare with")
+def _narrow(subject: Subject, part: MaskPart, sizes: Sizes) -> Mask:
+    """Return a mask of this kind that hides more than the one a subject may have of its own."""
+    if part == "window":
+        return attnkit.sliding_window(3)
+    if part == "blocks":
+        own = torch.eye(-(-sizes.keys // 8), dtype=torch.bool, device=subject.device)
+        return attnkit.blocks(own, 8)
+    return subject.part(part, sizes)
 
 
 @layer_check(
@@ -273,14 +324,16 @@ def bidirectional(subject: Subject) -> Measured:
 @check(
     "S10.needs",
     "A call without a mask part that the subject cannot do without raises UnsupportedError.",
-    families=("softmax",),
+    families=("softmax", "recurrence"),
     applies=lambda promises: bool(promises.needs),
 )
-def needs(subject: SoftmaxOperation) -> Measured:
-    """Leave the part out."""
+def needs(subject: Subject) -> Measured:
+    """Leave each of the parts out, alone."""
     call = subject.draw("S10 needs", length=LENGTH)
-    bare = attnkit.causal() if subject.promises.causal else attnkit.full()
-    _expect_refusal(subject, call.masked(bare), f"a mask without {subject.promises.needs[0]}")
+    for part in subject.promises.needs:
+        own = [each for each in call.mask.conjuncts() if part in each.parts]
+        bare = call.masked(cuts.without(call.mask, *own))
+        _expect_refusal(subject, bare, f"a mask without {part}")
     return exactly(0, "accepted calls")
 
 

@@ -11,7 +11,10 @@ import attnkit
 from attnkit.errors import ConfigError, UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, layer_check
 from attnkit_contracts.checks.experts.router import gradient_errors, mixture_check
+from attnkit_contracts.definitions import oracle
+from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import exactly, gradient_of, near, probed, worst
+from attnkit_contracts.subjects.mixtures import EXPERTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -101,7 +104,8 @@ def _same_experts(routing: Any, wanted: Tensor) -> None:
 @layer_check(
     "F7.losses",
     "The auxiliary losses are E * sum_e f_e P_e and mean logsumexp(logits)^2 over the real tokens "
-    "alone (1 and log(E)^2 for a router of zeros), and so are their gradients to the router.",
+    "alone (1 and log(E)^2 for a router of zeros), and so are their gradients to the router, where "
+    "no tie leaves open which experts are loaded.",
     families=("feedforward",),
     # a router computes in float32, whatever the layer does
     dtypes=("float32", "bfloat16", "float16"),
@@ -126,7 +130,6 @@ def _losses(
 ) -> Iterator[Measured]:
     router = subject.expert_weights()["router.weight"]
     inputs = {"x": clear.tensors["x"], "router.weight": router}
-    routing = _recorded(subject, padded)
     # the router runs in at least float32, whatever the tokens are in
     wide = torch.promote_types(subject.dtype, torch.float32)
 
@@ -135,15 +138,15 @@ def _losses(
 
     limits = probed(both, inputs, wide)
     for name in LOSSES:
-        loss = getattr(routing, name).reshape(1)
+        loss = getattr(_recorded(subject, padded), name).reshape(1)
         yield near(limits[name], loss, f"{name}, {where}")
-        if subject.promises.gradients:
+        # which experts are loaded where all are alike is the layer's own choice
+        open_to_choice = name == "load_balance_loss" and not router.any()
+        if subject.promises.gradients and not open_to_choice:
             if not loss.requires_grad:
                 raise BrokenError(f"{name} has no gradient: the router would never learn from it")
             one = torch.ones_like(loss)
-            (got,) = torch.autograd.grad(
-                loss, [router], one, retain_graph=True, materialize_grads=True
-            )
+            (got,) = torch.autograd.grad(loss, [router], one, materialize_grads=True)
             learnt = probed(both, inputs, subject.dtype, grads={name: one})
             limit = learnt[gradient_of("router.weight")]
             yield near(limit, got, f"the router's gradient of {name}, {where}")
@@ -189,25 +192,42 @@ def _errors(subject: MixtureLayer, call: Call, where: str) -> Iterator[Measured]
 
 @layer_check(
     "F9.ties",
-    "A router of zeros sends every token to the first k experts at the same shares, on every run.",
+    "A router of zeros sends every token to k experts, whichever, at the same shares, and to the "
+    "same ones on every run.",
     families=("feedforward",),
     verdict="R",
 )
 def ties(subject: MixtureLayer) -> Measured:
-    """Call several times with a router of zeros."""
+    """Call several times with a router of zeros; the output tells which experts it is of."""
     call = subject.draw("F9")
+    weights = subject.expert_weights()
     with torch.no_grad():
-        subject.expert_weights()["router.weight"].zero_()
-    limit = subject.mixture_bounds(call)["out"]
-    found = []
-    for run in range(3):
-        found.append(near(limit, subject(call), f"run {run}"))
+        weights["router.weight"].zero_()
+    count, width = weights["router.weight"].shape
+    if count > width:
+        raise UnsupportedError(f"an output of {width} numbers does not tell which of {count} it is")
+    given = {"x": call.tensors["x"], **weights}
+    routed, y = subject.routing(given), subject(call).detach()
+    ones = torch.ones_like(routed.gates[..., :1])
+    single = [routed._replace(gates=ones, experts=(ones * e).long()) for e in range(count)]
+    alone = torch.stack([_mixed(given, each) for each in single], -1)  # (B, L, D, E)
+    shares = torch.linalg.lstsq(alone, y.double()[..., None]).solution[..., 0]  # (B, L, E)
+    taken = routed._replace(experts=shares.topk(subject.top_k).indices)
+    limit = probed(
+        lambda given: {"out": _mixed(given, taken)},
+        given,
+        subject.dtype,
+        gate=units.mixture_gate(subject.dtype),
+    )["out"]
+    measured = [near(limit, y, "run 0")]
+    for run in (1, 2):
+        measured.append(near(limit, subject(call), f"run {run}"))
         routing = _recorded(subject, call)
         if routing is not None:
-            first = torch.arange(routing.experts.shape[-1], device=subject.device)
-            if (routing.experts != first).any():
-                raise BrokenError(
-                    f"equal probabilities must rank by expert index, {first.tolist()}, recorded "
-                    f"is {routing.experts[0, 0].tolist()}"
-                )
-    return worst(found)
+            _same_experts(routing, taken.experts)
+    return worst(measured)
+
+
+def _mixed(given: Mapping[str, Tensor], routed: oracle.Routed) -> Tensor:
+    gate_up, down = (given[name] for name in EXPERTS[1:])
+    return oracle.mixture(given["x"], routed, gate_up, down)

@@ -110,11 +110,11 @@ def moves(subject: LayerSubject) -> Measured:
 @layer_check(
     "I4.states",
     "A copy and a pickle of a state go on as the state does, to the bit.",
-    applies=lambda promises: promises.state and not {"documents", "padding"} & set(promises.needs),
+    applies=lambda promises: promises.state,
 )
 def states(subject: LayerSubject) -> Measured:
     """Take 12 tokens, copy the state, and take 8 more."""
-    call = subject.draw("I4", length=20)
+    call = subject.draw_whole("I4", length=20)
     with torch.no_grad():
         _, state = subject.advance(call.tokens(0, 12), subject.begin(2))
         twins = {"deepcopy": copy.deepcopy(state), "pickle": pickle.loads(pickle.dumps(state))}

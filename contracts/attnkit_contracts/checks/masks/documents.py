@@ -25,8 +25,8 @@ REAL = 20
 
 
 def _on_blocks(subject: Subject) -> bool:
-    """Return whether a call's mask has blocks, so that tokens may only move by whole patterns."""
-    return "blocks" in subject.needs
+    """Return whether a plain mask has blocks, so that tokens may only move by whole patterns."""
+    return subject.layer is not None and "blocks" in subject.needs
 
 
 def _paddings(subject: Subject) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -8,6 +8,7 @@ import torch
 
 import attnkit
 from attnkit.masks.constructors import Sizes
+from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import (
     BrokenError,
     InconclusiveError,
@@ -47,14 +48,14 @@ def gradient_causality(subject: Subject) -> Measured:
     length = 70
     call = subject.draw("M2", batch=1, length=length).leaves()
     call = subject.causal(call)
-    with torch.enable_grad():
-        out = subject(call)
     name = "x" if "x" in call.tensors else "value"
     for t in (0, 16, 35, 63):
+        with torch.enable_grad():
+            out = subject(call)
         grad_out = torch.zeros_like(out)
         drawn = subject.normal(f"M2 {t}", *out[..., t, :].shape)
         grad_out[..., t, :] = subject.cast(drawn)
-        (found,) = torch.autograd.grad(out, [call.tensors[name]], grad_out, retain_graph=True)
+        (found,) = torch.autograd.grad(out, [call.tensors[name]], grad_out)
         reached = (found != 0).movedim(-2, -1).flatten(0, -2).any(0)  # (L,)
         if not reached[t]:
             raise InconclusiveError(f"output {t} does not depend on its own {name}")
@@ -85,7 +86,7 @@ def _forms(promises: Promises) -> Iterator[Mapping[str, Any]]:
 def mask_forms(subject: SoftmaxOperation, form: str) -> Measured:
     """Compare every form with the definition of the composed mask."""
     sizes = Sizes(2, subject.heads, LENGTH, LENGTH)
-    base = subject.mask(sizes, wide=True)
+    base = subject.mask(sizes, wide=ALL_MASK_PARTS)
     call = subject.draw("M6", length=LENGTH, mask=base)
     parts: list[MaskPart] = [part for part in COMPOSED if part in subject.promises.masks]
     composed = base
@@ -135,7 +136,7 @@ def _shapes(sizes: Sizes) -> Iterator[tuple[int, ...]]:
 def broadcast(subject: SoftmaxOperation, given: str) -> Measured:
     """Compare every shape with the definition, whose mask or bias is written out."""
     sizes = Sizes(2, subject.heads, LENGTH - 2, LENGTH if subject.promises.cross else LENGTH - 2)
-    base = subject.mask(sizes, wide=True)
+    base = subject.mask(sizes, wide=ALL_MASK_PARTS)
     call = subject.draw("M7", length=sizes.queries, keys=sizes.keys, mask=base)
     draw = subject.random("M7 values")
     found: list[Measured] = []
@@ -187,7 +188,7 @@ def composition(subject: SoftmaxOperation, mask: str) -> Measured:
     sizes = Sizes(2, subject.heads, 40, 40)
     device = torch.device(subject.device)
     parts = {name: _wide(name, sizes, subject.device) for name in names}
-    base = subject.mask(sizes, causal=way == "causal", wide=True)
+    base = subject.mask(sizes, causal=way == "causal", wide=ALL_MASK_PARTS)
     joined, wanted = base, base.to_bool(sizes, device).expand(*sizes)
     for part in parts.values():
         joined, wanted = joined & part, wanted & part.to_bool(sizes, device)

@@ -11,7 +11,8 @@ from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import BrokenError, Measured, call_check, softmax_check
 from attnkit_contracts.checks.masks.visibility import beside, masked_calls
 from attnkit_contracts.foreign.layers import is_foreign
-from attnkit_contracts.inputs.calls import TIME_AXIS, paddings
+from attnkit_contracts.inputs import cuts
+from attnkit_contracts.inputs.calls import PLACED, TIME_AXIS, paddings
 from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
@@ -153,9 +154,10 @@ def _padded(subject: Subject) -> Iterator[tuple[str, Call, Tensor]]:
     length = 21
     call = subject.draw("M9", batch=6, length=length)
     counts = torch.tensor([0, 1, length - 1] * 2, device=subject.device)
-    ways = {"": call.mask}
+    sizes = Sizes(6, 2, length, length)
+    ways = {"": subject.mask(sizes, wide=PLACED)}
     if subject.layer is not None:
-        ways = subject.plain_masks(Sizes(6, 2, length, length))
+        ways = subject.plain_masks(sizes)
     for way, mask in ways.items():
         plain = subject(call.masked(mask))
         for what, (hidden, real) in paddings(length, counts).items():
@@ -176,3 +178,46 @@ def _expect_gradients(subject: Subject, call: Call, where: Tensor, real: Tensor,
             at_padding = found[name].movedim(TIME_AXIS[name], 1)[where]
             if (at_padding != 0).any():
                 raise BrokenError(f"{what}: the padding's {name} gets a gradient")
+
+
+@call_check(
+    "M9.stops_nan",
+    "With stops_nan: NaN or inf in a token that a mask hides, a later one say, does not move the "
+    "outputs that do not see it by one bit; nor, if nothing sees it, are gradients other than "
+    "finite.",
+    families=("softmax", "recurrence", "mixer"),
+    applies=lambda promises: promises.stops_nan,
+)
+def stops_nan(subject: Subject) -> Measured:
+    """Put either into one token under every promised mask, and look at what must not see it."""
+    length = 20
+    for what, call, seen in _hidings(subject, subject.draw("M9 nan", length=length)):
+        plain = subject(call)
+        for place in (7, length - 1):
+            where = (torch.arange(length, device=subject.device) == place).expand(2, -1)
+            # what does not see itself, padding say, may be anything
+            blind = ~seen[..., place] & seen.diagonal(dim1=-2, dim2=-1)  # (B, L)
+            rows = beside(blind, plain)
+            for value in HELD[1]:
+                held = torch.tensor([value] * 2, device=subject.device)
+                filled, told = _filled(subject, call, where, held), f"{what}, token {place} {value}"
+                judge.same_bits(plain[rows], subject(filled)[rows], f"{told}: what does not see it")
+                if subject.promises.gradients and not seen[..., place].any():
+                    _expect_gradients(subject, filled, where, beside(~where, plain), told)
+    return judge.exactly(0, "moved elements")
+
+
+def _hidings(subject: Subject, call: Call) -> Iterator[tuple[str, Call, Tensor]]:
+    """Yield what, a call under a mask, and which query sees which key, (B, L, L)."""
+    sizes, causal = cuts.sizes_of(call), subject.promises.causal
+    base = subject.causal(call).mask if causal else subject.mask(sizes, wide=PLACED)
+    masks = {"causal": base} if causal else {}
+    masks |= {part: base & subject.part(part, sizes) for part in subject.promises.masks}
+    if "dense" in masks:
+        nowhere = torch.ones(sizes.keys, dtype=torch.bool, device=subject.device)
+        nowhere[7] = False
+        masks["dense of a key that nothing sees"] = base & attnkit.dense(nowhere)
+    for what, mask in masks.items():
+        way = mask & attnkit.causal() if causal else mask
+        seen = way.to_bool(sizes, torch.device(subject.device)).expand(*sizes).any(1)
+        yield what, call.masked(mask), seen

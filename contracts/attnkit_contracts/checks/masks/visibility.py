@@ -17,7 +17,8 @@ from attnkit_contracts.catalogue import (
     layer_check,
     softmax_check,
 )
-from attnkit_contracts.inputs.calls import mask_part, showing_weights
+from attnkit_contracts.inputs import cuts
+from attnkit_contracts.inputs.calls import PLACED, mask_part, showing_weights
 from attnkit_contracts.judging.outputs import exactly, must_differ
 
 if TYPE_CHECKING:
@@ -153,14 +154,14 @@ def _expect_gradients(
     """Send a gradient into one query at a time; keys it does not see must get exactly none."""
     batch, _, queries, keys = sizes
     call = subject.draw("M3 grad", batch=batch, length=queries, keys=keys, mask=mask).leaves()
-    with torch.enable_grad():
-        out = subject(call)
     declared = declared.broadcast_to(tuple(sizes))
     for i in (0, queries // 2 + 1, queries - 1):
+        with torch.enable_grad():
+            out = subject(call)
         one = torch.zeros_like(out)
         one[:, :, i] = 1.0
         leaves = [call.tensors[name] for name in ("value", "key")]
-        in_value, in_key = torch.autograd.grad(out, leaves, one, retain_graph=True)
+        in_value, in_key = torch.autograd.grad(out, leaves, one)
         reached = (in_value != 0).any(-1)  # (B, H, S)
         expect_visible(reached[:, :, None], declared[:, :, i : i + 1], f"gradient of query {i}")
         if (in_key != 0).any(-1)[~declared[:, :, i]].any():
@@ -181,7 +182,7 @@ def window(subject: SoftmaxOperation) -> Measured:
         told = telling_call(subject, sizes)
         for size in (1, 2, 63, 64, 65, keys, keys + 5):
             for causal in _ways(subject.promises):
-                others = subject.mask(sizes, causal=causal, wide=True)
+                others = subject.mask(sizes, causal=causal, wide=ALL_MASK_PARTS)
                 mask = others & attnkit.sliding_window(size)
                 p = torch.arange(queries, device=subject.device)[:, None] + keys - queries
                 j = torch.arange(keys, device=subject.device)
@@ -211,7 +212,7 @@ def _unequal(promises: Promises) -> Iterator[Mapping[str, int]]:
 def alignment(subject: SoftmaxOperation, queries: int, keys: int) -> Measured:
     """Compare with the formula for fewer and for more queries than keys."""
     sizes = Sizes(1, subject.heads, queries, keys)
-    mask = subject.mask(sizes, causal=True, wide=True)
+    mask = subject.mask(sizes, causal=True, wide=ALL_MASK_PARTS)
     i = torch.arange(queries, device=subject.device)[:, None]
     wanted = torch.arange(keys, device=subject.device) <= i + keys - queries
     told = telling_call(subject, sizes)
@@ -232,7 +233,8 @@ def documents(subject: Subject) -> Measured:
     chosen = torch.tensor([0, 1, 2, 0, -1, -2])  # the document of each sample
     where = (ids == chosen[:, None]).to(subject.device)  # (B, L)
     call = subject.draw("M11", batch=len(ids), length=ids.shape[1])
-    call = call.masked(call.mask & attnkit.documents(ids.to(subject.device)))
+    plain = subject.mask(cuts.sizes_of(call), wide=PLACED)
+    call = call.masked(plain & attnkit.documents(ids.to(subject.device)))
     what = "outputs outside of the one document of a sample that is disturbed"
     disturbed = subject.disturbed(call, where, "M11 other")
     told = [f"document {document}" for document in chosen.abs().tolist()]
@@ -264,12 +266,12 @@ def hidden_tokens(subject: Subject, part: MaskPart) -> Measured:
     shown = seen.to_bool(sizes, torch.device(subject.device)).expand(2, 1, -1, -1)[:, 0]
     if shown.all():
         raise InconclusiveError(f"mask {part} hides nothing, so the check proves nothing")
-    with torch.enable_grad():
-        out = subject(call.masked(mask))
     for i in (0, 13, 26, 39):
+        with torch.enable_grad():
+            out = subject(call.masked(mask))
         grad_out = torch.zeros_like(out)
         grad_out[:, i] = subject.normal(f"M13 {i}", 2, out.shape[2])
-        (found,) = torch.autograd.grad(out, [call.tensors["x"]], grad_out, retain_graph=True)
+        (found,) = torch.autograd.grad(out, [call.tensors["x"]], grad_out)
         wrong = (found != 0).any(-1) & ~shown[:, i]  # (B, L)
         wrong[:, i] = False
         if wrong.any():

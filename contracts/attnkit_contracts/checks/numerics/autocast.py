@@ -57,6 +57,7 @@ def autocast_operation(subject: Subject) -> Measured:
 def autocast_layer(subject: LayerSubject) -> Measured:
     """Compare whole calls, and pieces of them where there is a state."""
     call = subject.clear_call("N5", length=40)
+    call = subject.whole(call) if subject.promises.state else call
     inputs = {**call.tensors, **subject.weights()}
     # a layer rounds between its products, as a mixture of experts does
     gate = units.mixture_gate(LOW)
@@ -66,8 +67,7 @@ def autocast_layer(subject: LayerSubject) -> Measured:
         if out.dtype not in (LOW, torch.float32):
             raise BrokenError(f"under autocast to {LOW}, expected it or float32, got {out.dtype}")
         found.append(judge.near(limit, out, "autocast"))
-        bare = not {"documents", "padding"} & set(subject.promises.needs)
-        if subject.promises.state and bare:
+        if subject.promises.state:
             stepped = subject.pieces(call, (20, 1, 19))
             found.append(judge.agree(limit, out, stepped, "autocast, in pieces"))
         if subject.promises.gradients:

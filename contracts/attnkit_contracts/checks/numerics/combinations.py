@@ -163,7 +163,8 @@ def recurrence_factors(promises: Promises) -> Factors:
         widths = [(8, 24), (24, 8), (40, 72), (100, 16), (192, 8)]
     # a gate beyond 1 overshoots, as one below 0 does: the definition has no bounds
     beta: tuple[Any, ...] = ((0, 1), (-0.5, 2)) if promises.beta else ()
-    masks = [part for part in ("padding", "documents") if part in promises.masks]
+    parts = [part for part in promises.masks if part not in promises.needs]
+    masks = [part for part in parts if part in ("padding", "documents")]
     return {
         "widths": tuple(widths),
         "groups": tuple(groups),
@@ -206,7 +207,7 @@ def recurrence_call(subject: RecurrenceOperation, row: Row) -> Call:
         share = torch.rand(*call.tensors["beta"].shape, generator=draw, dtype=torch.float64)
         call = call.given(beta=subject.cast(low + (high - low) * share))
     if row["mask"] != "none":
-        call = call.masked(_part(row["mask"], sizes, draw, subject.device))
+        call = call.masked(call.mask & _part(row["mask"], sizes, draw, subject.device))
     return call if row["scale"] == 1 else call.saying(scale=float(row["scale"]))
 
 

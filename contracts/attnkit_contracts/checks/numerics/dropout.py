@@ -9,6 +9,7 @@ import torch
 import attnkit
 from attnkit import precision
 from attnkit.masks.constructors import Sizes
+from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import BrokenError, Measured, layer_check, softmax_check
 from attnkit_contracts.checks.masks.visibility import beside
 from attnkit_contracts.inputs.calls import showing_weights
@@ -46,6 +47,7 @@ def seeded(subject: Subject, call: Call, seed: int) -> Tensor:
     "same seed do not; that stays so after an evaluation.",
     applies=lambda promises: promises.dropout,
     fields=("dropout_p",),
+    required=True,
 )
 def modes(subject: LayerSubject) -> Measured:
     """Go from evaluation to training and back, twice."""
@@ -117,7 +119,7 @@ def backward(subject: SoftmaxOperation) -> Measured:
 
 def _unhidden(subject: SoftmaxOperation, batch: int, width: int) -> Call:
     """Return a call of many samples that sees all it may."""
-    mask = subject.mask(Sizes(batch, subject.heads, KEYS, KEYS), causal=False, wide=True)
+    mask = subject.mask(Sizes(batch, subject.heads, KEYS, KEYS), causal=False, wide=ALL_MASK_PARTS)
     return subject.draw("N6", batch=batch, length=KEYS, width=width, mask=mask)
 
 
@@ -212,7 +214,7 @@ def _showing_beside(subject: SoftmaxOperation, option: str) -> Call:
     heads = 4 if gqa else subject.heads
     sizes = Sizes(4, heads, KEYS, KEYS)
     causal = option == "causal" or not promises.bidirectional
-    mask = subject.mask(sizes, causal=causal, wide=True)
+    mask = subject.mask(sizes, causal=causal, wide=ALL_MASK_PARTS)
     if option in promises.masks:
         mask = mask & subject.part(option, sizes)
     call = subject.draw(

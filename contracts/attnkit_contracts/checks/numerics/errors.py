@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attnkit.masks.constructors import Sizes
+from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import Measured, check, recurrence_check
+from attnkit_contracts.checks.calls.refusal import either_way
 from attnkit_contracts.inputs.calls import mask_part
 from attnkit_contracts.judging.outputs import gradients, must_be_finite, near, worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from attnkit.promises import MaskPart, Promises
+    from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.recurrence import RecurrenceOperation
@@ -36,14 +38,14 @@ def softmax_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
         yield {"inputs": "+".join(promised)}
 
 
-def softmax_call(subject: SoftmaxOperation, inputs: str) -> Call:
-    """Return the call that a case of `softmax_cases` names."""
+def softmax_call(subject: SoftmaxOperation, inputs: str, causal: bool | None = None) -> Call:
+    """Return the call that a case of `softmax_cases` names, causal or not."""
     names = inputs.split("+")
     queries, keys = (23, 50) if "cross" in names else (50, 50)
     heads = 4 if "gqa" in names else subject.heads
     kv_heads = 2 if "gqa" in names else heads
     sizes = Sizes(2, heads, queries, keys)
-    causal = False if inputs == "bidirectional" else None
+    causal = False if inputs == "bidirectional" else causal
     call = subject.draw(
         f"N {inputs}",
         length=queries,
@@ -94,8 +96,9 @@ def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
         state=inputs == "state",
     )
     if inputs in ("padding", "documents"):
-        part: MaskPart = inputs  # type: ignore[assignment]  # one of the two, as tested above
-        call = call.masked(mask_part(part, Sizes(2, 2, 24, 24), subject.device))
+        sizes = Sizes(2, 2, 24, 24)
+        plain = subject.mask(sizes, wide=ALL_MASK_PARTS)
+        call = call.masked(plain & mask_part(inputs, sizes, subject.device))  # type: ignore[arg-type]  # one of the two, as tested above
     return call.saying(scale=0.7) if inputs == "scale" else call
 
 
@@ -109,8 +112,12 @@ def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
 )
 def forward(subject: SoftmaxOperation, inputs: str) -> Measured:
     """Compare with the definition; see `attnkit_contracts.judging.units`."""
-    call = softmax_call(subject, inputs)
-    return near(subject.bound(call), subject(call))
+
+    def error(causal: bool | None) -> Measured:
+        call = softmax_call(subject, inputs, causal)
+        return near(subject.bound(call), subject(call))
+
+    return either_way(subject, error)
 
 
 @recurrence_check(
@@ -135,10 +142,14 @@ def recurrence(subject: RecurrenceOperation, inputs: str) -> Measured:
     applies=lambda promises: promises.gradients,
     cases=softmax_cases,
     verdict="R",
+    required=True,
 )
 def backward(subject: SoftmaxOperation, inputs: str) -> Measured:
     """Compare with the gradients of the definition."""
-    return _gradient_error(subject, softmax_call(subject, inputs))
+    return either_way(
+        subject,
+        lambda causal: _gradient_error(subject, softmax_call(subject, inputs, causal)),
+    )
 
 
 @recurrence_check(
@@ -147,6 +158,7 @@ def backward(subject: SoftmaxOperation, inputs: str) -> Measured:
     applies=lambda promises: promises.gradients,
     cases=_backward_cases,
     verdict="R",
+    required=True,
 )
 def recurrence_backward(subject: RecurrenceOperation, inputs: str) -> Measured:
     """Compare with the gradients of the definition."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.layers import LayerSubject
     from attnkit_contracts.subjects.subject import Subject
 
+ONCE = "donated buffer"
+"""What torch says of a graph that it compiled, by default, for one backward pass."""
+
 
 @mixing_check(
     "N3.central_differences",
@@ -93,7 +96,8 @@ def _gradients_of(
 
 @call_check(
     "N4.accumulation",
-    "A second backward through the same graph adds the same gradient again, to the bit.",
+    "A second backward through the same graph, or one like it where torch compiled it to be used "
+    "once, adds the same gradient again, to the bit.",
     applies=lambda promises: promises.gradients and promises.deterministic,
 )
 def accumulation(subject: Subject) -> Measured:
@@ -104,7 +108,7 @@ def accumulation(subject: Subject) -> Measured:
     grad_out = subject.normal("N4 grad", *out.shape)
     trained = {n: p for n, p in subject.weights().items() if p.requires_grad}
     leaves = {**call.tensors, **trained}
-    out.backward(grad_out, retain_graph=True)  # type: ignore[no-untyped-call]  # torch's backward
+    out = _passed_back(subject, call, grad_out, out)
     first = {n: t.grad.clone() for n, t in leaves.items() if t.grad is not None}
     out.backward(grad_out)  # type: ignore[no-untyped-call]  # torch leaves backward untyped
     for name, gradient in first.items():
@@ -112,6 +116,21 @@ def accumulation(subject: Subject) -> Measured:
         assert again is not None
         judge.same_bits(2 * gradient, again, f"the gradient of {name}, accumulated twice")
     return judge.exactly(0, "different elements")
+
+
+def _passed_back(subject: Subject, call: Call, grad_out: Tensor, out: Tensor) -> Tensor:
+    """Pass a gradient back, and return an output that another can be passed back through."""
+    try:
+        out.backward(grad_out, retain_graph=True)  # type: ignore[no-untyped-call]  # torch's own
+    except RuntimeError as error:
+        if ONCE not in str(error):
+            raise
+    else:
+        return out
+    with torch.enable_grad():
+        first, second = subject(call), subject(call)
+    first.backward(grad_out)  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+    return second
 
 
 @call_check(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit.masks.constructors import Sizes
+from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import (
     BrokenError,
     InconclusiveError,
@@ -15,6 +16,7 @@ from attnkit_contracts.catalogue import (
     mixing_check,
     softmax_check,
 )
+from attnkit_contracts.inputs import cuts
 from attnkit_contracts.judging.outputs import agree, near, part, worst
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def prefix(subject: Subject) -> Measured:
     whole, limit = subject(call), subject.bound(call)
     found = []
     for tokens in (1, 2, 16, 17, 63, 64, 65):
-        piece = subject.causal(call.tokens(0, tokens))
+        piece = cuts.tokens(call, 0, tokens)
         at = (..., slice(0, tokens), slice(None))
         found.append(agree(part(limit, at), whole[at], subject(piece), f"{tokens} of {length}"))
     return worst(found)
@@ -46,7 +48,7 @@ def prefix(subject: Subject) -> Measured:
 
 def _needles(subject: SoftmaxOperation, places: list[int], keys: int) -> Measured:
     """Give one query per sample, and one key that takes most of its weight."""
-    mask = subject.mask(Sizes(len(places), subject.heads, 1, keys), wide=True)
+    mask = subject.mask(Sizes(len(places), subject.heads, 1, keys), wide=ALL_MASK_PARTS)
     call = subject.draw("T5", batch=len(places), length=1, keys=keys, width=8, mask=mask)
     key = call.tensors["key"].clone()
     for sample, place in enumerate(places):
@@ -97,13 +99,13 @@ ROLLED = 512
     "T6.long_roll",
     "512 tokens in steps and chunks, with the state kept, left for another continuation, cut back "
     "and reordered in between, give what one call gives.",
-    applies=lambda promises: promises.state and not {"documents", "padding"} & set(promises.needs),
+    applies=lambda promises: promises.state,
     tier="standard",
     verdict="R",
 )
 def long_roll(subject: LayerSubject) -> Measured:
     """Compare every output with those of one call over all tokens."""
-    call, other = subject.draw("T6", length=ROLLED), subject.draw("T6 other", length=24)
+    call, other = subject.draw_whole("T6", length=ROLLED), subject.draw_whole("T6 other", length=24)
     limit, whole = subject.bound(call, probes=4), subject(call)
     state, outputs, start, turn = subject.begin(2), [], 0, 0
     while start < ROLLED:

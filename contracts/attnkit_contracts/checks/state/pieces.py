@@ -8,14 +8,16 @@ import torch
 
 import attnkit
 from attnkit.errors import StateError
+from attnkit.masks.constructors import Sizes
+from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import (
     BrokenError,
-    InconclusiveError,
     Measured,
     call_check,
     layer_check,
     recurrence_check,
 )
+from attnkit_contracts.inputs import cuts
 from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
@@ -35,12 +37,6 @@ def _goes_stepwise(promises: Promises) -> bool:
     return promises.state or (promises.causal and promises.cross)
 
 
-def _whole(subject: Subject) -> Call:
-    if "documents" in subject.promises.needs or "padding" in subject.promises.needs:
-        raise InconclusiveError("needs a mask over all tokens, which pieces do not have")
-    return subject.draw("T", length=40)
-
-
 @call_check(
     "T2.steps",
     "For every t: the step from the state after t tokens gives F(x)_t.",
@@ -49,7 +45,7 @@ def _whole(subject: Subject) -> Call:
 )
 def steps(subject: Subject) -> Measured:
     """Compare every step, not only the last."""
-    call = _whole(subject)
+    call = subject.draw_whole("T", length=40)
     return judge.agree(subject.bound(call), subject(call), subject.pieces(call, (1,) * 40))
 
 
@@ -61,7 +57,7 @@ def steps(subject: Subject) -> Measured:
 )
 def chunks(subject: Subject) -> Measured:
     """Compare some partitions, with chunks of one and of no tokens among them."""
-    call = _whole(subject)
+    call = subject.draw_whole("T", length=40)
     limit, whole = subject.bound(call), subject(call)
     return judge.worst(
         judge.agree(limit, whole, subject.pieces(call, lengths), f"chunks {lengths}")
@@ -94,10 +90,11 @@ def chunk_size(subject: RecurrenceOperation) -> Measured:
     "is not written to and shares no memory with the state returned; it moves with its sample.",
     applies=lambda promises: promises.state,
     verdict="R",
+    required=True,
 )
 def recurrent_state(subject: RecurrenceOperation) -> Measured:
     """Start from a state that is not empty."""
-    call = subject.draw("T4", batch=3, length=17, state=True)
+    call = subject.with_options(subject.draw_whole("T4", batch=3, length=17), "T4 state")
     given = call.tensors["initial_state"]
     before = given.clone()
     out, final = subject.both(call)
@@ -110,7 +107,7 @@ def recurrent_state(subject: RecurrenceOperation) -> Measured:
             f"the final state must be {tuple(given.shape)} {given.dtype}, "
             f"got {tuple(final.shape)} {final.dtype}"
         )
-    _, kept = subject.both(call.tokens(0, 0))
+    _, kept = subject.both(cuts.tokens(call, 0, 0))
     judge.same_bits(before, kept, "the state after no tokens")
     _expect_own_memory(given, kept, "no tokens")
     order = torch.tensor([2, 0, 0], device=subject.device)
@@ -137,9 +134,10 @@ def recurrent_state(subject: RecurrenceOperation) -> Measured:
 )
 def state_kept(subject: RecurrenceOperation) -> Measured:
     """Go on over more tokens of padding than a chunk has."""
-    call = subject.draw("T4 kept", length=20, state=True)
     nothing = attnkit.padding(torch.zeros(2, dtype=torch.int64, device=subject.device))
-    _, kept = subject.both(call.masked(nothing))
+    mask = subject.mask(Sizes(2, 2, 20, 20), wide=ALL_MASK_PARTS) & nothing
+    call = subject.draw("T4 kept", length=20, state=True, mask=mask)
+    _, kept = subject.both(call)
     judge.same_bits(call.tensors["initial_state"], kept, "the state after tokens of padding")
     return judge.exactly(0, "changed elements")
 
@@ -155,10 +153,11 @@ def _expect_own_memory(given: Tensor, returned: Tensor, what: str) -> None:
     "nor the states that came of it; it counts its tokens; reorder(index) commutes with going on.",
     applies=lambda promises: promises.state,
     verdict="R",
+    required=True,
 )
 def layer_state(subject: LayerSubject) -> Measured:
     """Go on from one state with two continuations, with each of these, and again with the first."""
-    call = subject.draw("T4", batch=3, length=28)
+    call = subject.draw_whole("T4", batch=3, length=28)
     other = call.given(x=subject.normal("T4 other", *call.tensors["x"].shape))
     _, state = subject.advance(call.tokens(0, 12), subject.begin(3))
     if state.tokens != 12 or state.batch_size != 3:
@@ -200,8 +199,8 @@ def _ending(subject: LayerSubject, call: Call, got: Tensor, where: str) -> Measu
 )
 def truncate(subject: LayerSubject) -> Measured:
     """Cut several tokens off, and go on otherwise."""
-    call = subject.draw("T4 cut", length=20)
-    other = subject.draw("T4 instead", length=20)
+    call = subject.draw_whole("T4 cut", length=20)
+    other = subject.draw_whole("T4 instead", length=20)
     _, state = subject.advance(call.tokens(0, 12), subject.begin(2))
     wanted, _ = subject.advance(other.tokens(12, 20), state)
     _, longer = subject.advance(call.tokens(12, 16), state)
@@ -221,7 +220,7 @@ def truncate(subject: LayerSubject) -> Measured:
 )
 def refuses_truncate(subject: LayerSubject) -> Measured:
     """Cut, and accept the refusal by name; what is cut without one must go on rightly."""
-    call = subject.draw("T4 cut", length=20)
+    call = subject.draw_whole("T4 cut", length=20)
     _, state = subject.advance(call.tokens(0, 16), subject.begin(2))
     try:
         cut = state.truncate(2)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit.masks.constructors import Mask
-    from attnkit.promises import Promises
     from attnkit_contracts.subjects.layers import LayerSubject
 
 LENGTH = 32
@@ -27,23 +26,19 @@ PIECES = (9, 1, 1, 13, 0, 1, 7)
 """Lengths of chunks, `LENGTH` tokens in all: a prompt, steps, further chunks."""
 
 
-def _goes_on(promises: Promises) -> bool:
-    return promises.state and not {"documents", "padding"} & set(promises.needs)
-
-
 @layer_check(
     "T7.masked_steps",
     "A prompt, then steps and chunks from its state, each under the mask of the tokens so far, "
     "give the real tokens what F gives them under the whole mask, for padding on the left and on "
     "both sides, for documents, and for both; NaN in padding changes nothing.",
     applies=lambda promises: (
-        _goes_on(promises) and bool({"documents", "padding"} & set(promises.masks))
+        promises.state and bool({"documents", "padding"} & set(promises.masks))
     ),
     verdict="R",
 )
 def masked_steps(subject: LayerSubject) -> Measured:
     """Pad and cut three samples differently; padding and documents reach over several pieces."""
-    call, found = subject.draw("T7", batch=3, length=LENGTH), []
+    call, found = subject.draw_whole("T7", batch=3, length=LENGTH), []
     plain = subject(call)
     for what, ends, counts, ids in _masks(subject):
         at = torch.arange(LENGTH, device=subject.device)
@@ -103,7 +98,7 @@ LEFT_OUT = ("implementation", "is_causal", "context_dim")
 @layer_check(
     "T7.option_steps",
     "F in pieces, with its state, is F for every option of the layer, alone and all together.",
-    applies=_goes_on,
+    applies=lambda promises: promises.state,
     verdict="R",
 )
 def option_steps(subject: LayerSubject) -> Measured:
@@ -138,7 +133,7 @@ def _in_pieces(subject: LayerSubject, options: Mapping[str, Any]) -> Measured | 
     """Measure the subject with options; None where they or a state with them are refused."""
     try:
         with_it = subject.remade(**options)
-        call = with_it.draw("T7 options", length=LENGTH)
+        call = with_it.draw_whole("T7 options", length=LENGTH)
         got = with_it.pieces(call, PIECES)
     except (ConfigError, UnsupportedError):
         return None

@@ -158,9 +158,10 @@ def run(
 def _real(call: Call, batch: int, length: int, device: torch.device) -> Real:
     """Read the mask for one batch, or for several behind each other."""
     size = len(call.tensors["value"])
+    times = batch // size if size else 1
     keep = oracle.real_tokens(call.mask, size, length, device)
     restart = oracle.restarts(call.mask, size, length, device)
-    return Real(keep.repeat(batch // size, 1), restart.repeat(batch // size, 1))
+    return Real(keep.repeat(times, 1), restart.repeat(times, 1))
 
 
 def _decays(log_decay: Tensor | None, key: Tensor, keep: Tensor, rules: Rules) -> Tensor:
