@@ -163,8 +163,9 @@ class Subject:
         masks = self.promises.masks
         if kind != "union" or "union" not in masks or {"window", "dense"} <= set(masks):
             return mask_part(kind, sizes, self.device)
-        alone = [each for each in masks if each not in ("union", "prefix")]
-        one = mask_part(alone[0], sizes, self.device) if alone else attnkit.full()
+        # beside causal, a prefix hides nothing
+        alone = (mask_part(m, sizes, self.device) for m in masks if m != "union" and m != "prefix")
+        one = next(alone, attnkit.full())
         return one | one
 
     def plain_masks(self, sizes: Sizes) -> dict[str, Mask]:

@@ -14,7 +14,7 @@ from attnkit_contracts.judging.outputs import gradients, must_be_finite, near, w
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from attnkit.promises import Promises
+    from attnkit.promises import MaskPart, Promises
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.recurrence import RecurrenceOperation
@@ -96,9 +96,10 @@ def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
         state=inputs == "state",
     )
     if inputs in ("padding", "documents"):
+        part: MaskPart = inputs  # type: ignore[assignment]  # one of the two, as tested above
         sizes = Sizes(2, 2, 24, 24)
         plain = subject.mask(sizes, wide=ALL_MASK_PARTS)
-        call = call.masked(plain & mask_part(inputs, sizes, subject.device))  # type: ignore[arg-type]  # one of the two, as tested above
+        call = call.masked(plain & mask_part(part, sizes, subject.device))
     return call.saying(scale=0.7) if inputs == "scale" else call
 
 
