@@ -87,6 +87,22 @@ def _recurrence(name: str, **update: Any) -> Variant:
     )
 
 
+def _stopping_nan(name: str) -> Variant:
+    """A variant that promises to stop NaN in all of its ways; of products of a chunk none does."""
+    ways = tuple(
+        replace(each, promises=each.promises.model_copy(update={"stops_nan": True}))
+        for each in GATED_LINEAR.implementations
+    )
+    promises = GATED_LINEAR.promises.model_copy(update={"stops_nan": True})
+    return replace(
+        GATED_LINEAR,
+        name=f"mutant_recurrence_{name}",
+        promises=promises,
+        implementations=ways,
+        placement=None,
+    )
+
+
 RIGHT = _recurrence("none")
 
 MUTANTS = (
@@ -96,6 +112,7 @@ MUTANTS = (
     (_recurrence("state_shared"), "T4.recurrent_state", "wrong"),
     (_recurrence("chunk_boundary"), "T3.chunk_size", "wrong"),
     (_recurrence("groups_tiled"), "A2.head_map", "wrong"),
+    (_stopping_nan("nan_within_a_chunk"), "M9.stops_nan", "chunked"),
     (_recurrence("beta_ignored"), "S10.recurrence_promised", "wrong"),
     (_recurrence("beta_in_silence", beta=False), "S10.recurrence_refused", "auto"),
     (_recurrence("decay_in_silence", decay=("head",)), "S10.decays", "auto"),
