@@ -124,6 +124,7 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
     },
     "to check, and to write checks": {
         "attnkit_contracts": Module("the suite"),
+        "attnkit_contracts.foreign": Module("code that is no plugin", "no_layer"),
         "attnkit_contracts.catalogue": Module(
             "what a check is and raises",
             "BrokenError Check InconclusiveError Measured SkippedEnvError check",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FUNCTION = "function"
 """Name of the implementation that calls the function."""
 
-NO_LAYER = "attnkit_contracts.foreign.functions:no_layer"
+NO_LAYER = "attnkit_contracts.foreign:no_layer"
 """The layer of a variant that has none."""
 
 

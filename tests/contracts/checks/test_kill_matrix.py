@@ -68,9 +68,14 @@ def _needs_gpu(check: str) -> bool:
     return check.startswith("I9.") and GPU == "cpu"
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
-def test_a_right_variant_passes_everything(right: Variant, dtype: str) -> None:
-    tier: Tier = "standard" if dtype == "float32" else "fast"
+WAYS = [
+    *((dtype, "fast") for dtype in ("float64", "float32", "bfloat16", "float16")),
+    pytest.param("float32", "standard", marks=pytest.mark.matrix),
+]
+
+
+@pytest.mark.parametrize(("dtype", "tier"), WAYS)
+def test_a_right_variant_passes_everything(right: Variant, dtype: str, tier: Tier) -> None:
     # the definition is checked with every built-in
     with attnkit.register(right):
         planned = attnkit_contracts.plan(right, dtypes=[dtype])
