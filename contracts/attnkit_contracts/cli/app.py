@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
+import attnkit
 from attnkit.cli.app import app, run
 from attnkit.cli.terminal import fail
 from attnkit_contracts.cli import report_commands
@@ -61,8 +63,12 @@ def judge(
         if ":" not in target:
             fail(f"{target!r} is not module:name; a variant is for: attnkit check {target}")
     reports.check(len(targets))
-    names = [variant(target, code, function, layer).name for target in targets]
-    conclude(names, None if code.family == "mixer" else [FUNCTION], suite, reports)
+    some = None if code.family == "mixer" else [FUNCTION]
+    with ExitStack() as registered:
+        made = [variant(target, code, function, layer) for target in targets]
+        for each in made:
+            registered.enter_context(attnkit.register(each))
+        conclude([each.name for each in made], some, suite, reports)
 
 
 report_commands.add(app)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from attnkit.errors import ArgumentError
-from attnkit.registry import registry
 from attnkit_contracts.foreign.conventions import Convention, LayerConvention
 from attnkit_contracts.foreign.functions import adapt
 from attnkit_contracts.foreign.layers import adapt_layer
@@ -27,7 +26,7 @@ WORDS = {"decay_argument": "log_decay", "x_arguments": "x"}
 
 
 def variant(target: str, code: Code, function: FunctionCode, layer: LayerCode) -> Variant:
-    """Make a variant of what is named module:name, and register it.
+    """Make a variant of what is named module:name.
 
     A file of the current folder can be named: it is searched first, as Python itself would.
     """
@@ -39,9 +38,7 @@ def variant(target: str, code: Code, function: FunctionCode, layer: LayerCode) -
     for keyword in said:
         if keyword not in inspect.signature(door).parameters:
             raise typer.BadParameter(f"{keyword} is not about family {code.family}; leave it out")
-    made = door(target, **said)
-    registry.register(made)
-    return made
+    return door(target, **said)
 
 
 def _said(

@@ -76,10 +76,11 @@ WAYS = [
 
 @pytest.mark.parametrize(("dtype", "tier"), WAYS)
 def test_a_right_variant_passes_everything(right: Variant, dtype: str, tier: Tier) -> None:
-    # the definition is checked with every built-in
+    # the definition is checked with every built-in, and what auto takes is no matter of dtypes
     with attnkit.register(right):
         planned = attnkit_contracts.plan(right, dtypes=[dtype])
         subjects = {each.target.implementation for each in planned} - {"reference"}
+        subjects -= {"auto"} if dtype != "float32" else set()
         report = attnkit_contracts.check(
             right, dtypes=[dtype], tier=tier, implementations=sorted(subjects)
         )

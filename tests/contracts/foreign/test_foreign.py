@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from typer.testing import CliRunner, Result
 
 import attnkit
 import attnkit_contracts
 from attnkit.errors import ArgumentError, UnsupportedError
 from attnkit_contracts import adapt
+from attnkit_contracts.cli.app import app
 from attnkit_contracts.foreign.claims import parse
 from attnkit_contracts.foreign.conventions import Convention, LayerConvention
 from attnkit_contracts.foreign.function_calls import SoftmaxCall
@@ -264,17 +267,25 @@ def test_promises_have_the_smallest_dtypes_and_devices_by_default() -> None:
     }
 
 
-def test_the_command_line_judges_a_recurrence(tmp_path: Path) -> None:
+def attnkit_judge(address: str, *declared: str) -> Result:
+    """Judge a function of a module in the folder that one stands in."""
+    sys.modules.pop(address.partition(":")[0], None)
+    return CliRunner().invoke(app, ["judge", address, *declared])
+
+
+def test_the_command_line_judges_a_recurrence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = inspect.getsource(delta_rule)
     (tmp_path / "delta.py").write_text(f"from typing import Any\n\nimport torch\n\n\n{source}")
-    command = [sys.executable, "-m", "attnkit_contracts", "judge", "delta:delta_rule"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     declared = ["--family", "recurrence", "--promise", "none, head, beta, scale, gradients",
                 "--layout", "BLHE", "--argument", "scale=none", "--argument", "state=state",
                 "--own-scale", "width", "--always", "beta"]  # fmt: skip
-    done = subprocess.run(
-        [*command, *declared], check=False, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = attnkit_judge("delta:delta_rule", *declared)
+
+    assert done.exit_code == 0, done.output
     assert done.stdout.splitlines()[-1].startswith("passed: ")
 
 
@@ -331,13 +342,11 @@ def test_every_finding_has_its_place_on_the_page() -> None:
         ("recurrent_gemma_deepcopy.py", "after a step: RuntimeError"),
     ],
 )
-def test_a_finding_shows_what_it_says(script: str, told: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(DOCS / "findings" / script)],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.filterwarnings("default")
+def test_a_finding_shows_what_it_says(
+    script: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with torch.random.fork_rng():
+        runpy.run_path(str(DOCS / "findings" / script), run_name="__main__")
 
-    assert done.returncode == 0, done.stderr
-    assert told in done.stdout
+    assert told in capsys.readouterr().out

@@ -12,12 +12,14 @@ import pytest
 import strangers_layers as strangers
 import torch
 from torch import nn
+from typer.testing import CliRunner, Result
 
 import attnkit
 import attnkit_contracts
 from attnkit.errors import ArgumentError, UnsupportedError
 from attnkit.promises import Promises
 from attnkit_contracts import adapt_layer
+from attnkit_contracts.cli.app import app
 from attnkit_contracts.foreign.claims import parse
 from attnkit_contracts.foreign.layers import Recipe
 
@@ -278,22 +280,21 @@ COMMAND = (
 )
 
 
-def attnkit_judge(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "attnkit_contracts", "judge", MULTI_HEAD, *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+def attnkit_judge(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["judge", MULTI_HEAD, *arguments])
 
 
 def test_the_command_line_judges_a_layer() -> None:
     done = attnkit_judge(*COMMAND, "--padding-as", "hidden")
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     assert "MultiheadAttention / layer" in done.stdout
 
 
 def test_the_command_line_shows_what_is_wrong_with_a_layer() -> None:
     done = attnkit_judge(*COMMAND)
 
-    assert done.returncode == 1, done.stderr
+    assert done.exit_code == 1, done.stderr
     assert "MultiheadAttention/layer/float32/cpu/M10.padded: failed" in done.stdout
     assert "VARIANT = adapt_layer('torch.nn:MultiheadAttention'" in done.stdout
 
@@ -301,5 +302,5 @@ def test_the_command_line_shows_what_is_wrong_with_a_layer() -> None:
 def test_the_command_line_refuses_an_option_of_another_family() -> None:
     done = attnkit_judge(*COMMAND, "--causal-corner", "upper_left")
 
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "causal_corner is not about family mixer" in re.sub(r"[\s│]+", " ", done.stderr)
