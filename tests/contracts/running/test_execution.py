@@ -35,8 +35,8 @@ def test_two_processes_report_what_one_does_and_share_the_work(
         here.append(instance.id)
         return run(instance, **given)
 
-    asked: Any = ("self_attention", WRONG)
-    some: Any = {"dtypes": ["float32"], "implementations": ["plain", "wrong"]}
+    asked: Any = ("self_attention", "moe", WRONG)
+    some: Any = {"dtypes": ["float32"], "implementations": ["plain", "loop", "wrong"]}
     arrived: list[str] = []
     one = attnkit_contracts.check(*asked, **some)
     monkeypatch.setattr(Instance, "run", noted)
