@@ -19,17 +19,8 @@ from torch import Tensor, nn
 from attnkit import precision, reference
 from attnkit.choice.front import choose
 from attnkit.errors import UnsupportedError
-from attnkit.masks.constructors import (
-    Mask,
-    Sizes,
-    causal,
-    dense,
-    documents,
-    full,
-    left_padding,
-    padding,
-    sliding_window,
-)
+from attnkit.masks import constructors as masks
+from attnkit.masks.constructors import Mask, Sizes
 from attnkit.operations.attention import answer, attention, problem_of, sizes_of
 from attnkit.problem import SoftmaxProblem
 from attnkit.swaps.families import Assignment, Attempt, Measure, Standing, SwapFamily
@@ -219,7 +210,7 @@ def _floats(call: Call) -> dict[str, Tensor]:
 def _like(call: Call, queries: int, keys: int) -> Call | None:
     """Return a call of other lengths, with numbers of its own; None for masks of no known kind."""
     sizes = Sizes(2, call.query.shape[1], queries, keys)
-    mask = _mask_like(call.mask, sizes)
+    mask = _mask_like(call.mask, sizes, call.query.device)
     if mask is None:
         return None
     width = call.query.shape[3]
@@ -237,17 +228,29 @@ def _like(call: Call, queries: int, keys: int) -> Call | None:
                    dropout_p=0.0, aligned=True)  # fmt: skip
 
 
-def _mask_like(mask: Mask, sizes: Sizes) -> Mask | None:
+def _mask_like(mask: Mask, sizes: Sizes, device: torch.device) -> Mask | None:
     """Return a mask of the same kinds for other sizes; None where a kind cannot be made up."""
-    made = causal() if mask.is_causal else full()
+    made = masks.causal() if mask.is_causal else masks.full()
     half = sizes.keys // 2
+
+    def padded() -> Mask:
+        counts = [half - 1, 0] if mask.is_causal else [half, sizes.keys]
+        pad = masks.left_padding if mask.is_causal else masks.padding
+        return pad(torch.tensor(counts, device=device))
+
+    def packed() -> Mask:
+        ids = torch.arange(sizes.keys, device=device) // half
+        return masks.documents(ids.expand(sizes.batch, -1))
+
+    def scattered() -> Mask:
+        like = torch.empty(0, device=device)
+        return masks.dense(drawn((1, 1, sizes.queries, sizes.keys), like) < 1)
+
     kinds: dict[str, Callable[[], Mask]] = {
-        "window": lambda: sliding_window(min(mask.window or SHORT, SHORT - 16)),
-        "padding": lambda: (left_padding if mask.is_causal else padding)(
-            [half - 1, 0] if mask.is_causal else [half, sizes.keys]
-        ),
-        "documents": lambda: documents((torch.arange(sizes.keys) >= half).long().expand(2, -1)),
-        "dense": lambda: dense(drawn((1, 1, sizes.queries, sizes.keys), torch.empty(0)) < 1),
+        "window": lambda: masks.sliding_window(min(mask.window or SHORT, SHORT - 16)),
+        "padding": padded,
+        "documents": packed,
+        "dense": scattered,
     }
     for part in sorted(mask.parts):
         if part not in kinds:
@@ -259,10 +262,10 @@ def _mask_like(mask: Mask, sizes: Sizes) -> Mask | None:
 def _windowed(mask: Mask, size: int) -> Mask:
     """Narrow a mask, once for all layers if it remembers."""
     if mask.memory is None:
-        return mask & sliding_window(size)
+        return mask & masks.sliding_window(size)
     found: Mask | None = mask.memory.get(size)
     if found is None:
-        found = mask.memory[size] = (mask & sliding_window(size)).remembering()
+        found = mask.memory[size] = (mask & masks.sliding_window(size)).remembering()
     return found
 
 
@@ -278,9 +281,13 @@ def _cut(call: Call, part: slice) -> Call:
     sizes = sizes_of(call)
     mask = call.mask
     if part != slice(0, sizes.batch):
-        mask = full()
+        mask = masks.full()
         for each in call.mask.conjuncts():
-            one = dense(each.to_bool(sizes, call.query.device)[part]) if each.per_batch else each
+            one = (
+                masks.dense(each.to_bool(sizes, call.query.device)[part])
+                if each.per_batch
+                else each
+            )
             mask = mask & one
     bias = call.bias
     if bias is not None:
