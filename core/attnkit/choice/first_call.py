@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import _disable_current_modes
 
 from attnkit.errors import BrokenImplementationWarning
 from attnkit.interface import Implementation, Variant, load
@@ -109,6 +110,7 @@ def _run(function: Callable[..., Any], variant: Variant, problem: Problem) -> No
         # nothing of the moment in which a program happens to call first
         with (
             temporarily_clear_interpreter_stack(),
+            _disable_current_modes(),
             torch.no_grad(),
             torch.autocast(problem.device, enabled=False),
         ):

@@ -41,13 +41,23 @@ from attnkit.reference import recurrence as reference
 from attnkit.state import RecurrentState
 from attnkit.swaps.families import Assignment, Attempt, Measure, Standing, SwapFamily
 from attnkit.swaps.obstacles import LENGTH, beyond_a_recurrence
-from attnkit.swaps.verification.reach import SHORT, Case, Further, drawn, of_gradients, reached
+from attnkit.swaps.verification.reach import (
+    BATCH,
+    SHORT,
+    Case,
+    Further,
+    drawn,
+    of_gradients,
+    of_rounding,
+    reached,
+    untouched,
+)
 from attnkit.swaps.verification.trial import SITE_BOUND
 
 if TYPE_CHECKING:
     from attnkit.hosts.parts import Inputs, RecurrenceBuilder
 
-CHUNKS = (100, 103, 104, 150)
+CHUNKS = (130, 133, 134, 200)
 """Where calls beyond the sample end: after more tokens than a chunk has, after few, after one."""
 
 
@@ -91,7 +101,7 @@ class Carrying(Standing):
     def beyond(self, attempt: Tried) -> tuple[Further, ...]:
         given = attempt.step.inputs
         asked = replace(attempt.step.problem(), batch=1, query_length=1)
-        question = (asked, given.scale, given.options.model_dump_json(), given.around is not None)
+        question = (asked, given.scale, given.options.model_dump_json())
         how = self.implementation, tuple(self.fallback)
         return reached(self.variant, (*question, *how), lambda: self._farther(given))
 
@@ -99,26 +109,29 @@ class Carrying(Standing):
         """Yield the calls that one call of a model may be followed by."""
         whole, pieces = (0, CHUNKS[-1]), pairwise((0, *CHUNKS))
         yield Case(f"{CHUNKS[-1]} tokens", lambda: self._error(given, [whole]))
-        told = "chunks of 100 and 3 tokens, one token, and the rest"
+        told = f"chunks of {CHUNKS[0]} and 3 tokens, one token, and the rest"
         yield Case(told, lambda: self._error(given, list(pieces)))
-        yield Case(f"gradients over {SHORT} tokens", lambda: self._of_gradients(given))
+        yield Case(f"gradients of {SHORT} tokens", lambda: self._of_gradients(given))
 
     def _error(self, given: Inputs, cuts: list[tuple[int, int]]) -> float:
-        step = Step(_longer(given, CHUNKS[-1]), full(), None, None)
-        outs, before = [], None
-        for start, stop in cuts:
-            piece = Step(_cut(step.inputs, start, stop), full(), before, None)
-            out, memory = piece.run(self.variant, self.implementation, self.fallback)
-            before = RecurrentState(memory, stop, memory.new_zeros(memory.shape[0], 0, 0))
-            outs.append(out)
+        step = Step(_drawn(given, CHUNKS[-1]), full(), None, None)
+        inputs, outs, before = step.inputs, [], None
+        tensors = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
+        with untouched(tensors, self.variant.name):
+            for start, stop in cuts:
+                piece = Step(_cut(inputs, start, stop), full(), before, None)
+                out, memory = piece.run(self.variant, self.implementation, self.fallback)
+                before = RecurrentState(memory, stop, memory.new_zeros(memory.shape[0], 0, 0))
+                outs.append(out)
         joined = torch.cat(outs, 2)
-        wide = step._replace(inputs=_mapped(step.inputs, Tensor.double))
-        truth, _ = wide.run(self.variant, "reference")
+        wide = step._replace(inputs=_mapped(inputs, Tensor.double))
+        truth, last = wide.run(self.variant, "reference")
         every = torch.ones((), dtype=torch.bool, device=joined.device)
-        return worst(joined, truth, wide.unit(joined.dtype), every) / SITE_BOUND
+        of_outputs = worst(joined, truth, wide.unit(joined.dtype), every) / SITE_BOUND
+        return max(of_outputs, of_rounding(memory, last, joined.dtype))
 
     def _of_gradients(self, given: Inputs) -> float:
-        step = Step(_longer(given, SHORT), full(), None, None)
+        step = Step(_drawn(given, SHORT), full(), None, None)
         names = ("query", "key", "value", "log_decay")
         tensors = {name: t for name in names if (t := getattr(step.inputs, name)) is not None}
 
@@ -278,15 +291,20 @@ def _cut(given: Inputs, start: int, stop: int) -> Inputs:
     return _mapped(given, lambda t: t[:, :, start:stop])
 
 
-def _longer(given: Inputs, length: int) -> Inputs:
-    """Return the tokens again and again, no two of them alike."""
+def _drawn(given: Inputs, length: int) -> Inputs:
+    """Return as many tokens of a call's heads, widths and decays, with numbers of their own."""
 
-    def again(t: Tensor) -> Tensor:
-        places = torch.arange(length, device=t.device) % t.shape[2]
-        repeated = t.detach().index_select(2, places)
-        return repeated * (1 + 0.1 * torch.tanh(drawn(repeated.shape, t)))
+    def own(t: Tensor, seed: int) -> Tensor:
+        return drawn((BATCH, t.shape[1], length, *t.shape[3:]), t, seed)
 
-    return _mapped(given, again)
+    decay = given.log_decay
+    return given._replace(
+        query=own(given.query, 0) * given.query.shape[3] ** -0.5,
+        key=own(given.key, 1) * given.key.shape[3] ** -0.5,
+        value=own(given.value, 2),
+        log_decay=None if decay is None else -0.1 * own(decay, 3).abs(),
+        around=None,
+    )
 
 
 def _inputs(module: nn.Module, request: Span, dtype: torch.dtype | None = None) -> Inputs:

@@ -26,6 +26,7 @@ from attnkit.problem import SoftmaxProblem
 from attnkit.swaps.families import Assignment, Attempt, Measure, Standing, SwapFamily
 from attnkit.swaps.obstacles import LENGTH, beyond_attention
 from attnkit.swaps.verification.reach import (
+    BATCH,
     LONG,
     SHORT,
     Case,
@@ -33,6 +34,7 @@ from attnkit.swaps.verification.reach import (
     drawn,
     of_gradients,
     reached,
+    untouched,
 )
 from attnkit.swaps.verification.trial import SITE_BOUND
 
@@ -86,22 +88,31 @@ class Running(Standing):
     def _farther(self, attempt: Tried) -> Iterator[Case]:
         """Yield the calls that one call of a model may be followed by."""
         call, exact = attempt.call, attempt.exact
-        lengths = {f"{LONG} tokens": (LONG, LONG)}
+        lengths, trained = {f"{LONG} tokens": (LONG, LONG)}, {f"{SHORT} tokens": (SHORT, SHORT)}
+        cached = {f"70 tokens on {LONG} keys": (70, LONG), f"one token on {LONG}": (1, LONG)}
         if attempt.sizes.queries != attempt.sizes.keys:
-            lengths = {f"70 tokens on {LONG} keys": (70, LONG), "one token on 65": (1, 65)}
+            lengths, trained = cached, {f"70 tokens on {SHORT} keys": (70, SHORT)}
         elif call.mask.is_causal:
-            lengths |= {"3 tokens on 40 keys": (3, 40), "one token on 65": (1, 65)}
+            lengths |= {**cached, "3 tokens on 40 keys": (3, 40)}
+            trained |= {f"70 tokens on {SHORT} keys": (70, SHORT)}
+        padded = replace(call, mask=call.mask & masks.padding([1] * attempt.sizes.batch))
         for what, (queries, keys) in lengths.items():
+            yield from self._case(what, call, queries, keys, exact)
+        if "padding" not in call.mask.parts:
+            yield from self._case("40 tokens with padding", padded, 40, 40, exact)
+        for what, (queries, keys) in trained.items():
             made = _like(call, queries, keys)
-            if made is None:
-                return
-            yield Case(what, partial(self._error, made, exact))
-        made = _like(call, SHORT, SHORT)
+            if made is not None:
+                yield Case(f"gradients of {what}", partial(self._of_gradients, made, exact))
+
+    def _case(self, what: str, call: Call, queries: int, keys: int, exact: bool) -> Iterator[Case]:
+        made = _like(call, queries, keys)
         if made is not None:
-            yield Case(f"gradients over {SHORT} tokens", partial(self._of_gradients, made, exact))
+            yield Case(what, partial(self._error, made, exact))
 
     def _error(self, call: Call, exact: bool) -> float:
-        out = answer(call, self.variant, self.implementation, self.fallback)
+        with untouched(_floats(call), self.variant.name):
+            out = answer(call, self.variant, self.implementation, self.fallback)
         tried = Tried("", out, self.variant, Defined(call), call, exact)
         errors = (precision.worst(out[at], *measured) for at, *measured in tried.measures())
         return max(errors) / SITE_BOUND
@@ -209,16 +220,16 @@ def _floats(call: Call) -> dict[str, Tensor]:
 
 def _like(call: Call, queries: int, keys: int) -> Call | None:
     """Return a call of other lengths, with numbers of its own; None for masks of no known kind."""
-    sizes = Sizes(2, call.query.shape[1], queries, keys)
+    sizes = Sizes(BATCH, call.query.shape[1], queries, keys)
     mask = _mask_like(call.mask, sizes, call.query.device)
     if mask is None:
         return None
     width = call.query.shape[3]
     # logits of about 1, whatever the scale
     scale = width**-0.5 if call.scale is None else abs(call.scale)
-    query = drawn((2, sizes.heads, queries, width), call.query) / ((scale or 1.0) * width**0.5)
-    key = drawn((2, call.key.shape[1], keys, width), call.key, seed=1)
-    value = drawn((2, call.value.shape[1], keys, call.value.shape[3]), call.value, seed=2)
+    query = drawn((BATCH, sizes.heads, queries, width), call.query) / ((scale or 1.0) * width**0.5)
+    key = drawn((BATCH, call.key.shape[1], keys, width), call.key, seed=1)
+    value = drawn((BATCH, call.value.shape[1], keys, call.value.shape[3]), call.value, seed=2)
     bias, sinks = call.bias, call.sinks
     if bias is not None:
         bias = drawn((1, sizes.heads, queries, keys), bias, seed=3)
@@ -234,7 +245,7 @@ def _mask_like(mask: Mask, sizes: Sizes, device: torch.device) -> Mask | None:
     half = sizes.keys // 2
 
     def padded() -> Mask:
-        counts = [half - 1, 0] if mask.is_causal else [half, sizes.keys]
+        counts = [half - 1, 0, 1] if mask.is_causal else [half, sizes.keys, 1]
         pad = masks.left_padding if mask.is_causal else masks.padding
         return pad(torch.tensor(counts, device=device))
 
@@ -247,7 +258,7 @@ def _mask_like(mask: Mask, sizes: Sizes, device: torch.device) -> Mask | None:
         return masks.dense(drawn((1, 1, sizes.queries, sizes.keys), like) < 1)
 
     kinds: dict[str, Callable[[], Mask]] = {
-        "window": lambda: masks.sliding_window(min(mask.window or SHORT, SHORT - 16)),
+        "window": lambda: masks.sliding_window(min(mask.window or half, 2 * sizes.keys // 3)),
         "padding": padded,
         "documents": packed,
         "dense": scattered,
