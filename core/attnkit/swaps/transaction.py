@@ -335,7 +335,7 @@ class _Transaction:
         farther = {
             f"  {t.assignment.site.path}: {', '.join(t.implementations)} {_beyond(further)}"
             for t in trials
-            for further in t.beyond()
+            for further in t.beyond
             if not further.error <= 1
         }
         if farther:

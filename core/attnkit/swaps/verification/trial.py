@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,11 +127,12 @@ class Trial:
             allowed=self.allowed,
             rows_left_out=self.rows_left_out,
             drift=self.drift.share(),
-            beyond=tuple(each.what for each in self.beyond() if not each.why),
+            beyond=tuple(each.what for each in self.beyond if not each.why),
         )
 
+    @cached_property
     def beyond(self) -> tuple[Further, ...]:
-        """Return what the variant makes of calls beyond the sample."""
+        """What the variant makes of calls beyond the sample; asked once the model has run."""
         return () if self.first is None else self.standing.beyond(self.first)
 
     def noisy(self, generator: torch.Generator) -> Mixer:
