@@ -115,7 +115,8 @@ class Carrying(Standing):
 
     def _error(self, given: Inputs, cuts: list[tuple[int, int]]) -> float:
         step = Step(_drawn(given, CHUNKS[-1]), full(), None, None)
-        inputs, outs, before = step.inputs, [], None
+        inputs, before = step.inputs, None
+        outs, memories = list[Tensor](), list[Tensor]()
         tensors = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
         with untouched(tensors, self.variant.name):
             for start, stop in cuts:
@@ -123,12 +124,13 @@ class Carrying(Standing):
                 out, memory = piece.run(self.variant, self.implementation, self.fallback)
                 before = RecurrentState(memory, stop, memory.new_zeros(memory.shape[0], 0, 0))
                 outs.append(out)
+                memories.append(memory)
         joined = torch.cat(outs, 2)
         wide = step._replace(inputs=_mapped(inputs, Tensor.double))
         truth, last = wide.run(self.variant, "reference")
         every = torch.ones((), dtype=torch.bool, device=joined.device)
         of_outputs = worst(joined, truth, wide.unit(joined.dtype), every) / SITE_BOUND
-        return max(of_outputs, of_rounding(memory, last, joined.dtype))
+        return max(of_outputs, of_rounding(memories[-1], last, joined.dtype))
 
     def _of_gradients(self, given: Inputs) -> float:
         step = Step(_drawn(given, SHORT), full(), None, None)
