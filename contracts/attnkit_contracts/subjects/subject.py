@@ -371,8 +371,12 @@ class Subject:
         """Return the top-level names of the packages whose code it runs, attnkit's too."""
         variant = self.target.variant
         homes = {"attnkit"}
-        for each in (load(variant.layer), *(load(one.function) for one in offered(variant))):
-            found = each
+        for reference in (variant.layer, *(one.function for one in offered(variant))):
+            try:
+                found = load(reference)
+            except ImportError:
+                # not the subject's own, which has run: another one, for another machine say
+                continue
             while isinstance(found, functools.partial):
                 found = found.func
             homes |= {_package(cls) for cls in getattr(found, "__mro__", (found,))}

@@ -98,7 +98,8 @@ class Running(Standing):
         padded = replace(call, mask=call.mask & masks.padding([1] * attempt.sizes.batch))
         for what, (queries, keys) in lengths.items():
             yield from self._case(what, call, queries, keys, exact)
-        if "padding" not in call.mask.parts:
+        # what other maths makes of padding is asked of the whole model, as a leak
+        if exact and "padding" not in call.mask.parts:
             yield from self._case("40 tokens with padding", padded, 40, 40, exact)
         for what, (queries, keys) in trained.items():
             made = _like(call, queries, keys)

@@ -134,6 +134,18 @@ def test_a_graph_for_one_backward_pass_is_green(check: str) -> None:
     assert (record.status, record.reason) == ("passed", "")
 
 
+@pytest.mark.parametrize("neighbour", ["no_such_package.kernels:attend", "attnkit.absent:attend"])
+def test_an_implementation_that_does_not_import_here_is_no_fault_of_its_neighbours(
+    neighbour: str,
+) -> None:
+    made = right.variant_of(right.online)
+    own = made.implementations[1]
+    other = replace(own, name="other", function=neighbour, packages=("no_such_package",))
+    variant = replace(made, implementations=(*made.implementations, other))
+
+    assert one_record(variant, "S4.poisoned_allocations").status == "passed"
+
+
 # masks that are needed
 
 
