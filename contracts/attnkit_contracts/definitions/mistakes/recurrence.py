@@ -271,7 +271,7 @@ _TABLE: tuple[tuple[str, str, tuple[Rules, ...]], ...] = (
      (replace(RIGHT, real=lambda real: real._replace(restart=torch.zeros_like(real.restart))),)),
     ("normaliser_missing", "the normaliser missing", (_divided(torch.ones_like),)),
     ("normaliser_eps", "an eps added to the normaliser that is too large",
-     tuple(_divided(lambda total, eps=eps: total + eps)  # type: ignore[misc]  # as above
+     tuple(_divided(lambda total, eps=eps: total + eps)  # type: ignore[misc]  # a default keeps the loop's value
            for eps in (1.0, 0.1, 0.01, 1e-3))),
 )  # fmt: skip
 

@@ -29,6 +29,7 @@ from attnkit.precision import accumulation, roundoff, smallest
 from attnkit.registry.registry import default
 
 BATCH = 3
+"""Samples of a call: more than two, of which one may be padded otherwise than the others."""
 
 LONG = 300
 """Tokens of the longest call: beyond tiles of 16 to 256."""
