@@ -26,6 +26,9 @@ from torch import Tensor
 LOW = (torch.bfloat16, torch.float16)
 PROBES = 8
 
+FLOAT32_INSIDE = float(torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps)
+"""How many times larger rounding is where something of float64 is computed in float32."""
+
 
 def roundoff(dtype: torch.dtype) -> float:
     """Return u, half the distance from 1 to the next number: 2**-8 for bfloat16."""

@@ -179,11 +179,9 @@ class Tried(Attempt):
         if self.out.dtype != torch.float64 or not self.exact:
             return truth
         meant = _own_reference(wide, self.variant)
-        coarse = unit * (
-            precision.accumulation(torch.float32) / precision.accumulation(torch.float64)
-        )
+        off = precision.worst(truth, meant, unit * precision.FLOAT32_INSIDE, self.rows[part])
         # further off it is no rounding, and whatever else it is stays the model's own
-        return meant if precision.worst(truth, meant, coarse, self.rows[part]) <= 1 else truth
+        return meant if off <= 1 else truth
 
 
 class Defined:

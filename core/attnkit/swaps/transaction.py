@@ -27,6 +27,7 @@ from attnkit.hosts.leak_probes import neighbours
 from attnkit.hosts.mounts import undo_all
 from attnkit.hosts.protocol import Attachment, Host, Mixer, Prober
 from attnkit.hosts.unknown_layers import UnknownLayers
+from attnkit.precision import FLOAT32_INSIDE
 from attnkit.registry.registry import default
 from attnkit.swaps import weights as added
 from attnkit.swaps.decisions import refusal
@@ -36,7 +37,7 @@ from attnkit.swaps.receipts import LeakReceipt, OutputReceipt, Receipt, SiteRece
 from attnkit.swaps.verification.isolation import Note, cuda_devices, fresh, undisturbed
 from attnkit.swaps.verification.leaks import Subject, check_leaks
 from attnkit.swaps.verification.outputs import compare_outputs, noise_of
-from attnkit.swaps.verification.trial import Counting, Trial
+from attnkit.swaps.verification.trial import SITE_BOUND, Counting, Trial
 from attnkit.text import described
 from attnkit.versions import version_of
 
@@ -137,11 +138,13 @@ def carry_out(
     transaction.rehearse()
     quiet = transaction.trial()
     exact = all(assignment.relation == "exact" for assignment in assignments)
-    noise = noise_of(transaction.noisy, quiet) if exact else []
+    noise = transaction.noise(before, quiet) if exact else []
     sites = [trial.receipt() for trial in transaction.trials]
     after = transaction.after()
-    outputs = compare_outputs(before, after, noise, sites)
-    _check_outputs(outputs, sites, own=compare_outputs(before, quiet, noise, sites))
+    outputs, own = (
+        compare_outputs(before, each, noise, transaction.measured()) for each in (after, quiet)
+    )
+    _check_outputs(outputs, sites, own)
     leaks = transaction.leaks(before, after)
     remarks = (*remarks, *transaction.unknown.remarks())
     if not outputs:
@@ -173,6 +176,7 @@ class _Transaction:
         unknown: The layers that attend where no host sees a site, once it has run.
         mixers: What will stand at the sites, once it is built.
         trials: What was measured of each, once it is tried.
+        units: How many units of rounding the noise at a site is drawn from.
     """
 
     def __init__(
@@ -192,6 +196,7 @@ class _Transaction:
         self.unknown = UnknownLayers(model, [s.path for s in known if s.kind == "attention"])
         self.mixers: list[Standing] = []
         self.trials: list[Trial] = []
+        self.units = 1.0
 
     def _settled(
         self, sample: Mapping[str, object] | None, hosts: Mapping[str, Host]
@@ -342,9 +347,46 @@ class _Transaction:
             raise VerificationError("\n".join(["the swap was not made:", *sorted(farther)]))
         return outputs
 
+    def noise(
+        self, before: Mapping[str, Tensor], quiet: Mapping[str, Tensor]
+    ) -> list[Mapping[str, Tensor]]:
+        """Return what rounding at the sites does to the outputs.
+
+        Many models of float64 round to float32 inside: softmax, norms. Then noise of float64 is
+        lost in it, and shows nothing: it is drawn as large as theirs.
+
+        Args:
+            before: Outputs of the model as it is.
+            quiet: Outputs with its own functions at the sites.
+        """
+        noise = noise_of(self.noisy, quiet)
+        if all(trial.is_wide for trial in self.trials):
+            own = compare_outputs(before, quiet, noise, self.measured())
+            coarse = any(trial.error_before > SITE_BOUND for trial in self.trials)
+            if coarse or any(out.is_beyond for out in own):
+                self.units = FLOAT32_INSIDE
+                noise = noise_of(self.noisy, quiet)
+        return noise
+
     def noisy(self, generator: torch.Generator) -> Mapping[str, Tensor]:
         """Run the model with rounding noise at the sites."""
-        return self.run(self.sample, [trial.noisy(generator) for trial in self.trials])
+        return self.run(self.sample, self._noisy_mixers(generator))
+
+    def _noisy_mixers(self, generator: torch.Generator) -> list[Mixer]:
+        return [trial.noisy(generator, self.units) for trial in self.trials]
+
+    def measured(self) -> list[SiteReceipt]:
+        """Return what was measured at the sites, their errors in units of the noise."""
+        sites = (trial.receipt() for trial in self.trials)
+        return [
+            site.model_copy(
+                update={
+                    "error_before": (site.error_before or 0.0) / self.units,
+                    "error_after": site.error_after / self.units,
+                }
+            )
+            for site in sites
+        ]
 
     def after(self) -> Mapping[str, Tensor]:
         """Run the model with the variants.
@@ -378,8 +420,8 @@ class _Transaction:
             before=before,
             after=after,
             mixers=self.mixers,
-            noisy=lambda generator: [trial.noisy(generator) for trial in self.trials],
-            sites=[trial.receipt() for trial in self.trials],
+            noisy=self._noisy_mixers,
+            sites=self.measured(),
         )
         host = self.host
         if not isinstance(host, Prober):

@@ -12,6 +12,9 @@ mean squares; s itself is known to about a factor 2 from few runs:
     moved = max |y' - y| / (u |y| + s)  <=  2 sqrt(3) max(1, R) sqrt(2 ln 2n)
 
 A mistake in the mathematics is thousands of units at its site in float32, and is found there.
+
+A model of float64 that rounds to float32 inside, at its sites or around them, absorbs noise of
+float64: noise is drawn in units of float32 then, and R counted in those.
 """
 
 from __future__ import annotations

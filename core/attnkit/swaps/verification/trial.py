@@ -135,9 +135,15 @@ class Trial:
         """What the variant makes of calls beyond the sample; asked once the model has run."""
         return () if self.first is None else self.standing.beyond(self.first)
 
-    def noisy(self, generator: torch.Generator) -> Mixer:
-        """Return a mixer that answers as the model would, with noise of up to one unit."""
-        return self.standing.instead(Noisy(self.standing, self.units, generator))
+    @property
+    def is_wide(self) -> bool:
+        """Whether the site computes in float64."""
+        return all(unit.dtype == torch.float64 for unit in self.units)
+
+    def noisy(self, generator: torch.Generator, units: float) -> Mixer:
+        """Return a mixer that answers as the model would, with noise of up to so many units."""
+        sizes = [unit * units for unit in self.units]
+        return self.standing.instead(Noisy(self.standing, sizes, generator))
 
     def _unfit(self, request: object) -> str:
         """Say that a host calls a mixer with something else than its kind takes."""
@@ -173,20 +179,20 @@ class Trial:
 
 @dataclass
 class Noisy:
-    """A mixer that answers with the model's own function plus noise of up to one unit."""
+    """A mixer that answers with the model's own function plus noise, its size by call."""
 
     standing: Standing
-    units: list[Tensor]
+    sizes: list[Tensor]
     generator: torch.Generator
     calls: int = 0
 
     def __call__(self, request: Any) -> Tensor:
         """Answer as the model would, with noise."""
         own = self.standing.own(request)
-        unit = self.units[self.calls % len(self.units)].to(own.dtype)
+        size = self.sizes[self.calls % len(self.sizes)].to(own.dtype)
         self.calls += 1
         noise = torch.rand(own.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
-        return own + noise.to(own) * unit
+        return own + noise.to(own) * size
 
 
 @dataclass

@@ -26,7 +26,7 @@ _CACHE = ("past_key_values",)
 
 
 def make_sample(model: nn.Module, sites: Sequence[Site]) -> Mapping[str, object]:
-    """Make two samples, one of them padded, longer than the windows.
+    """Make two samples, one of them padded if the model takes that, longer than the windows.
 
     Raises:
         SwapError: The model's main input is neither tokens nor pixels.
@@ -70,7 +70,8 @@ def _tokens(model: PreTrainedModel, sites: Sequence[Site]) -> Mapping[str, objec
     wanted = max([LENGTH, *(window + BEYOND_WINDOW for window in windows)])
     # some models count positions from 2
     length = max(PADDING + 1, min(wanted, LONGEST, most - 4))
-    device = input_like(model).device
+    like = input_like(model)
+    device = like.device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (2, length), generator=generator)
     pad = config.pad_token_id or 0
@@ -78,7 +79,10 @@ def _tokens(model: PreTrainedModel, sites: Sequence[Site]) -> Mapping[str, objec
     mask = torch.ones_like(ids)
     is_causal = any(site.needs.causal for site in sites) and not config.is_encoder_decoder
     where = slice(0, PADDING) if is_causal else slice(length - PADDING, length)
-    ids[0, where], mask[0, where] = pad, 0
+    eager = getattr(config, "_attn_implementation", None) == "eager"
+    # float64's smallest number is -inf to the float32 softmax of eager code: padding becomes NaN
+    if not (eager and like.dtype == torch.float64):
+        ids[0, where], mask[0, where] = pad, 0
     sample = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
     if config.is_encoder_decoder:
         sample["decoder_input_ids"] = ids.flip(0).to(device)
