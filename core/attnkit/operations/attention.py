@@ -73,6 +73,8 @@ def attention(
         MaskError: The mask does not fit, or is not a mask.
         ArgumentError: Another argument has a value that nobody accepts.
         UnsupportedError: Nothing that was asked for can honour the call; with every reason.
+        ImplementationError: What ran returned something else than (B, H, L, Ev) of ``query``'s
+            dtype, on its device.
 
     Note:
         Finite values at masked places reach neither outputs nor gradients. NaN and inf there
@@ -81,10 +83,10 @@ def attention(
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1.
     """
     call = Call(query, key, value, mask, bias, scale, softcap, sinks, dropout_p)
+    function: SoftmaxFunction
     if torch.compiler.is_compiling():
         _check(call)
-        chosen = choose(variant, _problem(call), implementation, fallback)
-        function = _function(call, chosen)
+        function = _checking(call, choose(variant, _problem(call), implementation, fallback))
     else:
         function = _remembered(call, variant, implementation, fallback)
     if mask.parts:
@@ -174,18 +176,29 @@ def _remembered(
             return function
     _check(call)
     chosen = choose(variant, _problem(call), implementation, fallback)
-    function = _function(call, chosen)
+    checking = _checking(call, chosen)
 
     def first(*tensors: Tensor, **rules: Any) -> Tensor:
-        out = function(*tensors, **rules)
-        expected = (*call.query.shape[:3], call.value.shape[3])
-        check_output(chosen.key, "(B, H, L, Ev)", out, expected, call.query)
+        out = checking(*tensors, **rules)
         if chosen.lasting:
             # the variant with it, by whose identity it is found
-            remembered.keep(remembered.functions, signature, (function, chosen))
+            remembered.keep(remembered.functions, signature, (_function(call, chosen), chosen))
         return out
 
     return first
+
+
+def _checking(call: Call, chosen: Chosen) -> SoftmaxFunction:
+    """Return what runs, and has its output looked at."""
+    function = _function(call, chosen)
+
+    def checking(*tensors: Tensor, **rules: Any) -> Tensor:
+        out = function(*tensors, **rules)
+        expected = (*call.query.shape[:3], call.value.shape[3])
+        check_output(chosen.key, "(B, H, L, Ev)", out, expected, call.query)
+        return out
+
+    return checking
 
 
 def _function(call: Call, chosen: Chosen) -> SoftmaxFunction:
@@ -219,6 +232,7 @@ def _signature(
         None if bias is None else (bias.shape, bias.dtype, bias.device),
         None if sinks is None else (sinks.shape, sinks.dtype, sinks.device),
         torch.is_grad_enabled() and _is_tracked(call),
+        torch.is_inference_mode_enabled(),
         transforms(),
     )
 

@@ -54,6 +54,44 @@ def test_an_output_of_another_kind_raises_and_names_whose_it_is(wrong: str) -> N
             attnkit.attention(QUERY, QUERY, QUERY, variant=variant, implementation="own")
 
 
+@pytest.mark.parametrize("wrong", ["shape", "dtype"])
+def test_a_compiled_output_of_another_kind_raises_too(wrong: str) -> None:
+    answer, told = WRONG[wrong]
+    base = with_own("multi_head", returning(answer))
+    compiling = base.implementations[1].promises
+    own = replace(base.implementations[-1], promises=compiling)
+    # a name of its own: what a graph has chosen is a constant of it
+    name = f"acme_{wrong}"
+    variant = replace(base, name=name, implementations=(base.implementations[0], own))
+    attend = torch.compile(
+        lambda each: attnkit.attention(each, each, each, variant=name, implementation="own"),
+        backend="eager",
+    )
+
+    with (
+        attnkit.register(variant),
+        pytest.raises(ImplementationError, match=rf"^{name}.own must return .*{told}"),
+    ):
+        attend(QUERY)
+
+
+def test_what_inference_mode_made_is_chosen_for_by_itself() -> None:
+    asked: list[bool] = []
+
+    def own(*tensors: torch.Tensor, **given: Any) -> torch.Tensor:
+        asked.append(torch.is_inference_mode_enabled())
+        out = softmax(*tensors, **given)
+        # right in inference mode alone
+        return out if torch.is_inference_mode_enabled() else out[..., :1]
+
+    variant = with_own("multi_head", own)
+    with torch.inference_mode():
+        attnkit.attention(QUERY, QUERY, QUERY, variant=variant, implementation="own")
+    with pytest.raises(ImplementationError, match="must return"), torch.no_grad():
+        attnkit.attention(QUERY, QUERY, QUERY, variant=variant, implementation="own")
+    assert asked[-2:] == [True, False]
+
+
 STATES = {
     "dtype": (lambda out, state: (out.double(), state), "outputs .* got .* torch.float64"),
     "state": (lambda out, state: (out, state[..., 0]), "a state .* got"),
