@@ -347,8 +347,8 @@ def _mixer(model: nn.Module, host: Host, assignment: Assignment) -> Carrying:
     module = build(assignment.site, options, device=like.device, dtype=like.dtype)
     if any(True for _ in module.parameters()) and any(p.is_meta for p in layer.parameters()):
         raise UnsupportedError(
-            f"device: the weights of {assignment.site.path} are offloaded, so that it is not known "
-            f"where those that {variant.name!r} adds belong; swap first, and offload after that"
+            f"device: the layer's weights are offloaded, so that it is not known where those that "
+            f"{variant.name!r} adds belong; swap first, and offload after that"
         )
     return Carrying(variant, module, options.implementation, options.fallback)
 

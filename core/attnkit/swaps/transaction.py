@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from attnkit.errors import ArgumentError, HostError, SwapError, SwapRefusedError, VerificationError
+from attnkit.errors import (
+    ArgumentError,
+    HostError,
+    SwapError,
+    SwapRefusedError,
+    UnsupportedError,
+    VerificationError,
+)
 from attnkit.hosts.answers import attached, named, outputs_of, probes_of, sample_of, sites_of
 from attnkit.hosts.leak_probes import neighbours
 from attnkit.hosts.mounts import undo_all
@@ -279,11 +286,21 @@ class _Transaction:
         return attachments
 
     def build(self) -> None:
-        """Build what will stand at each site; torch's random state is put back."""
-        pairs = [(self.used[a.site.host], a) for a in self.assignments]
+        """Build what will stand at each site; torch's random state is put back.
+
+        Raises:
+            SwapRefusedError: Some cannot be built there; all sites are listed.
+        """
+        refused = []
         # parameters made in inference mode could not be trained outside of it
         with torch.inference_mode(mode=False), torch.random.fork_rng(cuda_devices(self.model)):
-            self.mixers = [_standing(self.model, host, each) for host, each in pairs]
+            for each in self.assignments:
+                try:
+                    self.mixers.append(_standing(self.model, self.used[each.site.host], each))
+                except UnsupportedError as error:
+                    refused.append((each.site.path, (str(error),)))
+        if refused:
+            raise SwapRefusedError(refusal(refused))
 
     def rehearse(self) -> None:
         """Put every mixer in its place and take it out, as it will stand and as it is tried.
