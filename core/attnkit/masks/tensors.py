@@ -186,7 +186,10 @@ def _check_counts(name: str, counts: Tensor, sizes: Sizes) -> None:
 
     if tuple(counts.shape) != (sizes.batch,):
         raise MaskError(f"{name} must be (B,) = ({sizes.batch},), got {tuple(counts.shape)}")
-    if counts.device.type == "cpu" and not torch.compiler.is_compiling() and sizes.batch:
+    is_known = not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(
+        counts
+    )
+    if counts.device.type == "cpu" and is_known and sizes.batch:
         low, high = (int(bound) for bound in torch.aminmax(counts))
         if low < 0 or high > sizes.keys:
             raise MaskError(f"{name} must lie in 0..S = 0..{sizes.keys}, got {low}..{high}")

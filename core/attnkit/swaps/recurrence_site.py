@@ -18,8 +18,9 @@ rounding unit of the dtype and s that of its sums, see `attnkit.precision`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -59,6 +60,12 @@ if TYPE_CHECKING:
 
 CHUNKS = (130, 133, 134, 200)
 """Where calls beyond the sample end: after more tokens than a chunk has, after few, after one."""
+
+TRAINED = {
+    f"{SHORT} tokens": ((0, SHORT),),
+    f"chunks of 80 and {SHORT - 80} tokens": ((0, 80), (80, SHORT)),
+}
+"""Calls with gradients, which flow through the state from one to the one before."""
 
 
 @dataclass(frozen=True)
@@ -111,40 +118,44 @@ class Carrying(Standing):
         yield Case(f"{CHUNKS[-1]} tokens", lambda: self._error(given, [whole]))
         told = f"chunks of {CHUNKS[0]} and 3 tokens, one token, and the rest"
         yield Case(told, lambda: self._error(given, list(pieces)))
-        yield Case(f"gradients of {SHORT} tokens", lambda: self._of_gradients(given))
+        for told, cuts in TRAINED.items():
+            yield Case(f"gradients of {told}", partial(self._of_gradients, given, cuts))
 
     def _error(self, given: Inputs, cuts: list[tuple[int, int]]) -> float:
         step = Step(_drawn(given, CHUNKS[-1]), full(), None, None)
-        inputs, before = step.inputs, None
-        outs, memories = list[Tensor](), list[Tensor]()
+        inputs = step.inputs
         tensors = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
         with untouched(tensors, self.variant.name):
-            for start, stop in cuts:
-                piece = Step(_cut(inputs, start, stop), full(), before, None)
-                out, memory = piece.run(self.variant, self.implementation, self.fallback)
-                before = RecurrentState(memory, stop, memory.new_zeros(memory.shape[0], 0, 0))
-                outs.append(out)
-                memories.append(memory)
-        joined = torch.cat(outs, 2)
+            joined, memory = self._in_pieces(inputs, cuts)
         wide = step._replace(inputs=_mapped(inputs, Tensor.double))
         truth, last = wide.run(self.variant, "reference")
         every = torch.ones((), dtype=torch.bool, device=joined.device)
         of_outputs = worst(joined, truth, wide.unit(joined.dtype), every) / SITE_BOUND
-        return max(of_outputs, of_rounding(memories[-1], last, joined.dtype))
+        return max(of_outputs, of_rounding(memory, last, joined.dtype))
 
-    def _of_gradients(self, given: Inputs) -> float:
-        step = Step(_drawn(given, SHORT), full(), None, None)
+    def _in_pieces(self, inputs: Inputs, cuts: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return the outputs of pieces, each on the state of the one before, and the last state."""
+        before, outs = None, []
+        for start, stop in cuts:
+            piece = Step(_cut(inputs, start, stop), full(), before, None)
+            out, memory = piece.run(self.variant, self.implementation, self.fallback)
+            before = RecurrentState(memory, stop, memory.new_zeros(memory.shape[0], 0, 0))
+            outs.append(out)
+        return torch.cat(outs, 2), memory
+
+    def _of_gradients(self, given: Inputs, cuts: tuple[tuple[int, int], ...]) -> float:
+        inputs = _drawn(given, SHORT)
         names = ("query", "key", "value", "log_decay")
-        tensors = {name: t for name in names if (t := getattr(step.inputs, name)) is not None}
+        tensors = {name: t for name in names if (t := getattr(inputs, name)) is not None}
 
-        def ran(implementation: str, fallback: tuple[str, ...]) -> Callable[..., Tensor]:
-            def run(tensors: Mapping[str, Any]) -> Tensor:
-                made = step._replace(inputs=step.inputs._replace(around=None, **tensors))
-                return made.run(self.variant, implementation, fallback)[0]
+        def run(tensors: Mapping[str, Any]) -> Tensor:
+            return self._in_pieces(inputs._replace(around=None, **tensors), cuts)[0]
 
-            return run
+        def defined(tensors: Mapping[str, Any]) -> Tensor:
+            whole = Step(inputs._replace(around=None, **tensors), full(), None, None)
+            return whole.run(self.variant, "reference")[0]
 
-        return of_gradients(ran(self.implementation, self.fallback), ran("reference", ()), tensors)
+        return of_gradients(run, defined, tensors)
 
     def step(self, request: Span) -> Step:
         """Prepare a call."""

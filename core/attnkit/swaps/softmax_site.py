@@ -92,8 +92,11 @@ class Running(Standing):
         cached = {f"70 tokens on {LONG} keys": (70, LONG), f"one token on {LONG}": (1, LONG)}
         if attempt.sizes.queries != attempt.sizes.keys:
             lengths, trained = cached, {f"70 tokens on {SHORT} keys": (70, SHORT)}
+            if not call.mask.is_causal:
+                lengths |= {f"{LONG} tokens on 70 keys": (LONG, 70)}
         elif call.mask.is_causal:
-            lengths |= {**cached, "3 tokens on 40 keys": (3, 40)}
+            few = {"3 tokens on 40 keys": (3, 40), "2 tokens": (2, 2), "one token": (1, 1)}
+            lengths |= {**cached, **few}
             trained |= {f"70 tokens on {SHORT} keys": (70, SHORT)}
         padded = replace(call, mask=call.mask & masks.padding([1] * attempt.sizes.batch))
         for what, (queries, keys) in lengths.items():
@@ -241,7 +244,7 @@ def _like(call: Call, queries: int, keys: int) -> Call | None:
 def _mask_like(mask: Mask, sizes: Sizes, device: torch.device) -> Mask | None:
     """Return a mask of the same kinds for other sizes; None where a kind cannot be made up."""
     made = masks.causal() if mask.is_causal else masks.full()
-    half = sizes.keys // 2
+    half, widest = max(1, sizes.keys // 2), max(1, 2 * sizes.keys // 3)
 
     def padded() -> Mask:
         counts = [half - 1, 0, 1] if mask.is_causal else [half, sizes.keys, 1]
@@ -257,7 +260,7 @@ def _mask_like(mask: Mask, sizes: Sizes, device: torch.device) -> Mask | None:
         return masks.dense(drawn((1, 1, sizes.queries, sizes.keys), like) < 1)
 
     kinds: dict[str, Callable[[], Mask]] = {
-        "window": lambda: masks.sliding_window(min(mask.window or half, 2 * sizes.keys // 3)),
+        "window": lambda: masks.sliding_window(min(mask.window or half, widest)),
         "padding": padded,
         "documents": packed,
         "dense": scattered,

@@ -151,6 +151,19 @@ def test_under_a_transform_auto_takes_what_can(transform: str) -> None:
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("mask", [attnkit.padding, attnkit.left_padding, attnkit.prefix_lm])
+def test_each_sample_of_a_vmap_may_have_its_own_mask(mask: Callable[..., attnkit.Mask]) -> None:
+    def attend(query: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        return attnkit.attention(query, query, query, mask=mask(counts))
+
+    queries, counts = torch.stack([QUERY, 2 * QUERY]), torch.tensor([[2], [3]])
+    wanted = torch.stack(list(map(attend, queries, counts)))
+
+    torch.testing.assert_close(torch.func.vmap(attend)(queries, counts), wanted)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
 def test_under_a_transform_what_cannot_is_refused_by_name(transform: str) -> None:

@@ -44,6 +44,11 @@ def wrong_for_one(query: Any, key: Any, value: Any, **rules: Any) -> Any:
     return out * 1.1 if query.shape[2] == 1 and key.shape[2] > 32 else out
 
 
+def wrong_for_two(query: Any, key: Any, value: Any, **rules: Any) -> Any:
+    out = softmax(query, key, value, **rules)
+    return out.flip(2) if key.shape[2] == 2 else out
+
+
 def wrong_beyond_a_tile(query: Any, key: Any, value: Any, **rules: Any) -> Any:
     out = softmax(query, key, value, **rules)
     return torch.cat([out[:, :, :256], 1.1 * out[:, :, 256:]], 2)
@@ -87,6 +92,7 @@ WRONG = {
     writing: r"at .*: ImplementationError: acme_multi_head writes to its input key",
     wrong_for_few: r"times what rounding is allowed beyond the sample, at 3 tokens on 40 keys",
     wrong_for_one: r"beyond the sample, at one token on 300",
+    wrong_for_two: r"beyond the sample, at 2 tokens",
     wrong_beyond_a_tile: r"beyond the sample, at 300 tokens",
     no_gradient_to_keys: r"beyond the sample, at gradients of 150 tokens",
     half_a_gradient: r"beyond the sample, at gradients of 150 tokens",
@@ -116,6 +122,10 @@ def no_gradient_to_values(query: Any, key: Any, value: Any, **rules: Any) -> Any
     return recurrence(query, key, value.detach(), **rules)
 
 
+def no_gradient_to_states(query: Any, *rest: Any, initial_state: Any, **rules: Any) -> Any:
+    return recurrence(query, *rest, initial_state=initial_state.detach(), **rules)
+
+
 def forgets_after_many(query: Any, *rest: Any, **rules: Any) -> Any:
     out, state = recurrence(query, *rest, **rules)
     return out, state * 1.01 if query.shape[2] > 128 else state
@@ -131,6 +141,7 @@ RECURRENT = {
     wrong_for_many_samples: "beyond the sample, at 200 tokens",
     forgets_in_chunks: "beyond the sample, at chunks of 130 and 3 tokens",
     no_gradient_to_values: "beyond the sample, at gradients of 150 tokens",
+    no_gradient_to_states: "beyond the sample, at gradients of chunks of 80 and 70 tokens",
 }
 
 
@@ -155,8 +166,28 @@ def test_the_receipt_says_what_was_tried_and_what_is_refused_is_no_error(model: 
         told = {site.beyond for site in swapped.receipt.sites}
         shown = str(swapped.receipt)
 
-    assert told == {("300 tokens", "one token on 300", "gradients of 150 tokens")}
-    assert "verified beyond the sample: 300 tokens; one token on 300; gradients" in shown
+    lengths = ("300 tokens", "one token on 300", "2 tokens", "one token")
+    assert told == {(*lengths, "gradients of 150 tokens")}
+    assert f"verified beyond the sample: {'; '.join(lengths)}; gradients of 150" in shown
+
+
+def crossing_wrong(query: Any, key: Any, value: Any, **rules: Any) -> Any:
+    """Is wrong where there are more queries than keys."""
+    out = softmax(query, key, value, **rules)
+    return out * 1.1 if query.shape[2] > key.shape[2] else out
+
+
+def test_more_queries_than_keys_are_tried_where_keys_come_from_elsewhere() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.TransformerDecoderLayer(16, 2, 32, batch_first=True).eval()
+    variant = with_own("multi_head", crossing_wrong)
+    sample = {"tgt": torch.randn(2, 5, 16), "memory": torch.randn(2, 7, 16)}
+
+    with (
+        attnkit.register(variant),
+        pytest.raises(VerificationError, match=r"multihead_attn: .* 300 tokens on 70 keys"),
+    ):
+        attnkit.swap(model, variant.name, sample=sample)
 
 
 def test_the_same_question_is_asked_once(model: Any) -> None:
