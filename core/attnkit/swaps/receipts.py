@@ -124,6 +124,7 @@ class Receipt(Frozen):
                 *_beyond(self.sites),
                 table(_OF_OUTPUTS, _output_rows(self.outputs)),
                 *([table(_OF_LEAKS, _leak_rows(self.leaks))] if self.leaks else []),
+                *(f"{each.name}: {each.outcome}: {each.why}" for each in self.leaks if each.why),
                 versions,
                 *self.remarks,
             )

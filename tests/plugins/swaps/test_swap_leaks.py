@@ -141,10 +141,10 @@ def test_leak_between_documents_is_found_and_the_swap_undone(llama: Any) -> None
 
 def test_inputs_that_the_variant_refuses_are_recorded_with_its_words(llama: Any) -> None:
     with attnkit.register(variant("refusing", refusing_documents)):
-        leaks = attnkit.swap(llama, "refusing").receipt.leaks
-    assert [(leak.name, leak.why) for leak in leaks if leak.outcome == "refused"] == [
-        ("packing", "no documents here")
-    ]
+        receipt = attnkit.swap(llama, "refusing").receipt
+    refused = [leak for leak in receipt.leaks if leak.outcome == "refused"]
+    assert [(leak.name, leak.why) for leak in refused] == [("packing", "no documents here")]
+    assert "packing: refused: no documents here" in str(receipt)
 
 
 def test_inputs_that_break_the_swapped_model_alone_undo_the_swap(llama: Any) -> None:
