@@ -9,7 +9,8 @@ A page is a sequence of steps:
   ``FAILED``, with 1.
 
 The environment is a fresh one with attnkit's wheel that sees the packages of this one, so nothing
-is downloaded: pip gets ``--no-deps --no-build-isolation``.
+is downloaded: pip gets ``--no-deps --no-build-isolation``. What needs no shell and installs nothing
+runs in a fork that has torch loaded, see `warm_process`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import warm_process
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +46,11 @@ STEP = re.compile(
     r"|^```console\n(?P<console>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+STARTS = {"attnkit": ("-m", "attnkit_contracts"), "pytest": ("-m", "pytest"), "python": ()}
+"""The arguments of Python that a command stands for."""
+
+FLAGS = "pip install --no-deps --no-build-isolation --no-index "
+
 COMMAND = re.compile(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 
 
@@ -54,21 +62,33 @@ class Environment(NamedTuple):
 
     def run(self, command: str) -> tuple[int, str]:
         """Run a command line as a reader would; return its exit code and all it printed."""
-        flags = "pip install --no-deps --no-build-isolation --no-index "
-        done = subprocess.run(
-            command.replace("pip install ", flags),
-            shell=True,
-            cwd=self.folder,
-            env={
-                **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON"))},
-                "PATH": f"{self.scripts}{os.pathsep}{os.environ['PATH']}",
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        variables = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON"))},
+            "PATH": f"{self.scripts}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        }
+        started, *rest = shlex.split(command, posix=True)
+        arguments = [*STARTS.get(started, ()), *rest]
+        done: subprocess.CompletedProcess[str]
+        if started in STARTS and "pip" not in rest and not set(command) & set("|>&$"):
+            done = warm_process.run(
+                *arguments,
+                cwd=self.folder,
+                env=variables,
+                executable=self.scripts / "python",
+                merged=True,
+            )
+        else:
+            done = subprocess.run(
+                command.replace("pip install ", FLAGS),
+                shell=True,
+                cwd=self.folder,
+                env=variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
         return done.returncode, done.stdout
 
 
@@ -87,9 +107,9 @@ def environment(tmp_path: Path, attnkit_wheel: Path) -> Environment:
     # addsitedir, not the bare path: it reads the .pth files of editable installs too
     line = f"import site; site.addsitedir({here!r})\n"
     Path(paths["purelib"], "this_environment.pth").write_text(line)
-    for name, module in (("attnkit", "attnkit_contracts"), ("pytest", "pytest")):
-        script = scripts / name
-        script.write_text(f'#!/bin/sh\nexec "{scripts}/python" -m {module} "$@"\n')
+    for name in ("attnkit", "pytest"):
+        script, arguments = scripts / name, " ".join(STARTS[name])
+        script.write_text(f'#!/bin/sh\nexec "{scripts}/python" {arguments} "$@"\n')
         script.chmod(0o755)
     folder = tmp_path / "plugin"
     folder.mkdir()

@@ -47,13 +47,19 @@ def test_every_right_way_to_compute_a_softmax_is_green(way: Any) -> None:
     assert wrong_of(right.variant_of(way), "own", seed=right.WAYS.index(way)) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_maths_is_green(dtype: str) -> None:
+    assert wrong_of(right.variant_of(right.online, "different"), "own", dtype=dtype) == []
+
+
 # as other maths each takes a quarter of a minute
 THOROUGH = [
     pytest.param(
         way,
         relation,
         id=f"{way.__name__}-{relation}",
-        marks=[] if relation == "exact" or way is right.online else pytest.mark.matrix,
+        marks=[] if relation == "exact" else pytest.mark.matrix,
     )
     for relation in ("exact", "different")
     for way in right.WAYS

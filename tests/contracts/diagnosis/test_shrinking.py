@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from warm_process import run
 
 import attnkit
 import attnkit_contracts
@@ -301,9 +301,7 @@ def test_the_exit_code_of_a_script_is_that_of_a_failure(plugin: Path) -> None:
     import acme_wrong
 
     script = record_of(acme_wrong.ATTENTION, "A3.temperature").reproduction
-    done = subprocess.run(
-        [sys.executable, "-c", script], check=False, cwd=plugin, capture_output=True, text=True
-    )
+    done = run("-c", script, cwd=plugin)
     expected, _, got = done.stdout.partition("got     ")
 
     assert done.returncode == 1

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import runpy
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from typer.testing import CliRunner, Result
+from warm_process import run
 
 import attnkit
 import attnkit_contracts
@@ -166,10 +165,8 @@ def test_the_command_says_why_what_is_required_did_not_run(tmp_path: Path) -> No
     (tmp_path / "short.py").write_text(
         "def short(query, key, value, **named):\n    raise TypeError('no such keyword')\n"
     )
-    command = [sys.executable, "-m", "attnkit_contracts", "judge", "short:short"]
     promised = ["--family", "softmax", "--promise", "bidirectional"]
-    done = subprocess.run([*command, *promised], check=False, cwd=tmp_path, capture_output=True,
-                          text=True)  # fmt: skip
+    done = run("-m", "attnkit_contracts", "judge", "short:short", *promised, cwd=tmp_path)
 
     assert done.returncode == 1
     assert "required but not run: short/function/float32/cpu\n  variant 'short'" in done.stdout
@@ -293,17 +290,11 @@ def test_the_command_line_judges_a_function(tmp_path: Path) -> None:
     (tmp_path / "kernel.py").write_text(
         "from torch.nn.functional import scaled_dot_product_attention as attend\n"
     )
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "attnkit_contracts", "judge", "kernel:attend"),
-            *("--promise", "causal,bidirectional", "--promise", "cross,dense"),
-            *("--argument", "causal=is_causal", "--argument", "scale=scale"),
-        ],
-        check=False,
+    done = run(
+        *("-m", "attnkit_contracts", "judge", "kernel:attend"),
+        *("--promise", "causal,bidirectional", "--promise", "cross,dense"),
+        *("--argument", "causal=is_causal", "--argument", "scale=scale"),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
     )
 
     assert done.returncode == 1, done.stderr

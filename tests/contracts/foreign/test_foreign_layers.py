@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import strangers_layers as strangers
 import torch
+import warm_process
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -24,6 +23,8 @@ from attnkit_contracts.foreign.claims import parse
 from attnkit_contracts.foreign.layers import Recipe
 
 if TYPE_CHECKING:
+    import subprocess
+
     from attnkit_contracts.catalogue import Tier
     from attnkit_contracts.reports.records import Report
 
@@ -184,11 +185,10 @@ def test_a_failure_between_calls_has_a_script_that_shows_it(tmp_path: Path) -> N
 
 
 def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script in a new process that can import the layers of strangers."""
+    """Run a script in a process that can import the layers of strangers."""
     (folder / "strangers_layers.py").write_text((FOLDER / "strangers_layers.py").read_text())
     (folder / "shown.py").write_text(script)
-    command = [sys.executable, "shown.py"]
-    return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+    return warm_process.run("shown.py", cwd=folder)
 
 
 def test_the_source_of_a_layers_variant_makes_it_again() -> None:

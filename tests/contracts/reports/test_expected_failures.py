@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from typer.testing import CliRunner
+from warm_process import run
 
 import attnkit_contracts
 from attnkit.errors import ArgumentError
@@ -173,17 +171,9 @@ def test_conformance(instance):
 
 def run_pytest(folder: Path, listed: str, *options: str) -> str:
     (folder / "test_mine.py").write_text(f"LISTED = {listed!r}\n{AUTHORS_TEST}")
-    command = [sys.executable, "-m", "pytest", "-q", "-rxXf", "-p", "no:cacheprovider"]
+    command = ["-m", "pytest", "-q", "-rxXf", "-p", "no:cacheprovider", "test_mine.py"]
     chosen = "doubling/doubled/float32/cpu and (A4.row or S1.output)"
-    done = subprocess.run(
-        [*command, "test_mine.py", "-k", chosen.replace("/", " and "), *options],
-        check=False,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
-    )
-    return done.stdout
+    return run(*command, "-k", chosen.replace("/", " and "), *options, cwd=folder).stdout
 
 
 def test_pytest_shows_a_known_failure_as_xfail_and_one_that_passes_as_failed(

@@ -6,11 +6,10 @@ One process has the distributions on its path, runs a report and shows it to all
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from warm_process import run
 
 from attnkit_contracts import Report
 from attnkit_contracts.reports.comparison import compare
@@ -89,13 +88,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     for name, module in (("acme", CHECKS), ("broken", BROKEN)):
         install(folder, f"{name}-rules", f"{name}_rules", module)
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", MAIN],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    done = run("-c", MAIN, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
     return Report.from_json(done.stdout)
 

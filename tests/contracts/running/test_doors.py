@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from warm_process import run
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
-
-
-def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        check=False,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **variables},
-    )
 
 
 def run_pytest(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -119,7 +108,7 @@ def test_checks_of_an_extension_are_run_behind_our_own(tmp_path: Path) -> None:
         "print(report.passed, sum(record.check == 'X1.never_two' for record in report.records))"
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = run("-c", code, cwd=tmp_path, PYTHONPATH=path)
+    done = run("-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
 
     # the reference, plain and auto
     assert done.stdout.split() == ["True", "3"], done.stderr

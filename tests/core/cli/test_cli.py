@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm_process
 from typer.testing import CliRunner, Result
 
 import attnkit
@@ -134,8 +134,7 @@ def test_a_wrong_command_ends_with_2_and_says_what_is_allowed(
 
 
 def test_the_process_of_a_wrong_command_ends_so_too() -> None:
-    command = [sys.executable, "-m", "attnkit_contracts", "check", "flsh"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = warm_process.run("-m", "attnkit_contracts", "check", "flsh")
     assert done.returncode == WRONG
     assert "Did you mean 'flash'?" in done.stderr
     assert "Traceback" not in done.stderr
