@@ -49,7 +49,8 @@ def _content(holder: Any) -> Any:
     if isinstance(holder, torch.Tensor):
         plain = holder.layout == torch.strided and not holder.is_meta and not holder.is_nested
         return holder.detach().clone() if plain else None
-    return copy.copy(holder) if type(holder) in _HELD else None
+    # its own copy, as copy.copy rebuilds an OrderedDict, and a module has a dozen
+    return holder.copy() if type(holder) in _HELD else None
 
 
 def _refill(holder: Any, content: Any) -> None:
