@@ -176,11 +176,7 @@ def suspected(subject: Subject, call: Call, hint: Diagnosis | None = None) -> Su
     likely = [each for each in library if hint is not None and each.name in hint.named]
     for wide in (None, torch.float32) if subject.dtype == torch.float64 else (None,):
         for some in (likely, library):
-            found = [
-                each
-                for each in some
-                if experiments.explanation(each, subject, seen, wide) is not None
-            ]
+            found = experiments.explaining(some, subject, seen, wide)
             if found:
                 return Suspects(_told_apart(subject, found, wide), wide is not None)
     return NOBODY

@@ -15,7 +15,7 @@ from attnkit_contracts.judging import units
 from attnkit_contracts.subjects.target import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -182,16 +182,21 @@ def explains(
 ) -> bool:
     """Return whether a call's output is a mistake's, and clearly not the right one."""
     seen = observe(subject, call)
-    return seen.error is None and explanation(mistake, subject, seen, dtype) is not None
+    return seen.error is None and bool(explaining([mistake], subject, seen, dtype))
 
 
-def explanation(
-    mistake: Mistake[Any], subject: Subject, seen: Observation, dtype: torch.dtype | None = None
-) -> float | None:
-    """Return how near an output is to a mistake's, in gates; None if it is not."""
+def explaining(
+    mistakes: Sequence[Mistake[Any]],
+    subject: Subject,
+    seen: Observation,
+    dtype: torch.dtype | None = None,
+) -> list[Mistake[Any]]:
+    """Return the mistakes of which an output is one's, and clearly not the right one."""
+    if not mistakes:
+        return []
     right = _distance(seen, expected(subject, seen, dtype=dtype))
-    wrong = _nearest(mistake, subject, seen, dtype)
-    return wrong if wrong <= 1 < right and wrong * CLEARLY <= right else None
+    near = ((each, _nearest(each, subject, seen, dtype)) for each in mistakes)
+    return [each for each, wrong in near if wrong <= 1 < right and wrong * CLEARLY <= right]
 
 
 def is_consistent(
