@@ -35,23 +35,24 @@ if TYPE_CHECKING:
 
 
 class Remembered:
-    """What calls have found out; a change of the registry makes all of it void.
+    """What calls have found out; but for what was reached, a change of the registry makes it void.
 
     Attributes:
         functions: What runs, by the signature of a call.
         choices: What was chosen, by the problem and how it was asked for.
         first_calls: How small real calls ended, see `attnkit.choice.first_call`.
-        reached: What came of calls beyond a swap's sample, see `attnkit.swaps.verification.reach`.
+        reached: What came of calls beyond a swap's sample, by what can run, see
+            `attnkit.swaps.verification.reach`.
     """
 
     MOST = 4096
     """Entries of a table, beyond which it is emptied."""
 
-    def __init__(self) -> None:
+    def __init__(self, reached: dict[object, Any] | None = None) -> None:
         self.functions: dict[object, Any] = {}
         self.choices: dict[object, Any] = {}
         self.first_calls: dict[object, Any] = {}
-        self.reached: dict[object, Any] = {}
+        self.reached: dict[object, Any] = {} if reached is None else reached
 
     def keep(self, table: dict[object, Any], key: object, found: object) -> None:
         """Add an entry to one of the tables."""
@@ -278,7 +279,7 @@ class Registry:
                 self._changed()
 
     def _changed(self) -> None:
-        self.remembered = Remembered()
+        self.remembered = Remembered(self.remembered.reached)
         self._implementations.clear()
 
     def _entry(self, name: str) -> Entry:

@@ -10,7 +10,7 @@ dtype, masks and options, with numbers of their own, and judged by the definitio
                 r = 2u + 16 s, u and s as in `precision`; states likewise
 
 A call that is refused by name is missing in the receipt and is no error. Once is enough for what
-passes: the same question is not asked again until the registry changes.
+passes: the same question is not asked again of the same implementations.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attnkit.choice.decision import implementations_of
 from attnkit.errors import ImplementationError, UnsupportedError
 from attnkit.interface import Variant
 from attnkit.precision import accumulation, roundoff, smallest
@@ -71,13 +72,13 @@ def reached(
     variant: Variant, question: tuple[object, ...], cases: Callable[[], Iterable[Case]]
 ) -> tuple[Further, ...]:
     """Return what came of some cases, which are asked once per question."""
-    remembered = default().remembered
-    # by identity: the entry keeps its variant alive, so the number stays its own
-    key = (id(variant), *question)
-    found: tuple[Variant, tuple[Further, ...]] | None = remembered.reached.get(key)
+    remembered, able = default().remembered, implementations_of(variant)
+    # by identity: the entry keeps what is asked alive, so the numbers stay its own
+    key = (id(variant), *map(id, able), *question)
+    found: tuple[object, tuple[Further, ...]] | None = remembered.reached.get(key)
     if found is None:
         with torch.inference_mode(mode=False), torch.no_grad():
-            found = variant, tuple(map(_asked, cases()))
+            found = (variant, able), tuple(map(_asked, cases()))
         # what fails may fail for the moment, memory being short
         if all(each.error <= 1 for each in found[1]):
             remembered.keep(remembered.reached, key, found)
