@@ -56,7 +56,7 @@ MODULES = {
     "masks": "context visibility forms padding documents",
     "algebra": "linearity identities extremes",
     "state": "pieces decode steps",
-    "numerics": "errors combinations gradients dropout autocast growth",
+    "numerics": "errors combinations layers gradients dropout autocast growth",
     "experts": "router mixtures",
     "integration": "persistence compilation transforms custom_ops speed devices lint",
 }
@@ -122,6 +122,7 @@ class Check:
             red, so that a new check breaks nobody's build; from the next one on it is.
         catches: Makes wrong variants that it must catch. A check of an extension brings its own,
             which every report that has the check is tried on; for ours, see the tests.
+        needs_definition: Whether it compares with the definition that a variant has of its layer.
         plugins_only: Whether it is about how a plugin is declared, which shows nothing of a layer
             that was given to `attnkit_contracts.adapt_layer`.
         measures_time: Whether nothing else may run beside it.
@@ -142,6 +143,7 @@ class Check:
     required: bool = False
     advisory: str = ""
     catches: Callable[[], Iterable[Variant]] = field(default=tuple)
+    needs_definition: bool = False
     plugins_only: bool = False
     measures_time: bool = False
 

@@ -104,6 +104,9 @@ class Variant:
         config: Configuration of the layer.
         layer: An ``nn.Module`` class, see `Layer`; usually ``"package.module:Class"``. It is
             called as ``layer(config, variant=variant, device=device, dtype=dtype)``.
+        layer_definition: The whole layer as a plain function in float64, a `LayerDefinition` that
+            shares no code with it; usually ``"package.module:function"``. The conformance suite
+            judges the layer's mathematics by it; without one nobody does, and reports say so.
         implementations: The first one is the float64 reference.
         options: Options of a recurrence's operation.
         default_options: Those of a call that gives none; None where one is required.
@@ -119,6 +122,7 @@ class Variant:
     promises: Promises
     config: type[LayerConfig]
     layer: str | Callable[..., Any]
+    layer_definition: str | Callable[..., Tensor] | None = None
     implementations: tuple[Implementation, ...] = ()
     options: type[Options] = NoOptions
     placement: Placement | None = None
@@ -291,6 +295,33 @@ class Layer(Protocol):
 
     def init_state(self, batch_size: int) -> State:
         """Return the state before the first token."""
+        ...
+
+
+class LayerDefinition(Protocol):
+    """What a variant's layer computes, written to be checked by eye; never on the way of a call.
+
+        def averaging(weights, x, *, config, mask):
+            gate = torch.tanh(x @ weights["gate.weight"].mT + weights["gate.bias"])
+            ...
+
+    It is told no state: in chunks and steps, a layer gives what this gives of all tokens at once.
+    """
+
+    def __call__(self, weights: Any, x: Tensor, *, config: Any, mask: Mask) -> Tensor:
+        """Mix the tokens of each sample.
+
+        Args:
+            weights: The layer's parameters and buffers by name, as ``named_parameters`` gives
+                them; in float64, after they were rounded to the layer's dtype.
+            x: (B, L, D), float64.
+            config: Of the layer.
+            mask: As of `Layer`: of all tokens; joins the layer's own.
+
+        Returns:
+            (B, L, D), float64; what padded tokens get may be anything. Where the configuration
+            has a ``context_dim`` that is set, there is a further keyword, ``context`` (B, S, ·).
+        """
         ...
 
 

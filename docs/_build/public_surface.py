@@ -71,6 +71,10 @@ PUBLIC: Mapping[str, Mapping[str, Module]] = {
             "what layers of recurrences share", "Past RecurrentLayer split_heads"
         ),
         "attnkit.layers.softmax": Module("the same", "SoftmaxLayer"),
+        "attnkit.layers.definition": Module(
+            "softmax layers in float64, and steps of other definitions",
+            "Weights heads_of project side_by_side softmax turned unpadded visible",
+        ),
         "attnkit.layers.softmax_config": Module("its configuration", "SoftmaxConfig"),
         "attnkit.at_rest": Module(
             "what weights say between two calls", "input_like weight_at_rest"

@@ -32,7 +32,7 @@ class Mutant(NamedTuple):
 
 
 FOLDER = Path(__file__).parent
-for name in ("mutants", "mutants/declarations", "correct", "foreign", "reports"):
+for name in ("mutants", "mutants/layers", "mutants/declarations", "correct", "foreign", "reports"):
     if str(FOLDER / name) not in sys.path:
         # by name, so that they import each other, and so that layers can be pickled
         sys.path.insert(0, str(FOLDER / name))
@@ -59,6 +59,9 @@ FAMILIES = (
     "integration",
     "custom_ops",
     "combinations",
+    "projections",
+    "gates",
+    "states",
 )
 MODULES = [_load(f"mutants_{family}") for family in FAMILIES]
 MUTANTS = tuple(Mutant(*each) for module in MODULES for each in module.MUTANTS)

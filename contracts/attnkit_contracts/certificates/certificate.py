@@ -71,6 +71,10 @@ class Certificate(Frozen):
     known_failures: tuple[ExpectedFailure, ...]
     advice: tuple[str, ...] = Field(description="ids of new checks that fail and are not yet red")
     refusals: tuple[str, ...] = Field(description="ids of what an implementation refused")
+    layer_judged: bool = Field(
+        default=False,
+        description="whether the mathematics of its layer was compared with a definition of it",
+    )
     measurements: tuple[Measurement, ...] = Field(description="by check, the largest share first")
     files: dict[str, str] = Field(description="sha256 of each file of the plugin")
 
@@ -137,6 +141,7 @@ def certify(variant: Variant, report: Report) -> Certificate:
         known_failures=tuple(each.expected for each in records if each.expected),
         advice=tuple(each.id for each in report.advice()),
         refusals=tuple(each.id for each in records if each.status == "unsupported"),
+        layer_judged=variant.name not in header.unjudged,
         measurements=_measurements(report),
         files=evidence.files(variant),
     )

@@ -123,6 +123,9 @@ class LayerCode:
     )
     mask_shape: Annotated[Word, "Of its mask: BHLS, LS; BLS is (B * heads, L, L)."] = None
     mask_heads: Annotated[int | None, "Heads of its mask."] = None
+    definition: Annotated[
+        Word, "The whole layer as a plain float64 function, module:function, to be judged by."
+    ] = None
     output: Annotated[Word, "Which attribute of what it returns is its output.", "--pick"] = None
 
 

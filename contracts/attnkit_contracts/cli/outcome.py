@@ -110,7 +110,7 @@ def _why(report: Report, missing: str) -> str:
 
 def _print(report: Report) -> None:
     from attnkit_contracts.reports.markdown import matrix
-    from attnkit_contracts.reports.records import UNCOMPARED
+    from attnkit_contracts.reports.records import UNCOMPARED, UNJUDGED
 
     show_table(*matrix(report))
     for record in report.failures():
@@ -121,6 +121,8 @@ def _print(report: Report) -> None:
         say(f"{proof.check} on the wrong variant {proof.wrong}: {proof.caught_by or 'NOT caught'}")
     for name in report.header.uncompared:
         say(f"implementations of {name} were not compared with its reference: {UNCOMPARED}")
+    for name in report.header.unjudged:
+        say(f"layer of {name}: {UNJUDGED}")
     for fault in report.header.broken_extensions:
         say(f"its checks are missing: {fault}")
     counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts().items()))

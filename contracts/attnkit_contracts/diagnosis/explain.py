@@ -47,6 +47,12 @@ NO_DEFINITION = (
 )
 
 
+UNLIKE_DEFINITION = (
+    "no call of this check breaks a rule between calls; compare the layer, step by step, with the "
+    "definition that its variant brings, or what is kept is broken"
+)
+
+
 def explain(subject: Subject, rule: str, hint: Diagnosis | None = None) -> Explanation:
     """Explain what a subject got wrong in the calls that a check, ``rule``, made.
 
@@ -69,7 +75,10 @@ def _explain(
         return related
     found = _first_fault(subject, calls)
     if found is None:
-        told = NO_DEFINITION if is_foreign(subject.target.variant) else NO_FAULT
+        variant = subject.target.variant
+        told = NO_DEFINITION if is_foreign(variant) else NO_FAULT
+        if subject.layer is not None and variant.layer_definition is not None:
+            told = UNLIKE_DEFINITION
         return _explain_gradient(subject, calls) or Explanation(Diagnosis(seen=told))
     call, fault = found
     factor = experiments.gain(fault)

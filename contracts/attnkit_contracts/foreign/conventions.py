@@ -7,7 +7,7 @@ be promised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, field_validator, model_validator
@@ -254,6 +254,11 @@ class LayerConvention(Declaration):
     )
     dropout_argument: str | None = Field(
         default=None, description="the argument that it is made with for dropout"
+    )
+    definition: str | Callable[..., Any] | None = Field(
+        default=None,
+        description="the whole layer as a plain function in float64, a "
+        "attnkit.interface.LayerDefinition, by which its mathematics is judged; None for nobody's",
     )
 
     @model_validator(mode="after")

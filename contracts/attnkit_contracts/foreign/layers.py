@@ -10,10 +10,11 @@
     )
     attnkit_contracts.check(variant)
 
-Nobody here has a definition of what such a layer computes. It is judged without one: by what must
-hold between its calls, by its own float64, and by what becomes of it when it is saved, copied and
-moved. As with `attnkit_contracts.adapt`, what is declared is how the layer is called, and what
-has no declared name cannot be passed and must not be promised. A state cannot be passed at all.
+Nobody here knows what such a layer computes, unless ``definition=`` says it. Without one it is
+judged by what must hold between its calls, by its own float64, and by what becomes of it when it is
+saved, copied and moved. As with `attnkit_contracts.adapt`, what is declared is how the layer is
+called, and what has no declared name cannot be passed and must not be promised. A state cannot be
+passed at all.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def adapt_layer(factory: str | Callable[..., nn.Module], convention: LayerConven
         relation="different",
         promises=convention.claims,
         config=_config(convention),
+        layer_definition=convention.definition,
         layer=Recipe(target, convention, doors.source("adapt_layer", factory, convention)),
     )
 

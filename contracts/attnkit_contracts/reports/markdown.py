@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from attnkit_contracts.catalogue import GROUPS
-from attnkit_contracts.reports.records import UNCOMPARED
+from attnkit_contracts.reports.records import UNCOMPARED, UNJUDGED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +33,7 @@ def to_markdown(report: Report) -> str:
         *_matrix(report),
         *_listed("Required, without a verdict", header.required_missing),
         *_listed(f"Implementations not compared: {UNCOMPARED}", header.uncompared),
+        *_listed(f"Layers: {UNJUDGED}", header.unjudged),
         *_listed("Extensions that failed: their checks are missing", header.broken_extensions),
         *_explained("Failures", report.failures()),
         *_explained("New checks that fail, not red yet", report.advice()),
@@ -47,10 +48,14 @@ def to_markdown(report: Report) -> str:
 def matrix(report: Report) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows: implementations by groups of checks, ``41/41`` in each cell."""
     groups, found = cells(report)
+    layers = {f"{name} / layer" for name in report.header.unjudged}
     return (
         ["variant / implementation", *map(title, groups)],
         [
-            [row, *(_cell(by_group.get(group, [])) for group in groups)]
+            [
+                f"{row} (mathematics not judged)" if row in layers else row,
+                *(_cell(by_group.get(group, [])) for group in groups),
+            ]
             for row, by_group in found.items()
         ],
     )

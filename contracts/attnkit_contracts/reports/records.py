@@ -110,6 +110,12 @@ class Proof(Frozen):
 
 UNCOMPARED = "their family names no suite, see attnkit.families.Family"
 
+UNJUDGED = "nobody judged its mathematics: it brings no layer_definition, see attnkit.Variant"
+"""What is said of a layer that was compared with itself alone."""
+
+DEFINED = ("N1.layer", "N1.mixture")
+"""The checks that compare a layer with a definition."""
+
 
 class Header(Frozen):
     """Where, with what and how completely a report was made."""
@@ -131,6 +137,10 @@ class Header(Frozen):
     uncompared: tuple[str, ...] = Field(
         default=(),
         description="variants whose implementations nothing compared: their family says no suite",
+    )
+    unjudged: tuple[str, ...] = Field(
+        default=(),
+        description="variants whose layer was compared with no definition, as they bring none",
     )
     broken_extensions: tuple[str, ...] = Field(
         default=(), description="extensions that failed, whose checks may be missing"

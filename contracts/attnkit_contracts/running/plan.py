@@ -78,6 +78,7 @@ def applies(check: Check, target: Target) -> bool:
         and target.variant.relation in check.relations
         and target.dtype in check.dtypes
         and set(check.fields) <= set(target.variant.config.model_fields)
+        and not (check.needs_definition and target.variant.layer_definition is None)
         and not (check.plugins_only and is_foreign(target.variant))
         and check.applies(target.promises)
     )

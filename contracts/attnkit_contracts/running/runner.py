@@ -11,7 +11,7 @@ from attnkit.errors import ArgumentError
 from attnkit.registry import registry
 from attnkit_contracts.catalogue import version
 from attnkit_contracts.reports.expectations import by_id
-from attnkit_contracts.reports.records import EXECUTED, Header, Record, Report
+from attnkit_contracts.reports.records import DEFINED, EXECUTED, Header, Record, Report
 from attnkit_contracts.running.execution import run_in
 from attnkit_contracts.running.plan import broken_names, must_exist, plan, resolved
 from attnkit_contracts.running.proofs import of_extensions, prove
@@ -160,6 +160,7 @@ def report_of(
             executed_count=len(executed),
             required_missing=tuple(missing),
             uncompared=tuple(name for name, each in variants.items() if uncompared(each)),
+            unjudged=_unjudged(records),
         ),
         records=records,
         proofs=tuple(proof for each in further for proof in prove(each, seed)),
@@ -170,6 +171,14 @@ def report_of(
     broken = tuple(str(fault) for fault in known.broken_extensions())
     header = report.header.model_copy(update={"broken_extensions": broken})
     return report.model_copy(update={"header": header, "sections": sections})
+
+
+def _unjudged(records: tuple[Record, ...]) -> tuple[str, ...]:
+    """Return the variants whose layer ran, and was compared with no definition."""
+    asked = [each for each in records if each.check in DEFINED]
+    judged = {each.variant for each in asked if each.status != "unsupported"}
+    layers = (each.variant for each in records if each.implementation == "layer")
+    return tuple(name for name in dict.fromkeys(layers) if name not in judged)
 
 
 def _must_run(instance: Instance) -> bool:

@@ -9,10 +9,15 @@ from torch.func import functional_call
 
 import attnkit
 from attnkit.errors import UnsupportedError
+from attnkit.interface import load
 from attnkit.masks.constructors import Mask, Sizes
 from attnkit.promises import ALL_DTYPES
 from attnkit_contracts.catalogue import InconclusiveError
-from attnkit_contracts.inputs.calls import GROWING, Call
+from attnkit_contracts.definitions import oracle
+from attnkit_contracts.foreign.layers import is_foreign
+from attnkit_contracts.inputs.calls import GROWING, Call, normal
+from attnkit_contracts.judging import units
+from attnkit_contracts.judging.outputs import probed
 from attnkit_contracts.subjects.subject import Subject
 from attnkit_contracts.subjects.target import dtype_of
 
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
 
     from attnkit.interface import LayerConfig, Variant
     from attnkit.state import State
-    from attnkit_contracts.subjects.subject import Definition, Function
+    from attnkit_contracts.subjects.subject import Bounds, Definition, Function, Grads
     from attnkit_contracts.subjects.target import Target, Written
 
 EMBED_DIM = 32
@@ -222,6 +227,50 @@ class LayerSubject(Subject):
 
     def weights(self) -> dict[str, Tensor]:
         return dict(self.layer.named_parameters())
+
+    # what its variant says that it should give
+
+    def varied(self) -> Self:
+        """Move what layers begin with, norms of 1 and biases of 0 say: each shows in an output."""
+        draw = self.random("weights")
+        with torch.no_grad():
+            for weight in self.weights().values():
+                if weight.dim() < 2:
+                    weight.add_(normal(draw, *weight.shape).to(weight))
+        return self
+
+    def judged(self, call: Call, grads: Grads = None) -> Bounds:
+        """Return bounds by the variant's definition of its layer; padding may give anything."""
+        named = self.target.variant.layer_definition
+        assert named is not None
+        definition, config, mask = load(named), self.config, call.mask
+        prefix = "module." if is_foreign(self.target.variant) else ""
+        weights = self.weights()
+        buffers = {name: each.double() for name, each in self.layer.named_buffers()}
+
+        def function(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            given = {n: t for n, t in tensors.items() if n in call.tensors}
+            held = {n.removeprefix(prefix): tensors[n] for n in weights}
+            held |= {n.removeprefix(prefix): each for n, each in buffers.items()}
+            return {"out": definition(held, given.pop("x"), config=config, mask=mask, **given)}
+
+        found = probed(
+            function,
+            {**call.tensors, **weights},
+            self.dtype,
+            grads=grads,
+            # what is beyond the gate is measured again with more
+            probes=1,
+            gate=units.layer_gate(self.dtype),
+        )
+        return {**found, "out": found["out"].only(self.real(call)[..., None])}
+
+    def real(self, call: Call) -> Tensor:
+        """Return which tokens no padding hides, (B, L)."""
+        x = call.tensors["x"]
+        # a mask of a context says nothing about x
+        mask = attnkit.full() if "context" in call.tensors else call.mask
+        return oracle.real_tokens(mask, len(x), x.shape[1], x.device)
 
     def written(
         self, name: str, variant: Written, given: list[str], *, output: str = "out"

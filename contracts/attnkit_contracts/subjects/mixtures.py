@@ -138,7 +138,7 @@ class MixtureLayer(LayerSubject):
             {**call.tensors, **self.expert_weights()},
             self.dtype,
             grads=grads,
-            gate=units.mixture_gate(self.dtype),
+            gate=units.layer_gate(self.dtype),
         )
 
     def bounds(self, call: Call, grads: Grads = None, how: Reading = RIGHTLY) -> Bounds:
@@ -152,6 +152,6 @@ class MixtureLayer(LayerSubject):
             {"x": call.tensors["x"], **self.expert_weights()},
             dtype,
             grads=grads,
-            gate=units.mixture_gate(dtype),
+            gate=units.layer_gate(dtype),
             probes=how.probes,
         )

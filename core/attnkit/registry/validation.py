@@ -81,6 +81,9 @@ def _complaints(variant: Variant, family_of: Callable[[str], Family | None]) -> 
     yield from _placement_complaints(variant.placement)
     if not _is_reference(variant.layer):
         yield f"layer must be {_REFERENCE}, got {kind_of(variant.layer)}"
+    if variant.layer_definition is not None and not _is_reference(variant.layer_definition):
+        wrong = kind_of(variant.layer_definition)
+        yield f"layer_definition must be None, or {_REFERENCE}, got {wrong}"
     if not _is_tuple(variant.implementations):
         yield f"implementations must be a tuple, got {kind_of(variant.implementations)}"
     yield from filter(None, map(implementation_complaint, variant.implementations))

@@ -77,6 +77,7 @@ def strange(mistake: str = "") -> Variant:
         MOE,
         name="strange",
         config=Config,
+        layer_definition=None,
         layer=layer,
         promises=PROMISES,
         implementations=(),

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from attnkit.interface import Variant
 
 
+def underscored(made: type) -> str:
+    """Return _some_name of SomeName."""
+    return "".join("_" + c.lower() if c.isupper() else c for c in made.__name__)
+
+
 class Further(SoftmaxLayer):
     """A right layer; what is wrong comes on top of what it gives."""
 
@@ -214,7 +219,7 @@ class WeightsEven(Showing):
 
 
 def _showing(layer: type[Showing]) -> tuple[Any, ...]:
-    name = "".join("_" + c.lower() if c.isupper() else c for c in layer.__name__)
+    name = underscored(layer)
     return replace(SELF_ATTENTION, name=f"mutant_layer{name}", layer=layer), "S10.weights", "layer"
 
 
@@ -229,7 +234,7 @@ def layer_variant(
     compiles: bool = False,
 ) -> Variant:
     """A variant whose operation is right, and whose layer is given."""
-    name = "".join("_" + c.lower() if c.isupper() else c for c in layer.__name__)
+    name = underscored(layer)
     made = variant_of(f"layer{name}", attend, compile=compiles)
     promises = made.promises.model_copy(update={"state": True, "reorder": True})
     right = made.implementations[0]

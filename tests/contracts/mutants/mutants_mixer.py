@@ -1,6 +1,6 @@
-"""Deliberately wrong mixers, and a right one: layers of which nobody has a definition.
+"""Deliberately wrong mixers, and a right one: layers whose variant alone has a definition.
 
-What the checks know of a mixer is what it promises; so these are caught without any reference.
+What the checks know of a mixer is what it promises; so most are caught without that definition.
 `MUTANTS` says which check must catch it, on which subject.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import attnkit
 from attnkit.errors import MaskError, StateError, UnsupportedError
 from attnkit.interface import LayerConfig, Variant
+from attnkit.layers.definition import unpadded, visible
 from attnkit.masks.constructors import Documents, Mask, Padding, Sizes
 from attnkit.operations.arguments import check_mask, check_state, check_tokens
 
@@ -89,7 +90,9 @@ class Smoothing(nn.Module):
             held = torch.zeros_like(held)
         rows, held = self._scan(x.to(gated), held, keep, starts)
         out = self._wrong_rows(rows, x.to(gated)).to(x.dtype)
-        y = self.out(out * (1 + self.gate(x).tanh()))
+        gate = self.gate(x)
+        gate = 2 * gate.sigmoid() - 1 if self.mistake == "gate_of_sigmoid" else gate.tanh()
+        y = self.out(out * (1 + gate))
         y = self._wrong_output(y, x)
         return y if state is None else (y, Memory(held, seen + x.shape[1]))
 
@@ -114,6 +117,8 @@ class Smoothing(nn.Module):
         self, x: Tensor, held: Tensor, keep: Tensor | None, starts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         decay, rows = self.slowness.to(x.dtype).sigmoid(), []
+        if self.mistake == "decay_of_exponential":
+            decay = self.slowness.to(x.dtype).clamp(max=0).exp()
         if self.mistake == "slower_in_training" and torch.is_grad_enabled():
             decay = decay * 0.99
         for t in range(x.shape[1]):
@@ -163,6 +168,15 @@ class Smoothing(nn.Module):
         return y
 
 
+def smoothed(weights: Any, x: Tensor, *, config: LayerConfig, mask: Mask) -> Tensor:
+    """Define `Smoothing`: h_t = sum_s a ** (real tokens from s to t) x_s."""
+    number = unpadded(mask, x).cumsum(1)
+    back = (number[:, :, None] - number[:, None]).clamp(min=0)[..., None]  # (B, L, L, 1)
+    share = weights["slowness"].sigmoid() ** back * visible(mask, x)[..., None]  # (B, L, L, D)
+    held = torch.einsum("blsd,bsd->bld", share, x)
+    return (held * (1 + torch.tanh(x @ weights["gate.weight"].mT))) @ weights["out.weight"].mT
+
+
 # of those of a recurrence, what is not about its operation
 PROMISES = RECURRENCE.model_copy(
     update={
@@ -186,6 +200,7 @@ def _mixer(name: str, **update: Any) -> Variant:
         config=LayerConfig,
         # by its own name where it is right, so that it can be pickled
         layer=Smoothing if name == "none" else layer,
+        layer_definition=smoothed,
     )
 
 
@@ -210,6 +225,8 @@ KILLS = {
     "state_ignored": "T2.steps",
     "wrong_gradient": "N3.central_differences",
     "slower_in_training": "N3.central_differences",
+    "gate_of_sigmoid": "N1.layer",
+    "decay_of_exponential": "N1.layer",
     "unsaved_weight": "I4.state_dict",
     "square_memory": "I6.memory",
 }

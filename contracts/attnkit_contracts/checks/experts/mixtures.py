@@ -217,7 +217,7 @@ def ties(subject: MixtureLayer) -> Measured:
         lambda given: {"out": _mixed(given, taken)},
         given,
         subject.dtype,
-        gate=units.mixture_gate(subject.dtype),
+        gate=units.layer_gate(subject.dtype),
     )["out"]
     measured = [near(limit, y, "run 0")]
     for run in (1, 2):

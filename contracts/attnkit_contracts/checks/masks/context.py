@@ -11,7 +11,7 @@ from attnkit.errors import AttnkitError, ConfigError, UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, Measured, layer_check
 from attnkit_contracts.checks.calls.refusal import refusing
 from attnkit_contracts.inputs.calls import normal, paddings
-from attnkit_contracts.judging.outputs import agree, exactly, same_bits, worst
+from attnkit_contracts.judging.outputs import agree, exactly, near, same_bits, worst
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,8 @@ def context(subject: LayerSubject) -> Measured:
 @layer_check(
     "M14.context_padding",
     "A padded context, on the left or right, gives what the real part of it gives, whatever the "
-    "padding holds; queries that come in pieces, with a state, give what they give at once.",
+    "padding holds, and what the definition gives, where the variant brings one; queries that come "
+    "in pieces, with a state, give what they give at once.",
     families=("softmax",),
     relations=("exact",),
     fields=("context_dim",),
@@ -79,6 +80,9 @@ def context_padding(subject: LayerSubject) -> Measured:
             alone = one.given(context=one.tensors["context"][:, real[sample]])
             limit = crossed.bound(alone, probes=4)
             found.append(agree(limit, crossed(alone), out[sample : sample + 1], what))
+        if subject.target.variant.layer_definition is not None:
+            padded = call.masked(mask)
+            found.append(near(crossed.judged(padded)["out"], crossed(padded), f"{what}, defined"))
     if subject.promises.state:
         found.append(_in_pieces(crossed, call))
     return worst(found)

@@ -60,7 +60,7 @@ def autocast_layer(subject: LayerSubject) -> Measured:
     call = subject.whole(call) if subject.promises.state else call
     inputs = {**call.tensors, **subject.weights()}
     # a layer rounds between its products, as a mixture of experts does
-    gate = units.mixture_gate(LOW)
+    gate = units.layer_gate(LOW)
     limit, found = judge.probed(subject.definition(call), inputs, LOW, gate=gate)["out"], []
     with torch.autocast(torch.device(subject.device).type, LOW):
         out = subject(call)

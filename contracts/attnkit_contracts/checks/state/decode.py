@@ -110,10 +110,10 @@ def long_roll(subject: LayerSubject) -> Measured:
     state, outputs, start, turn = subject.begin(2), [], 0, 0
     while start < ROLLED:
         # mostly single steps, some chunks, and past every edge of a block
-        length = min((1, 1, 1, 13, 1, 64)[turn % 6], ROLLED - start)
+        length = min((1, 1, 2, 13, 0, 1, 100)[turn % 7], ROLLED - start)
         out, following = subject.advance(call.tokens(start, start + length), state)
         outputs.append(out)
-        if turn % 16 == 5:
+        if turn % 16 == 6:
             following = _astray(subject, other, following)
         if following.tokens != start + length:
             raise BrokenError(f"expected {start + length} tokens, got {following.tokens}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +18,13 @@ from attnkit_contracts.catalogue import (
     layer_check,
     recurrence_check,
 )
+from attnkit_contracts.foreign.functions import NO_LAYER
 from attnkit_contracts.inputs import cuts
 from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from attnkit.promises import Promises
@@ -29,8 +33,11 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.recurrence import RecurrenceOperation
     from attnkit_contracts.subjects.subject import Subject
 
-PIECES = ((1, 16, 1, 2, 13, 7), (5, 28, 0, 7), (39, 1))
-"""Lengths of chunks, 40 tokens in all: single steps, odd ones, an empty one."""
+PIECES = ((1, 16, 1, 2, 13, 7), (0, 5, 28, 0, 7), (2, 3, 34, 1))
+"""Lengths of chunks, 40 tokens in all: single steps, odd ones, empty ones."""
+
+LONG = (2, 0, 130, 1, 1)
+"""Chunks that are longer than a tile, or need more room than a cache began with."""
 
 
 def _goes_stepwise(promises: Promises) -> bool:
@@ -56,13 +63,16 @@ def steps(subject: Subject) -> Measured:
     verdict="R",
 )
 def chunks(subject: Subject) -> Measured:
-    """Compare some partitions, with chunks of one and of no tokens among them."""
-    call = subject.draw_whole("T", length=40)
-    limit, whole = subject.bound(call), subject(call)
-    return judge.worst(
-        judge.agree(limit, whole, subject.pieces(call, lengths), f"chunks {lengths}")
-        for lengths in PIECES
-    )
+    """Compare some partitions, with chunks of one and of no tokens, and long ones, among them."""
+    found = []
+    for partitions in (PIECES, (LONG,)):
+        call = subject.draw_whole("T", length=sum(partitions[0]))
+        limit, whole = subject.bound(call, probes=2), subject(call)
+        found += [
+            judge.agree(limit, whole, subject.pieces(call, lengths), f"chunks {lengths}")
+            for lengths in partitions
+        ]
+    return judge.worst(found)
 
 
 @recurrence_check(
@@ -87,7 +97,8 @@ def chunk_size(subject: RecurrenceOperation) -> Measured:
 @recurrence_check(
     "T4.recurrent_state",
     "F(x2; state(F(x1))) = F(x1 x2)_2; no tokens leave a state as it is, to the bit; a state given "
-    "is not written to and shares no memory with the state returned; it moves with its sample.",
+    "is not written to and shares no memory with the state returned; it moves with its sample, "
+    "and stays as wide as it was given.",
     applies=lambda promises: promises.state,
     verdict="R",
     required=True,
@@ -119,6 +130,7 @@ def recurrent_state(subject: RecurrenceOperation) -> Measured:
                 judge.part(limits["out"], (order,)), out[order], moved_out, "samples reordered"
             ),
             judge.near(limits["state"], final, "the final state"),
+            *_from_wider(subject, call, limits),
             judge.near(
                 judge.part(limits["state"], (order,)), moved, "the final state, samples reordered"
             ),
@@ -142,6 +154,21 @@ def state_kept(subject: RecurrenceOperation) -> Measured:
     return judge.exactly(0, "changed elements")
 
 
+def _from_wider(
+    subject: RecurrenceOperation, call: Call, limits: Mapping[str, judge.Bound]
+) -> list[Measured]:
+    """Start from the same state in float64, which every function of a plugin must take."""
+    if subject.target.variant.layer == NO_LAYER:
+        return []
+    out, state = subject.both(call.given(initial_state=call.tensors["initial_state"].double()))
+    if state.dtype != torch.float64:
+        raise BrokenError(f"the state that follows one of float64 is {state.dtype}")
+    return [
+        judge.near(limits["out"], out, "from a state of float64"),
+        judge.near(limits["state"], state, "the state after one of float64"),
+    ]
+
+
 def _expect_own_memory(given: Tensor, returned: Tensor, what: str) -> None:
     if given.untyped_storage().data_ptr() == returned.untyped_storage().data_ptr():
         raise BrokenError(f"after {what}, the final state shares memory with the initial one")
@@ -150,7 +177,9 @@ def _expect_own_memory(given: Tensor, returned: Tensor, what: str) -> None:
 @layer_check(
     "T4.layer_state",
     "A state is a value: going on from it twice gives the same, and going on changes neither it "
-    "nor the states that came of it; it counts its tokens; reorder(index) commutes with going on.",
+    "nor the states that came of it, with gradients enabled or not; it counts its tokens; "
+    "reorder(index) commutes with going on, be some samples repeated, exchanged or left out, NaN "
+    "in those left out.",
     applies=lambda promises: promises.state,
     verdict="R",
     required=True,
@@ -159,48 +188,115 @@ def layer_state(subject: LayerSubject) -> Measured:
     """Go on from one state with two continuations, with each of these, and again with the first."""
     call = subject.draw_whole("T4", batch=3, length=28)
     other = call.given(x=subject.normal("T4 other", *call.tensors["x"].shape))
-    _, state = subject.advance(call.tokens(0, 12), subject.begin(3))
-    if state.tokens != 12 or state.batch_size != 3:
-        raise BrokenError(f"expected 12 of 3 samples, got {state.tokens} of {state.batch_size}")
-    one, after = subject.advance(call.tokens(12, 20), state)
-    _, strayed = subject.advance(other.tokens(12, 20), state)
-    later, _ = subject.advance(call.tokens(20, 28), after)
-    elsewhere, _ = subject.advance(call.tokens(20, 28), strayed)
-    again, _ = subject.advance(call.tokens(12, 20), state)
-    judge.same_bits(one, again, "going on from one state for a second time")
-    if state.tokens != 12 or after.tokens != 20:
-        raise BrokenError(f"expected 12 and 20 tokens, got {state.tokens} and {after.tokens}")
-    limit = judge.part(subject.bound(call), (slice(None), slice(12, 20)))
     x, instead = call.tensors["x"], other.tensors["x"]
     spliced = call.given(x=torch.cat((x[:, :12], instead[:, 12:20], x[:, 20:]), 1))
-    found = [
-        judge.agree(limit, subject(call)[:, 12:20], one, "whole against pieces"),
-        _ending(subject, call, later, "the first continuation of two"),
-        _ending(subject, spliced, elsewhere, "the second continuation of two"),
-    ]
+    limits = subject.bound(call), subject.bound(spliced, probes=2)
+    wanted = subject(call), subject(spliced)
+    found = []
+    # a decoder may write a step into what no graph holds
+    for gradients, ends in ((True, (20,)), (False, (13, 20))):
+        with torch.set_grad_enabled(gradients):
+            got = _branched(subject, call, other, ends)
+        for limit, whole, out, what in zip(limits, wanted, got, ("first", "second"), strict=True):
+            at = (slice(None), slice(28 - out.shape[1], None))
+            where = f"the {what} continuation of two"
+            found.append(judge.agree(judge.part(limit, at), whole[at], out, where))
     if subject.promises.reorder:
-        order = torch.tensor([2, 0, 0, 1], device=subject.device)
-        out, _ = subject.advance(call.samples(order).tokens(12, 20), state.reorder(order))
-        found.append(judge.agree(judge.part(limit, (order,)), one[order], out, "samples reordered"))
+        with torch.no_grad():
+            found += _reordered(subject, call, limits[0], wanted[0])
     return judge.worst(found)
 
 
-def _ending(subject: LayerSubject, call: Call, got: Tensor, where: str) -> Measured:
-    """Compare the outputs of a call's last tokens."""
-    at = (slice(None), slice(-got.shape[1], None))
-    return judge.agree(judge.part(subject.bound(call), at), subject(call)[at], got, where)
+def _branched(
+    subject: LayerSubject, call: Call, other: Call, ends: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return what follows token 12 of a call, and what token 20 where others were in between."""
+    _, state = subject.advance(call.tokens(0, 12), subject.begin(3))
+    if state.tokens != 12 or state.batch_size != 3:
+        raise BrokenError(f"expected 12 of 3 samples, got {state.tokens} of {state.batch_size}")
+    first, after = subject.advance(call.tokens(12, ends[0]), state)
+    _, strayed = subject.advance(other.tokens(12, ends[0]), state)
+    again, _ = subject.advance(call.tokens(12, ends[0]), state)
+    judge.same_bits(first, again, "going on from one state for a second time")
+    if state.tokens != 12 or after.tokens != ends[0]:
+        raise BrokenError(
+            f"expected 12 and {ends[0]} tokens, got {state.tokens} and {after.tokens}"
+        )
+    outputs = [first]
+    for start, stop in itertools.pairwise((*ends, 28)):
+        out, after = subject.advance(call.tokens(start, stop), after)
+        outputs.append(out)
+        if stop < 28:
+            _, strayed = subject.advance(other.tokens(start, stop), strayed)
+    elsewhere, _ = subject.advance(call.tokens(20, 28), strayed)
+    return torch.cat(outputs, 1), elsewhere
+
+
+ORDERS = ([2, 0, 0, 1], [1, 2, 0], [2, 0])
+"""Samples by which states are reordered: one twice, all exchanged, one left out."""
+
+
+def _reordered(
+    subject: LayerSubject, call: Call, limit: judge.Bound, whole: Tensor
+) -> list[Measured]:
+    """Go on from states reordered; of one whose sample 1 holds NaN, without that sample."""
+    found = []
+    x = call.tensors["x"].clone()
+    x[1, :12] = float("nan")
+    for order in ORDERS:
+        held = call if 1 in order else call.given(x=x)
+        index = torch.tensor(order, device=subject.device)
+        _, state = subject.advance(held.tokens(0, 12), subject.begin(3))
+        moved = state.reorder(index)
+        if moved.tokens != 12 or moved.batch_size != len(order):
+            raise BrokenError(
+                f"expected 12 tokens of {len(order)} samples after reorder({order}), "
+                f"got {moved.tokens} of {moved.batch_size}"
+            )
+        for start, stop in ((12, 14), (14, 20)):
+            at = (index, slice(start, stop))
+            out, moved = subject.advance(call.samples(index).tokens(start, stop), moved)
+            found.append(
+                judge.agree(judge.part(limit, at), whole[at], out, f"samples reordered to {order}")
+            )
+        straight, _ = subject.advance(held.tokens(12, 20), state)
+        rows = [each for each in range(3) if held is call or each != 1]
+        kept = (rows, slice(12, 20))
+        found.append(
+            judge.agree(judge.part(limit, kept), whole[kept], straight[rows], "after a reorder")
+        )
+    return found
 
 
 @layer_check(
     "T4.truncate",
-    "A state cut back to t tokens goes on as the state after t tokens did.",
+    "A state cut back to t tokens, 0 among them, goes on as the state after t tokens did, whatever "
+    "is cut off; the longer state goes on as before.",
     applies=lambda promises: promises.state and promises.truncate,
     verdict="R",
 )
 def truncate(subject: LayerSubject) -> Measured:
-    """Cut several tokens off, and go on otherwise."""
+    """Cut several tokens off, NaN among them, and go on otherwise; with gradients and without."""
     call = subject.draw_whole("T4 cut", length=20)
     other = subject.draw_whole("T4 instead", length=20)
+    x, instead = call.tensors["x"], other.tensors["x"]
+    limit = subject.bound(call)
+    found = _cut(subject, call, other, limit)
+    with torch.no_grad():
+        found += _cut(subject, call, other, limit)
+        # from the first token on, and behind one that is NaN
+        held = call.given(x=torch.where(torch.arange(20)[:, None] < 12, x, float("nan")))
+        _, state = subject.advance(held.tokens(0, 16), subject.begin(2))
+        for tokens in (12, 1, 0):
+            joined = other.given(x=torch.cat((x[:, :tokens], instead[:, tokens:]), 1))
+            got, _ = subject.advance(joined.tokens(tokens, 20), state.truncate(tokens))
+            at, where = (slice(None), slice(tokens, 20)), f"cut back from 16 to {tokens} tokens"
+            near = judge.part(subject.bound(joined, probes=2), at)
+            found.append(judge.agree(near, subject(joined)[at], got, where))
+    return judge.worst(found)
+
+
+def _cut(subject: LayerSubject, call: Call, other: Call, limit: judge.Bound) -> list[Measured]:
     _, state = subject.advance(call.tokens(0, 12), subject.begin(2))
     wanted, _ = subject.advance(other.tokens(12, 20), state)
     _, longer = subject.advance(call.tokens(12, 16), state)
@@ -208,9 +304,15 @@ def truncate(subject: LayerSubject) -> Measured:
     if cut.tokens != 12:
         raise BrokenError(f"expected 12 tokens after truncate(12), got {cut.tokens}")
     got, _ = subject.advance(other.tokens(12, 20), cut)
-    joined = other.given(x=torch.cat((call.tensors["x"][:, :12], other.tensors["x"][:, 12:]), 1))
-    limit = judge.part(subject.bound(joined), (slice(None), slice(12, 20)))
-    return judge.agree(limit, wanted, got, "cut back from 16 to 12 tokens")
+    after, _ = subject.advance(call.tokens(16, 20), longer)
+    at, end = (slice(None), slice(12, 20)), (slice(None), slice(16, 20))
+    x = torch.cat((call.tensors["x"][:, :12], other.tensors["x"][:, 12:]), 1)
+    joined = subject.bound(other.given(x=x), probes=2)
+    whole = subject(call)[end]
+    return [
+        judge.agree(judge.part(joined, at), wanted, got, "cut back from 16 to 12 tokens"),
+        judge.agree(judge.part(limit, end), whole, after, "the longer state, after a cut"),
+    ]
 
 
 @layer_check(

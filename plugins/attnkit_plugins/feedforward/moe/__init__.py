@@ -189,6 +189,7 @@ VARIANT = attnkit.Variant(
     ),
     config=MoEConfig,
     layer="attnkit_plugins.feedforward.moe.layer:MoELayer",
+    layer_definition="attnkit_plugins.feedforward.moe.definition:moe",
     placement=Placement(
         build="attnkit_plugins.feedforward.moe.site:upcycle",
         options=MoESiteOptions,

@@ -112,6 +112,7 @@ VARIANT = attnkit.Variant(
     promises=PROMISES,
     config=GatedLinearConfig,
     layer="attnkit_plugins.recurrence.gated_linear.layer:GatedLinearLayer",
+    layer_definition="attnkit_plugins.recurrence.gated_linear.definition:gated_linear",
     options=GatedLinearOptions,
     placement=Placement(
         build="attnkit_plugins.recurrence.gated_linear.site:GatedLinearSite",

@@ -98,6 +98,7 @@ VARIANT = attnkit.Variant(
     promises=PROMISES,
     config=LinearConfig,
     layer="attnkit_plugins.recurrence.linear.layer:LinearLayer",
+    layer_definition="attnkit_plugins.recurrence.linear.definition:linear",
     options=LinearOptions,
     placement=Placement(
         build="attnkit_plugins.recurrence.linear.site:LinearSite", options=LinearSiteOptions

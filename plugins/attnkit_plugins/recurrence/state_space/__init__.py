@@ -107,6 +107,7 @@ VARIANT = attnkit.Variant(
     promises=PROMISES,
     config=StateSpaceConfig,
     layer="attnkit_plugins.recurrence.state_space.layer:StateSpaceLayer",
+    layer_definition="attnkit_plugins.recurrence.state_space.definition:state_space",
     options=StateSpaceOptions,
     placement=Placement(
         build="attnkit_plugins.recurrence.state_space.site:StateSpaceSite",

@@ -95,6 +95,7 @@ VARIANT = attnkit.Variant(
     promises=_SPARSE.model_copy(update={"state": True, "reorder": True, "truncate": True}),
     config=BlockSparseConfig,
     layer="attnkit_plugins.softmax.block_sparse.layer:BlockSparseLayer",
+    layer_definition="attnkit_plugins.softmax.block_sparse.definition:block_sparse",
     implementations=(
         reference_softmax(_EXACT, costs.reference),
         attnkit.Implementation(

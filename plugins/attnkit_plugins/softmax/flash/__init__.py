@@ -135,6 +135,7 @@ VARIANT = attnkit.Variant(
     ),
     config=SoftmaxConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
+    layer_definition="attnkit.layers.definition:softmax",
     implementations=(
         reference_softmax(SOFTMAX, _reference_cost),
         attnkit.Implementation(

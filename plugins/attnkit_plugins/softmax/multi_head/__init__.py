@@ -74,6 +74,7 @@ VARIANT = attnkit.Variant(
     promises=_EVERYTHING.model_copy(update={"state": True, "reorder": True, "truncate": True}),
     config=SoftmaxConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
+    layer_definition="attnkit.layers.definition:softmax",
     implementations=(
         reference_softmax(SOFTMAX, _reference_cost),
         attnkit.Implementation(

@@ -50,6 +50,7 @@ VARIANT = attnkit.Variant(
     ),
     config=SelfAttentionConfig,
     layer="attnkit_plugins.softmax.self_attention.layer:SelfAttentionLayer",
+    layer_definition="attnkit_plugins.softmax.self_attention.definition:self_attention",
     implementations=(
         reference_softmax(_PROMISES, _reference_cost),
         attnkit.Implementation(

@@ -69,6 +69,7 @@ VARIANT = attnkit.Variant(
     promises=_LINEAR.model_copy(update={"state": True, "reorder": True}),
     config=SlidingWindowConfig,
     layer="attnkit.layers.softmax:SoftmaxLayer",
+    layer_definition="attnkit.layers.definition:softmax",
     implementations=(
         reference_softmax(_EXACT, costs.reference),
         attnkit.Implementation(
