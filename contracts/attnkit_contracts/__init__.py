@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from attnkit_contracts.catalogue import all_checks as all_checks
     from attnkit_contracts.certificates.certificate import Certificate as Certificate
     from attnkit_contracts.certificates.certificate import certify as certify
+    from attnkit_contracts.diagnosis.functions import FunctionDiagnosis as FunctionDiagnosis
+    from attnkit_contracts.diagnosis.functions import diagnose as diagnose
     from attnkit_contracts.foreign.conventions import Convention as Convention
     from attnkit_contracts.foreign.conventions import LayerConvention as LayerConvention
     from attnkit_contracts.foreign.functions import adapt as adapt
@@ -39,6 +41,7 @@ else:
         {
             "attnkit_contracts.catalogue": "Check all_checks",
             "attnkit_contracts.certificates.certificate": "Certificate certify",
+            "attnkit_contracts.diagnosis.functions": "FunctionDiagnosis diagnose",
             "attnkit_contracts.foreign.conventions": "Convention LayerConvention",
             "attnkit_contracts.foreign.functions": "adapt",
             "attnkit_contracts.foreign.layers": "adapt_layer",

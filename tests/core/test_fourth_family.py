@@ -29,7 +29,7 @@ from attnkit_contracts.subjects.families import SuiteFamily
 sys.path.insert(0, str(Path(__file__).with_name("distributions") / "acme-ranking"))
 
 from acme_ranking import BY_SUM
-from acme_ranking.family import RANKING, RankingProblem
+from acme_ranking.family import RANKING, RankingProblem, rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ def test_it_is_listed_and_explained() -> None:
 @pytest.mark.usefixtures("ranking")
 def test_its_calls_are_chosen_for_by_its_own_problem() -> None:
     chosen = choose("acme_by_sum", CALL)
-    assert chosen.function(torch.eye(4)[None], margin=0.0).shape == (1, 4)
+    assert torch.equal(chosen.function(torch.eye(4)[None], margin=0.0), rank(torch.eye(4)[None]))
     asking = RankingProblem(device="cpu", dtype="float32", query_length=8, margin=True)
     with pytest.raises(UnsupportedError, match="margin: asked for, not promised"):
         choose("acme_by_sum", asking)

@@ -36,6 +36,7 @@ PAGES = (
     "tutorial/write-a-plugin.md",
     "how-to/add-a-check.md",
     "how-to/certify-a-plugin.md",
+    "how-to/diagnose-a-function.md",
     "how-to/judge-a-layer.md",
     "how-to/write-a-host.md",
 )
@@ -136,7 +137,8 @@ def check(environment: Environment, command: str, expected: str) -> None:
     """Run a command of the page and compare."""
     code, printed = environment.run(command)
     told = f"$ {command}\n{printed}"
-    assert code == (1 if "FAILED" in expected else 0), told
+    found = "FAILED" in expected or "\nmistake:" in expected
+    assert code == (1 if found else 0), told
     if expected:
         same = doctest.OutputChecker().check_output(expected, printed, doctest.ELLIPSIS)
         assert same, f"{told}\nbut the page shows:\n{expected}"

@@ -1,4 +1,4 @@
-"""The command ``attnkit``, whole: `attnkit.cli.app`, ``check``, ``judge``, `report_commands`."""
+"""The command ``attnkit``, whole: `attnkit.cli.app`, and ``check``, ``judge``, ``diagnose``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 import attnkit
 from attnkit.cli.app import app, run
-from attnkit.cli.terminal import fail
+from attnkit.cli.terminal import FOUND, AsJson, fail, say
 from attnkit_contracts.cli import report_commands
 from attnkit_contracts.cli.options import Code, FunctionCode, LayerCode, Reports, Suite, grouped
 from attnkit_contracts.cli.outcome import conclude
@@ -69,6 +69,29 @@ def judge(
         for each in made:
             registered.enter_context(attnkit.register(each))
         conclude([each.name for each in made], some, suite, reports)
+
+
+@app.command()
+@grouped
+def diagnose(
+    target: Annotated[str, typer.Argument(help="A function of softmax attention, as module:name.")],
+    *,
+    as_json: AsJson = False,
+    code: Code,
+    function: FunctionCode,
+) -> None:
+    """Say which known mistake a function equals, in whatever convention it is written.
+
+    What is not told is guessed by the names of its arguments, or tried in every way. Exit code 0 if
+    all small calls are right in one of them, 1 if not, 2 if the function cannot be called.
+    """
+    from attnkit_contracts.cli.strangers import told_of
+    from attnkit_contracts.diagnosis.functions import diagnose as look
+
+    found = look(target, **told_of(code, function))
+    say(found.model_dump_json(indent=2) if as_json else str(found))
+    if found.verdict != "right":
+        raise typer.Exit(FOUND)
 
 
 report_commands.add(app)

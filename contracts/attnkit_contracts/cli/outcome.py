@@ -109,12 +109,21 @@ def _why(report: Report, missing: str) -> str:
 
 
 def _print(report: Report) -> None:
+    from attnkit_contracts.reports.distinct import distinct, rules
     from attnkit_contracts.reports.markdown import matrix
     from attnkit_contracts.reports.records import UNCOMPARED, UNJUDGED
 
     show_table(*matrix(report))
-    for record in report.failures():
-        say(f"\n{record.id}: {record.status}\n{record.told}\n{record.reproduction}")
+    failures = report.failures()
+    faults, statements = distinct(failures), rules(failures)
+    for fault in faults:
+        record = fault.record
+        rule = statements.get(record.check)
+        told = f"the rule: {rule}\n{record.told}" if rule else record.told
+        say(f"\n{record.id}: {record.status}\n{told}\n{record.reproduction}")
+        if fault.more:
+            checks = ", ".join(dict.fromkeys(each.check for each in fault.more))
+            say(f"{fault.folded}: {checks}")
     for missing in report.header.required_missing:
         say(f"required but not run: {missing}{_why(report, missing)}")
     for proof in report.proofs:
@@ -123,11 +132,12 @@ def _print(report: Report) -> None:
         say(f"implementations of {name} were not compared with its reference: {UNCOMPARED}")
     for name in report.header.unjudged:
         say(f"layer of {name}: {UNJUDGED}")
-    for fault in report.header.broken_extensions:
-        say(f"its checks are missing: {fault}")
+    for broken in report.header.broken_extensions:
+        say(f"its checks are missing: {broken}")
     counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts().items()))
     header = report.header
     verdict = "passed" if report.passed else "FAILED"
     uncaught = sum(not proof.caught_by for proof in report.proofs)
     also = f"; {uncaught} wrong variants of extensions not caught" if uncaught else ""
+    also += f"; {len(faults)} distinct faults" if faults else ""
     say(f"{verdict}: {counts}; {header.executed_count} of {header.expected_count} executed{also}")

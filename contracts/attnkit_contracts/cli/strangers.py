@@ -41,6 +41,20 @@ def variant(target: str, code: Code, function: FunctionCode, layer: LayerCode) -
     return door(target, **said)
 
 
+def told_of(code: Code, function: FunctionCode) -> dict[str, Any]:
+    """Return what is told of a function, as fields of a `Convention`; nothing of what is not."""
+    sys.path[:0] = [""] if "" not in sys.path else []
+    told = {
+        "family": code.family,
+        "promises": ",".join(code.promise or ()),
+        "layout": code.layout,
+        "mask": code.mask,
+        "fixed": values(code.fixed or ()),
+        **vars(function),
+    }
+    return named_arguments(Convention, code.argument or ()) | {n: v for n, v in told.items() if v}
+
+
 def _said(
     record: type[Declaration], code: Code, function: FunctionCode, layer: LayerCode
 ) -> Iterator[tuple[str, Any]]:

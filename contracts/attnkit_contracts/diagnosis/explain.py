@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from attnkit_contracts.diagnosis import fresh, pairs, relations, scripts
 from attnkit_contracts.diagnosis import observations as experiments
-from attnkit_contracts.diagnosis import relations, scripts
 from attnkit_contracts.diagnosis import smallest as shrinking
 from attnkit_contracts.diagnosis.faults import fault_of, with_grad_out
+from attnkit_contracts.diagnosis.rules import SILENCE
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.inputs import layouts
 from attnkit_contracts.reports.diagnosis import Diagnosis, Explaining, Explanation
@@ -36,16 +37,12 @@ GRADIENT_CALLS = 2
 ELEMENTS = 3
 """How many wrong elements are shown."""
 
-NO_FAULT = (
-    "every call of this check gives the right output by itself: what is broken is a rule between "
-    "calls, a gradient, a state, or a refusal"
-)
+NO_FAULT = "what is wrong is not the output of one call, nor its gradient"
 
-NO_DEFINITION = (
-    "no call of this check fails by itself, and nobody has a definition to compare it with: what "
-    "is broken is a rule between calls, a gradient, or what is kept"
+HISTORY = (
+    "right in a new process, wrong after another call of the same sizes: what a call gives depends "
+    "on the calls before it"
 )
-
 
 UNLIKE_DEFINITION = (
     "no call of this check breaks a rule between calls; compare the layer, step by step, with the "
@@ -53,33 +50,41 @@ UNLIKE_DEFINITION = (
 )
 
 
-def explain(subject: Subject, rule: str, hint: Diagnosis | None = None) -> Explanation:
+def explain(
+    subject: Subject, rule: str, hint: Diagnosis | None = None, reason: str = ""
+) -> Explanation:
     """Explain what a subject got wrong in the calls that a check, ``rule``, made.
 
-    The mistakes that the diagnosis of another failure names, ``hint``, are asked first.
+    Args:
+        subject: Whose calls; those of layers that the check made of it, with other options, too.
+        rule: Id of the check.
+        hint: The diagnosis of another failure: the mistakes that it names are asked first.
+        reason: What the check said.
     """
-    last, calls = subject.last, tuple(subject.calls)
+    last = subject.last
+    some = [(each, tuple(each.calls)) for each in (subject, *subject.remakes)]
     try:
         with torch.random.fork_rng(devices=[]):
-            return _explain(subject, calls, rule, hint)
+            for each, calls in some:
+                found = _explain(each, calls, rule, hint, reason)
+                if found is not None:
+                    return found
     finally:
         subject.last = last
+    compared = subject.layer is not None and subject.target.variant.layer_definition is not None
+    return Explanation(Diagnosis(seen=UNLIKE_DEFINITION if compared else NO_FAULT))
 
 
 def _explain(
-    subject: Subject, calls: tuple[Call, ...], rule: str, hint: Diagnosis | None
-) -> Explanation:
-    # a rule between calls, where a single one has no definition to be held to
-    related = None if subject.is_defined else relations.explained(subject, calls, rule)
-    if related is not None:
+    subject: Subject, calls: tuple[Call, ...], rule: str, hint: Diagnosis | None, reason: str
+) -> Explanation | None:
+    # what must be refused is no output to be compared; nor is that of a layer without a definition
+    related = relations.explained(subject, calls, rule, reason)
+    if related is not None and (not subject.is_defined or reason.endswith(SILENCE)):
         return related
     found = _first_fault(subject, calls)
     if found is None:
-        variant = subject.target.variant
-        told = NO_DEFINITION if is_foreign(variant) else NO_FAULT
-        if subject.layer is not None and variant.layer_definition is not None:
-            told = UNLIKE_DEFINITION
-        return _explain_gradient(subject, calls) or Explanation(Diagnosis(seen=told))
+        return related or _explain_gradient(subject, calls)
     call, fault = found
     factor = experiments.gain(fault)
     call = shrinking.one_sample(subject, call, fault)
@@ -89,13 +94,26 @@ def _explain(
     def explained(other: Call) -> bool:
         return not suspects or experiments.explains(suspects[0], subject, other, dtype)
 
-    smallest, shown, script = _shrunk(subject, call, fault, explained)
-    return Explanation(
-        diagnosis=_diagnosis(subject, shown, found_as, factor),
-        smallest=smallest.describe(),
-        elements=elements(shown),
-        script=script,
-    )
+    known = hint is not None and bool(suspects) and suspects[0].name in hint.named
+    smallest, shown, script = _shrunk(subject, call, fault, explained, tried=known)
+    diagnosis = _diagnosis(subject, shown, found_as, factor)
+    if related is not None and not script.text:
+        return related
+    if script.history:
+        diagnosis = Diagnosis(seen=HISTORY, alike=True)
+    return Explanation(diagnosis, scripts.described(smallest), elements(shown), script.text)
+
+
+class Script(NamedTuple):
+    """What shows a fault by itself.
+
+    Attributes:
+        text: Python; empty where nothing does.
+        history: Whether it takes another call before the wrong one.
+    """
+
+    text: str
+    history: bool = False
 
 
 def _shrunk(
@@ -103,8 +121,13 @@ def _shrunk(
     call: Call,
     fault: Fault,
     explained: Callable[[Call], bool] = lambda _: True,
-) -> tuple[Call, Fault, str]:
-    """Return the smallest call with the same fault and explanation, its fault, and its script."""
+    *,
+    tried: bool = False,
+) -> tuple[Call, Fault, Script]:
+    """Return the smallest call with the same fault and explanation, its fault, and its script.
+
+    One for a mistake that was ``tried`` in a process of its own before is not tried there again.
+    """
 
     def persists(other: Call) -> bool:
         again = fault_of(subject, other)
@@ -113,8 +136,24 @@ def _shrunk(
         return explained(other)
 
     smallest = shrinking.shrink(subject, call, persists)
-    shown = fault_of(subject, smallest) or fault
-    return smallest, shown, scripts.script(subject, smallest, persists)
+    written = scripts.inputs(smallest, persists)
+    script = Script("")
+    if written is not None:
+        # the numbers of the script are those that are told
+        smallest, lines = written
+        script = _alone(subject, smallest, lines, tried=tried)
+    return smallest, fault_of(subject, smallest) or fault, script
+
+
+def _alone(subject: Subject, call: Call, lines: list[str], *, tried: bool) -> Script:
+    """Return a script that fails in a process of its own; without text where none does."""
+    text = scripts.script(subject, call, lines)
+    if not text or tried or fresh.fails(text):
+        return Script(text)
+    for longer in scripts.after_another(subject, call, lines, text):
+        if fresh.fails(longer):
+            return Script(longer, history=True)
+    return Script("")
 
 
 def _first_fault(subject: Subject, calls: tuple[Call, ...]) -> tuple[Call, Fault] | None:
@@ -138,7 +177,7 @@ def _explain_gradient(subject: Subject, calls: tuple[Call, ...]) -> Explanation 
             if fault is not None:
                 smallest, shown, script = _shrunk(subject, tried, fault)
                 told = Diagnosis(seen=_gradient_diagnosis(fault))
-                return Explanation(told, smallest.describe(), elements(shown), script)
+                return Explanation(told, scripts.described(smallest), elements(shown), script.text)
     return None
 
 
@@ -157,10 +196,12 @@ class Suspects(NamedTuple):
     Attributes:
         mistakes: None, one, or several that nothing tells apart.
         in_float32: Whether a float64 output is only as good as one of float32.
+        here: A mistake that explains this call, and is not made in others.
     """
 
     mistakes: tuple[Mistake[Any], ...] = ()
     in_float32: bool = False
+    here: Mistake[Any] | None = None
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -174,7 +215,8 @@ NOBODY = Suspects()
 def suspected(subject: Subject, call: Call, hint: Diagnosis | None = None) -> Suspects:
     """Return the mistakes that explain a wrong call, and further calls as well.
 
-    Several are returned only if no further call tells them apart.
+    Several are returned only if no further call tells them apart. Where none does, two at once are
+    asked. One that is not made where it would show is not the name of what is wrong.
     """
     seen = experiments.observe(subject, call)
     if seen.error is not None:
@@ -182,26 +224,39 @@ def suspected(subject: Subject, call: Call, hint: Diagnosis | None = None) -> Su
     if experiments.in_float32(subject, seen):
         return Suspects(in_float32=True)
     library = subject.mistakes
-    likely = [each for each in library if hint is not None and each.name in hint.named]
+    known = set() if hint is None else set(hint.named)
+    likely = [each for each in library if each.name in known]
     for wide in (None, torch.float32) if subject.dtype == torch.float64 else (None,):
-        for some in (likely, library):
-            found = experiments.explaining(some, subject, seen, wide)
-            if found:
-                return Suspects(_told_apart(subject, found, wide), wide is not None)
+        explains = experiments.explainer(subject, seen, wide)
+        found = (
+            [each for each in likely if explains(each)]
+            or [each for each in library if explains(each)]
+            or pairs.explaining(subject, seen, explains)
+        )
+        if found:
+            tried = all(each.name in known for each in found)
+            left = _told_apart(subject, found, wide, tried=tried)
+            here = None if left else found[0]
+            return Suspects(left, wide is not None and bool(left), here)
     return NOBODY
 
 
 def _told_apart(
-    subject: Subject, found: list[Mistake[Any]], dtype: torch.dtype | None
+    subject: Subject, found: list[Mistake[Any]], dtype: torch.dtype | None, *, tried: bool
 ) -> tuple[Mistake[Any], ...]:
-    """Ask further calls, until one mistake is left; what contradicts them all is left out."""
+    """Ask further calls, until one mistake is left that others have been ``tried`` on.
+
+    What another call contradicts is left out; none is left where a call is right that would not be.
+    """
     for call in subject.telling_calls():
-        if len(found) <= 1:
+        if tried and len(found) <= 1:
             break
         seen = experiments.observe(subject, call)
         if seen.error is not None:
             continue
         agreeing = [each for each in found if experiments.is_consistent(each, subject, seen, dtype)]
+        if not agreeing and experiments.is_right(subject, seen, dtype):
+            return ()
         found = agreeing or found
     return tuple(found)
 
@@ -212,12 +267,20 @@ def _diagnosis(subject: Subject, fault: Fault, found: Suspects, factor: float | 
             Explaining(name=each.name, statement=each.statement) for each in found.mistakes
         ),
         in_float32=found.in_float32,
-        seen="" if found.mistakes or found.in_float32 else _seen(subject, fault, factor),
+        seen=""
+        if found.mistakes or found.in_float32
+        else _seen(subject, fault, factor, found.here),
+        alike=factor is not None and not found.here,
         written=fault.written,
     )
 
 
-def _seen(subject: Subject, fault: Fault, factor: float | None) -> str:
+def _seen(subject: Subject, fault: Fault, factor: float | None, here: Mistake[Any] | None) -> str:
+    if here is not None:
+        return (
+            f"this call gives what the definition with {here.statement} gives ({here.name}), other "
+            "calls do not: it depends on the call"
+        )
     count = len(subject.mistakes)
     if fault.kind in ("values", "not finite") and count:
         what = "values" if fault.kind == "values" else "NaN or inf"

@@ -15,7 +15,7 @@ from attnkit_contracts.judging import units
 from attnkit_contracts.subjects.target import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -164,6 +164,13 @@ def expected(
     return subject.bounds(call, how=how)
 
 
+@torch.no_grad()
+def outputs(subject: Subject, seen: Observation, rules: Any = None) -> dict[str, Tensor]:
+    """Return what a definition gives for an observed call, without the unit of errors."""
+    call = seen.plain if rules is None else seen.call
+    return subject.definition(call, subject.steps if rules is None else rules)(call.tensors)
+
+
 def gain(fault: Fault) -> float | None:
     """Return c if the output is c times the right one, within the gate; None if it is not."""
     if fault.got is None or fault.limit is None or fault.kind != "values":
@@ -182,21 +189,25 @@ def explains(
 ) -> bool:
     """Return whether a call's output is a mistake's, and clearly not the right one."""
     seen = observe(subject, call)
-    return seen.error is None and bool(explaining([mistake], subject, seen, dtype))
+    return seen.error is None and explainer(subject, seen, dtype)(mistake)
 
 
-def explaining(
-    mistakes: Sequence[Mistake[Any]],
-    subject: Subject,
-    seen: Observation,
-    dtype: torch.dtype | None = None,
-) -> list[Mistake[Any]]:
-    """Return the mistakes of which an output is one's, and clearly not the right one."""
-    if not mistakes:
-        return []
+def explainer(
+    subject: Subject, seen: Observation, dtype: torch.dtype | None = None
+) -> Callable[[Mistake[Any]], bool]:
+    """Return what says whether a mistake gives this output, and the right definition clearly not.
+
+    How far the output is from the right one is measured once, for all mistakes.
+    """
     right = _distance(seen, expected(subject, seen, dtype=dtype))
-    near = ((each, _nearest(each, subject, seen, dtype)) for each in mistakes)
-    return [each for each, wrong in near if wrong <= 1 < right and wrong * CLEARLY <= right]
+
+    def explained(mistake: Mistake[Any]) -> bool:
+        if right <= 1:
+            return False
+        wrong = _nearest(mistake, subject, seen, dtype)
+        return wrong <= 1 and wrong * CLEARLY <= right
+
+    return explained
 
 
 def is_consistent(
@@ -204,6 +215,11 @@ def is_consistent(
 ) -> bool:
     """Return whether an output, right or wrong, is one that this mistake gives."""
     return _nearest(mistake, subject, seen, dtype) <= 1
+
+
+def is_right(subject: Subject, seen: Observation, dtype: torch.dtype | None = None) -> bool:
+    """Return whether an output is the right definition's."""
+    return _distance(seen, expected(subject, seen, dtype=dtype)) <= 1
 
 
 def _nearest(

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import math
 import sys
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from attnkit.errors import AttnkitError
-from attnkit.masks.constructors import Blocks, Dense, Documents, Or, Padding, PrefixLM
+from attnkit.frozen import Same
+from attnkit.masks.constructors import (
+    Blocks,
+    Dense,
+    Documents,
+    Or,
+    Padding,
+    PrefixLM,
+    causal,
+    full,
+)
 from attnkit.registry import registry
 from attnkit.registry.discovery import SESSION
 from attnkit_contracts.diagnosis.faults import fault_of
 from attnkit_contracts.diagnosis.smallest import is_small
+from attnkit_contracts.inputs.calls import showing_weights
 from attnkit_contracts.subjects.layers import sample_options
 from attnkit_contracts.subjects.target import Written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -33,6 +46,9 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.subject import Subject
 
 SEEDS = 4
+LONG = 160
+"""Characters of a mask that is no longer written out where a call is described."""
+
 EXPECTED_NUMBERS = 256
 
 RECIPES = {
@@ -45,43 +61,83 @@ RECIPES = {
 POSITIONAL = ("x", "query", "key", "value", "grad_out")
 """The tensors that a call is not given by name."""
 
+ANYWHERE = Written([], "VARIANT", "VARIANT")
+"""How lines name a variant that no script can import."""
+
 DEFAULT = "torch.randn({shape}, dtype={dtype})"
 
 
-def script(subject: Subject, call: Call, persists: Callable[[Call], bool]) -> str:
+def script(subject: Subject, call: Call, lines: Sequence[str]) -> str:
     """Return the script, which ends in an error as long as the call is wrong.
 
-    It is empty where a call, or the variant, cannot be written down. Whether another call is wrong
-    in the same way is asked of ``persists``.
+    It is empty where the variant, or what is wrong with the call, cannot be written down. The
+    ``lines`` make its tensors, see `inputs`.
+    """
+    where, fault = whereabouts(subject.target.variant), fault_of(subject, call)
+    body = [] if where is None or fault is None else _shown(subject, call, where, fault)
+    if where is None or not body:
+        return ""
+    head = ["import torch", "", "import attnkit", *where.imports, ""]
+    plain = "\n".join([*head, *lines, "", *body])
+    # what is wrong without gradients alone is looked at without
+    without = "\n".join([*head, "torch.set_grad_enabled(False)", *lines, "", *body])
+    return next((each for each in (plain, without) if _fails(each)), "")
+
+
+def after_another(subject: Subject, call: Call, lines: Sequence[str], script: str) -> Iterator[str]:
+    """Yield the script of a call with another call of the same sizes made before."""
+    where = whereabouts(subject.target.variant)
+    if where is None:
+        return
+    other = causal() if not call.mask.is_causal else full()
+    names = [name for name in call.tensors if name in POSITIONAL and name != "grad_out"]
+    for mask, drawn in ((other, False), (call.mask, True), (other, True)):
+        kept = [f"{name}_ = {name}" for name in names] if drawn else []
+        new = [f"{name} = torch.randn_like({name})" for name in names] if drawn else []
+        back = [f"{name} = {name}_" for name in names] if drawn else []
+        told = "# another call of the same sizes, on which the next one must not depend"
+        earlier = _call_lines(subject, call.masked(mask), where, "earlier")
+        before = [told, *kept, *new, *earlier, *back, ""]
+        head, _, body = script.partition("\n".join(lines))
+        yield "\n".join([head.rstrip("\n"), "", *lines, "", *before, body.lstrip("\n")])
+
+
+def _fails(script: str) -> bool:
+    """Return whether a script ends in an error here."""
+    try:
+        with (
+            torch.enable_grad(),
+            torch.random.fork_rng(devices=[]),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            exec(script, {"__name__": "__main__"})
+    # any error: that is what it is to end in
+    except Exception:
+        return True
+    return False
+
+
+def related_script(subject: Subject, call: Call, shows: Callable[[Call], Sequence[str]]) -> str:
+    """Return a script of lines that show more than one call to be wrong, or one not refused.
+
+    Those for a call, behind the ones that make its tensors and a ``layer``, are returned by
+    ``shows``; none if the call is right.
     """
     where = whereabouts(subject.target.variant)
-    if where is None or call.extras.get("dropout_p"):
-        return ""
-    written = _inputs(call, persists)
-    if written is None:
-        return ""
-    call, lines = written
-    fault = fault_of(subject, call)
-    body = [] if fault is None else _shown(subject, call, where, fault)
-    if not body:
-        return ""
-    return "\n".join(["import torch", "", "import attnkit", *where.imports, "", *lines, "", *body])
-
-
-def layer_script(subject: Subject, call: Call, shows: Callable[[Call], Sequence[str]]) -> str:
-    """Return a script of lines that show more than one call of a layer to be wrong.
-
-    Those for a call, behind the ones that make ``layer`` and ``x``, are returned by ``shows``;
-    none if the call is right.
-    """
-    where = whereabouts(subject.target.variant)
-    written = None if where is None else _inputs(call, lambda other: bool(shows(other)))
+    written = None if where is None else inputs(call, lambda other: bool(shows(other)))
     if where is None or written is None:
         return ""
     call, lines = written
-    made = _made(subject, where)
+    made = [] if subject.layer is None else made_lines(subject, where)
     imports = ["import torch", "", "import attnkit", *where.imports]
     return "\n".join([*imports, "", *lines, *made, "", *shows(call)])
+
+
+def call_lines(subject: Subject, call: Call, where: Written) -> list[str]:
+    """Return lines that define ``call()``, which makes a call and returns its output."""
+    name, arguments = subject.written("got", where, _given(call))
+    lines = ["def call():", *_called(name, arguments), "return got"]
+    return [lines[0], *(f"    {line}" for line in lines[1:]), ""]
 
 
 def _shown(subject: Subject, call: Call, variant: Written, fault: Fault) -> list[str]:
@@ -131,8 +187,11 @@ def _around_a_write(made: list[str], name: str) -> list[str]:
     ]
 
 
-def _inputs(call: Call, persists: Callable[[Call], bool]) -> tuple[Call, list[str]] | None:
-    """Return lines that make the tensors of a call: drawn anew if that shows the fault as well."""
+def inputs(call: Call, persists: Callable[[Call], bool]) -> tuple[Call, list[str]] | None:
+    """Return a call, and lines that make its tensors: drawn anew if that shows the fault as well.
+
+    None where it cannot be written down.
+    """
     laid = [] if call.layout is None else call.layout.lines(call.tensors)
     for seed in range(SEEDS):
         drawn, lines = _drawn(call, seed)
@@ -165,6 +224,13 @@ def _drawn(call: Call, seed: int) -> tuple[Call, list[str]]:
             )
             tensors[name] = (-numbers if recipe.startswith("-") else numbers).to(tensor.device)
     drawn = call.given(**tensors)
+    if call.extras.get("dropout_p"):
+        # the output then shows what was dropped
+        drawn = showing_weights(drawn)
+        batch, heads, keys, _ = drawn.tensors["value"].shape
+        kind = drawn.tensors["value"].dtype
+        unit = f"value = torch.eye({keys}, dtype={kind}).expand({batch}, {heads}, -1, -1)"
+        lines = [unit if each.startswith("value =") else each for each in lines]
     # a layout may repeat the first sample, or head
     return drawn.map(lambda name, _: drawn.arguments()[name].contiguous()), lines
 
@@ -192,11 +258,18 @@ def _call_lines(
     subject: Subject, call: Call, variant: Written, name: str, *, output: str = "out"
 ) -> list[str]:
     """Return lines that make the call, and call an output of it by a name."""
+    made = [] if subject.layer is None else made_lines(subject, variant)
+    # what is dropped depends on it
+    seeded = ["torch.manual_seed(0)"] if call.extras.get("dropout_p") else []
+    written = subject.written(name, variant, _given(call), output=output)
+    return [*made, *seeded, *_called(*written)]
+
+
+def _given(call: Call) -> list[str]:
+    """Return the arguments of a call beside the tensors of every call."""
     given = [f"mask={mask_source(call.mask)}"] if call.mask.conjuncts() else []
     given += [f"{key}={value!r}" for key, value in call.extras.items() if value is not None]
-    given += [f"{each}={each}" for each in call.tensors if each not in POSITIONAL]
-    made = [] if subject.layer is None else _made(subject, variant)
-    return [*made, *_called(*subject.written(name, variant, given, output=output))]
+    return [*given, *(f"{each}={each}" for each in call.tensors if each not in POSITIONAL)]
 
 
 def _gradient_lines(subject: Subject, call: Call, variant: Written, fault: Fault) -> list[str]:
@@ -211,18 +284,20 @@ def _gradient_lines(subject: Subject, call: Call, variant: Written, fault: Fault
     ]
 
 
-def _made(subject: Subject, variant: Written) -> list[str]:
-    """Return lines that make the layer with the weights that it was checked with."""
+def made_lines(
+    subject: Subject, variant: Written, *, name: str = "layer", seed: int | None = None
+) -> list[str]:
+    """Return lines that make the layer with the weights that it was checked with, or others."""
     target = subject.target
-    options = sample_options(target.variant)
+    options = {**sample_options(target.variant), **subject.given}
     if target.implementation != "layer":
-        options["implementation"] = target.implementation
-    said = [f"{key}={value!r}" for key, value in options.items()]
+        options.setdefault("implementation", target.implementation)
+    told = [f"{key}={value!r}" for key, value in options.items()]
     device = "" if target.device == "cpu" else f'"{target.device}", '
     return [
-        f"torch.manual_seed({target.seed})",
-        *_called("layer = attnkit.create", [variant.name, "dtype=torch.float32", *said]),
-        f"layer = layer.to({device}torch.{target.dtype}).eval()",
+        f"torch.manual_seed({target.seed if seed is None else seed})",
+        *_called(f"{name} = attnkit.create", [variant.name, "dtype=torch.float32", *told]),
+        f"{name} = {name}.to({device}torch.{target.dtype}).eval()",
     ]
 
 
@@ -241,6 +316,13 @@ def _wrapped(arguments: list[str]) -> list[str]:
         else:
             lines.append(f"    {each},")
     return lines
+
+
+def described(call: Call) -> str:
+    """Say a call as Python would, with shapes for tensors; its mask in full if that is short."""
+    mask = mask_source(call.mask)
+    told, plain = call.describe(), f"mask={call.mask!r}"
+    return told.replace(plain, f"mask={mask}") if len(mask) <= LONG else told
 
 
 def mask_source(mask: Mask) -> str:
@@ -283,31 +365,19 @@ def whereabouts(variant: Variant) -> Written | None:
             door = source.partition("(")[0]
             lines = [f"from attnkit_contracts import {door}", "", f"VARIANT = {source}"]
             return Written(lines, "VARIANT", "VARIANT")
-    return _in_a_module(_Same(variant), len(sys.modules))
-
-
-class _Same(NamedTuple):
-    """A variant, compared by identity: fields of strangers need not compare."""
-
-    variant: Variant
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.variant is self.variant
-
-    def __hash__(self) -> int:
-        return id(self.variant)
+    return _in_a_module(Same(variant), len(sys.modules))
 
 
 # thousands of modules, for every failure of a wrong variant
 @lru_cache(maxsize=256)
-def _in_a_module(wanted: _Same, loaded: int) -> Written | None:
+def _in_a_module(wanted: Same, loaded: int) -> Written | None:
     """Look through the modules of which so many are loaded."""
     for name, module in list(sys.modules.items()):
         held = list(getattr(module, "__dict__", {}).items())
-        if id(wanted.variant) not in map(id, map(itemgetter(1), held)) or name.startswith("_"):
+        if id(wanted.value) not in map(id, map(itemgetter(1), held)) or name.startswith("_"):
             continue
         if _is_importable(name):
-            attribute = next(attribute for attribute, value in held if value is wanted.variant)
+            attribute = next(attribute for attribute, value in held if value is wanted.value)
             return Written([f"from {name} import {attribute}"], attribute, attribute)
     return None
 

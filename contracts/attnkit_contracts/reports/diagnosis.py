@@ -26,6 +26,9 @@ class Diagnosis(Frozen):
         default=False, description="the output of float64 is only as good as one of float32"
     )
     seen: str = Field(default="", description="what was seen, where no mistake explains it")
+    alike: bool = Field(
+        default=False, description="what is seen so in other checks is the same fault"
+    )
     written: tuple[str, ...] = Field(default=(), description="inputs that are written to, besides")
 
     @property

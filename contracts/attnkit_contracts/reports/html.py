@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attnkit.promises import ALL_DTYPES
 from attnkit.versions import missing
-from attnkit_contracts.catalogue import all_checks
 from attnkit_contracts.reports import plot
+from attnkit_contracts.reports.distinct import distinct, rules
 from attnkit_contracts.reports.markdown import cells, tally, title, undecided
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def to_html(report: Report) -> str:
             report=report,
             groups=groups,
             rows=rows,
-            failures=_failures(report),
+            faults=distinct(report.failures()),
             anchors=_anchors(report),
-            statements=_statements(report),
+            statements=rules((*report.failures(), *report.advice())),
             refusals=undecided(report),
             known=[each for each in report.records if each.status == "xfail"],
             explained_by=_explained_by,
@@ -106,31 +106,15 @@ def _cell(group: str, records: list[Record], anchors: dict[str, str]) -> Cell:
 
 
 def _anchors(report: Report) -> dict[str, str]:
-    """Return the name of each red record within the page."""
-    return {record.id: f"failure-{i}" for i, record in enumerate(report.failures(), 1)}
-
-
-def _failures(report: Report) -> dict[str, dict[str, list[Record]]]:
-    """Return the red records by implementation, then by check."""
-    found: dict[str, dict[str, list[Record]]] = {}
-    for record in report.failures():
-        by_check = found.setdefault(record.subject, {})
-        by_check.setdefault(record.check, []).append(record)
-    return found
-
-
-def _statements(report: Report) -> dict[str, str]:
-    """Return the rule of every check that the page explains; of checks installed here."""
-    wanted = {record.check for record in (*report.failures(), *report.advice())}
-    if not wanted:
-        return {}
-    return {each.id: each.statement for each in all_checks() if each.id in wanted}
+    """Return the name of each red record within the page, in the order of the page."""
+    told = [each for fault in distinct(report.failures()) for each in (fault.record, *fault.more)]
+    return {record.id: f"failure-{i}" for i, record in enumerate(told, 1)}
 
 
 def _explained_by(record: Record) -> list[tuple[str, str]]:
     """Return what a record says about its failure, by heading; the script last."""
     told = {
-        "Diagnosis": str(record.diagnosis),
+        "Seen": record.reason,
         "Smallest call": record.smallest,
         "Expected and got": record.elements,
         "Script": record.reproduction,

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from attnkit_contracts.catalogue import GROUPS
+from attnkit_contracts.reports.distinct import distinct, rules
 from attnkit_contracts.reports.records import UNCOMPARED, UNJUDGED
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def to_markdown(report: Report) -> str:
         *_listed(f"Implementations not compared: {UNCOMPARED}", header.uncompared),
         *_listed(f"Layers: {UNJUDGED}", header.unjudged),
         *_listed("Extensions that failed: their checks are missing", header.broken_extensions),
-        *_explained("Failures", report.failures()),
+        *_explained("Faults", report.failures()),
         *_explained("New checks that fail, not red yet", report.advice()),
         *_known(report),
         *_undecided(report),
@@ -103,14 +104,21 @@ def _listed(heading: str, names: Iterable[str]) -> list[str]:
     return [f"## {heading}", "", *lines, ""] if lines else []
 
 
-def _explained(heading: str, records: Iterable[Record]) -> list[str]:
-    lines = []
-    for record in records:
+def _explained(heading: str, records: tuple[Record, ...]) -> list[str]:
+    """Tell each fault once, and of its repeats what was seen."""
+    lines, statements = [], rules(records)
+    for fault in distinct(records):
+        record = fault.record
+        rule = statements.get(record.check)
         lines += [
             f"### `{record.id}`: {record.status}",
             "",
+            *([f"The rule: {rule}", ""] if rule else []),
             *_fenced("text", record.told),
             *_fenced("python", record.reproduction),
+            *([f"{fault.folded}:", ""] if fault.more else []),
+            *(f"- `{each.id}`: {_line(each.reason) or each.status}" for each in fault.more),
+            *([""] if fault.more else []),
         ]
     return [f"## {heading}", "", *lines] if lines else []
 

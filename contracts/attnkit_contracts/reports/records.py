@@ -84,9 +84,10 @@ class Record(Frozen):
 
     @property
     def told(self) -> str:
-        """Reason, diagnosis, smallest call and wrong elements, a paragraph each."""
+        """What is wrong, what was seen, the smallest call and its wrong elements, a line each."""
         smallest = self.smallest and f"smallest call that fails: {self.smallest}"
-        return "\n".join(filter(None, (self.reason, str(self.diagnosis), smallest, self.elements)))
+        told = (str(self.diagnosis), self.reason, smallest, self.elements)
+        return "\n".join(dict.fromkeys(filter(None, told)))
 
     @property
     def is_red(self) -> bool:

@@ -45,7 +45,7 @@ def _explained(instance: Instance, before: Sequence[Diagnosis]) -> Record:
     if record.diagnosis or not record.reason or record.status not in ("failed", "error"):
         return record
     told = f"not looked into: {EXPLAINED} before it had no name; run this instance alone"
-    return record.model_copy(update={"diagnosis": Diagnosis(seen=told)})
+    return record.model_copy(update={"diagnosis": Diagnosis(seen=told, alike=True)})
 
 
 def run_in(

@@ -84,7 +84,7 @@ class Instance:
         elapsed = (time.perf_counter() - started) * 1e3
         found = Explanation()
         if explain and subject is not None and status in ("failed", "error"):
-            found = _explained(subject, self.check.id, hint)
+            found = _explained(subject, self.check.id, hint, reason)
         return self._record(status, measured, reason, elapsed, subject, found)
 
     def _record(
@@ -147,13 +147,13 @@ def _registering(variant: Variant) -> list[str]:
     return [*known, "", f"attnkit.register({found.name})"]
 
 
-def _explained(subject: Subject, rule: str, hint: Diagnosis | None) -> Explanation:
+def _explained(subject: Subject, rule: str, hint: Diagnosis | None, reason: str) -> Explanation:
     """Look into a failure; what goes wrong on the way is said, and changes no verdict."""
     from attnkit_contracts.diagnosis.explain import explain
 
     try:
         with _one_thread():
-            return explain(subject, rule, hint)
+            return explain(subject, rule, hint, reason)
     except KeyboardInterrupt:
         raise
     # a stranger's code may raise anything, and did: that is why we are here

@@ -62,12 +62,13 @@ def check(
 
     Raises:
         UnknownVariantError: No variant has such a name.
-        ArgumentError: Another argument has a value that is not known, ids among them; or an
-            expected failure has expired.
+        ArgumentError: Another argument has a value that is not known, ids among them; an
+            expected failure has expired; or the device is not here.
     """
     asked = resolved(variants)
     planning = partial(plan, tier=tier, device=device, seed=seed)
     instances = planning(*asked, dtypes=dtypes, implementations=implementations)
+    _must_be_here(device)
     expected = by_id(expected_failures)
     must_exist(expected, instances)
     found: dict[str, Record] = {}
@@ -84,6 +85,16 @@ def check(
         device=device,
         seed=seed,
     )
+
+
+def _must_be_here(device: str) -> None:
+    """Refuse a GPU that torch does not find."""
+    import torch
+
+    kind, _, number = device.partition(":")
+    there = torch.cuda.device_count()
+    if kind == "cuda" and int(number or 0) >= there:
+        raise ArgumentError(f"device {device!r} is not here: torch finds {there} GPUs")
 
 
 @contextmanager

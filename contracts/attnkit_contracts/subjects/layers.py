@@ -107,7 +107,9 @@ class LayerSubject(Subject):
 
     def remade(self, **options: Any) -> Self:
         """Return a subject of the same target with a layer that is made anew, with options."""
-        return type(self)(self.target, **options)
+        made = type(self)(self.target, **options)
+        self.remakes.append(made)
+        return made
 
     def _refuses_bare(self) -> bool:
         """Return whether a call must bring the mask parts that the variant cannot do without."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -66,6 +67,8 @@ class Subject:
         last: The last call, as text; for the reproduction of a failure.
         calls: The latest calls, for the diagnosis of a failure.
         layer: The module that is called; None for an operation.
+        given: Options beyond the usual ones that a layer was made with.
+        remakes: Those made of it with other options, in the order in which they were made.
         needs: The mask parts that its plainest call brings.
         tokenwise: Whether each token gives its output by itself; those of all samples are then
             computed in one row, so that how a product is summed depends on all of them.
@@ -78,6 +81,7 @@ class Subject:
     """
 
     layer: Any = None
+    given: Mapping[str, Any] = MappingProxyType({})
     needs: tuple[MaskPart, ...] = ()
     tokenwise: bool = False
     unhidden: tuple[str, ...] = ()
@@ -93,6 +97,7 @@ class Subject:
         self.dtype = dtype_of(target.dtype)
         self.last = ""
         self.calls: deque[Call] = deque(maxlen=MOST_CALLS)
+        self.remakes: list[Subject] = []
 
     @property
     def is_defined(self) -> bool:

@@ -6,6 +6,8 @@ implementation is tried once per device and dtype, before the first call it woul
 
 from __future__ import annotations
 
+import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +18,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 from attnkit.errors import BrokenImplementationWarning
+from attnkit.frozen import Same
 from attnkit.interface import Implementation, Variant, load
 from attnkit.masks.constructors import Mask, blocks, causal, full, sliding_window
 from attnkit.problem import SMALL, Problem, RecurrenceProblem, SoftmaxProblem, unmet
@@ -48,11 +51,14 @@ class Failed:
 
     Attributes:
         why: In words.
+        traceback: Where, in full.
+        loads: Whether what is declared could be imported.
         times: How often it has failed.
     """
 
     def __init__(self) -> None:
-        self.why = ""
+        self.why, self.traceback = "", ""
+        self.loads = True
         self.times = 0
         self._asked = 0
         self._again = 1
@@ -68,9 +74,11 @@ class Failed:
         self._asked += 1
         return not self.believed or self._asked >= self._again
 
-    def note(self, error: Exception) -> None:
-        """Note another failure."""
-        self.why = f"a small call fails here: {type(error).__name__}: {error}"
+    def note(self, what: str, error: Exception, *, loads: bool = True) -> None:
+        """Note another failure, of this."""
+        self.why = f"{what}: {type(error).__name__}: {error}"
+        self.traceback = "".join(traceback.format_exception(error))
+        self.loads = loads
         self.times += 1
         self._again = 2 * self._asked
 
@@ -79,25 +87,46 @@ class Failed:
         if not self._is_told:
             self._is_told = True
             told = f"{what}: {self.why}; `attnkit doctor` tells more"
-            warnings.warn(told, BrokenImplementationWarning, stacklevel=2)
+            warnings.warn(told, BrokenImplementationWarning, stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """Return the ``stacklevel``, seen from who asks, of whoever called attnkit.
+
+    Layers are called through torch: its frames are nobody's either.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _is_between(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_between(module: str) -> bool:
+    return module.partition(".")[0] in ("attnkit", "torch")
 
 
 def first_call(variant: Variant, implementation: Implementation, problem: Problem) -> Failed | None:
     """Return why a small call like this one fails, or None where it runs."""
     known = default().remembered.first_calls
-    key = (implementation.function, problem.device, problem.dtype)
+    whose = implementation.function
+    key = (whose if isinstance(whose, str) else Same(whose), problem.device, problem.dtype)
     found: Failed | None = known.setdefault(key, Failed())
     if found is None or not found.is_due():
         return found
     try:
         function = load(implementation.function)
+    # whatever a module raises that is imported, too
+    except Exception as error:
+        found.note(f"{implementation.function} does not load", error, loads=False)
+        return found
+    try:
         small = problem.smaller()
         # one that does not take small calls is first tried by a real one
         if not unmet(small, implementation.promises) and not implementation.refuses(small):
             _run(function, variant, small)
     # whatever goes wrong in a plugin is a reason not to choose it, and is told
     except Exception as error:
-        found.note(error)
+        found.note("a small call fails here", error)
         return found
     known[key] = None
     return None

@@ -17,7 +17,7 @@ from attnkit.cli import models as model_commands
 from attnkit.cli.terminal import FOUND, AsJson, fail, say, show_table
 from attnkit.errors import AttnkitError, RegistryError
 from attnkit.families import SOFTMAX, Family
-from attnkit.promises import ALL_MASK_PARTS, Decay
+from attnkit.promises import ALL_MASK_PARTS, ALL_TRANSFORMS, Decay
 from attnkit.registry.registry import default
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def explain(
         list[str] | None, typer.Option(help="A further mask part: padding, documents, dense ...")
     ] = None,
     needs: Annotated[
-        list[str] | None, typer.Option(help="bias, scale, softcap, sinks, dropout, beta ...")
+        list[str] | None,
+        typer.Option(help="bias, scale, softcap, sinks, dropout, beta, compile, vmap ..."),
     ] = None,
     decay: Annotated[str, typer.Option(help="none, head or channel, of a recurrence")] = "none",
     gradients: Annotated[bool, typer.Option("--gradients", help="For training.")] = False,
@@ -166,9 +167,13 @@ def doctor(as_json: AsJson = False) -> None:
             for each in diagnosis.trials
         ]
         show_table(("variant", "implementation", "device", "dtype", "a small call"), rows)
+        failures = diagnosis.failures()
+        for (name, why), trials in failures.items():
+            where = ", ".join(f"{each.device} {each.dtype}" for each in trials)
+            say(f"fails: {name}, {trials[0].function}, in {where}\n{trials[0].traceback or why}")
         for broken in diagnosis.broken:
             say(f"broken: {broken.plugin}\n{broken.traceback}")
-        say(f"broken plugins: {len(diagnosis.broken)}")
+        say(f"broken plugins: {len(diagnosis.broken)}, failing implementations: {len(failures)}")
     if not diagnosis.is_well:
         raise typer.Exit(FOUND)
 
@@ -189,12 +194,17 @@ _FLAGS = ("gradients", "compiling", "causal")
 """What a problem says and ``--needs`` does not."""
 
 
-def _switches(needs: Iterable[str], family: Family) -> dict[str, bool]:
+def _switches(needs: Iterable[str], family: Family) -> dict[str, object]:
     """Return what a call needs; only what calls of the family can have."""
+    needs = list(needs)
     switches = [each.name for each in fields(family.problem) if each.type == "bool"]
     allowed = [name for name in switches if name not in _FLAGS]
-    _check_words("--needs", needs, allowed)
-    return dict.fromkeys(needs, True)
+    _check_words("--needs", needs, [*allowed, "compile", *ALL_TRANSFORMS])
+    return {
+        **dict.fromkeys((name for name in needs if name in allowed), True),
+        "compiling": "compile" in needs,
+        "transforms": frozenset(needs) & frozenset(ALL_TRANSFORMS),
+    }
 
 
 def _check_words(option: str, given: Iterable[str], allowed: Sequence[str]) -> None:

@@ -40,13 +40,15 @@ class Trial(Frozen):
     implementation: str
     device: str
     dtype: str
-    called: bool = Field(description="False where loading it is all that can be tried")
+    called: bool = Field(description="False where it does not load, or loading is all to be tried")
     trouble: str | None = Field(description="why it failed; None if it did not")
+    function: str = Field(description="'package.module:attribute', or what a callable is called")
+    traceback: str = Field(default="", description="of the failure, where something was raised")
 
     @property
     def outcome(self) -> str:
-        """What came of it, in words."""
-        return self.trouble or ("runs" if self.called else "loads")
+        """What came of it, in words; why it failed is told once, of all dtypes."""
+        return "fails, see below" if self.trouble else "runs" if self.called else "loads"
 
 
 class BrokenReport(Frozen):
@@ -63,6 +65,15 @@ class Diagnosis(Frozen):
     devices: tuple[str, ...]
     trials: tuple[Trial, ...]
     broken: tuple[BrokenReport, ...]
+
+    def failures(self) -> dict[tuple[str, str], list[Trial]]:
+        """Return the trials that failed, by implementation and by why."""
+        found: dict[tuple[str, str], list[Trial]] = {}
+        for each in self.trials:
+            if each.trouble:
+                which = f"{each.variant}.{each.implementation}", each.trouble
+                found.setdefault(which, []).append(each)
+        return found
 
     @property
     def is_well(self) -> bool:
@@ -127,6 +138,15 @@ def _try(variant: Variant, implementation: Implementation, device: str) -> Itera
             implementation=implementation.name,
             device=device,
             dtype=dtype,
-            called=family.first_call is not None,
+            called=family.first_call is not None and (failed is None or failed.loads),
             trouble="; ".join(reasons) or (failed and failed.why),
+            function=_written(implementation.function),
+            traceback=failed.traceback if failed else "",
         )
+
+
+def _written(function: object) -> str:
+    if isinstance(function, str):
+        return function
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '?')}:{name}"

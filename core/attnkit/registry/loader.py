@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import difflib
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -14,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pluggy
+from pydantic import ValidationError
 
 from attnkit import hookspecs
 from attnkit.families import Family
 from attnkit.hookspecs import VARIANT_GROUP, api_version
 from attnkit.hosts.answers import complaint as host_complaint
 from attnkit.interface import Implementation, Variant
+from attnkit.promises import Promises
 from attnkit.registry.validation import complaint, family_complaint, implementation_complaint
 from attnkit.text import kind_of
 from attnkit.versions import version_of
@@ -195,5 +198,19 @@ def _each(answer: object, kind: type[T]) -> tuple[T, ...]:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, ValidationError):
+        told = (_told(error.title, each) for each in error.errors(include_url=False))
+        return f"{error.title}: {'; '.join(told)}"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _told(record: str, problem: Mapping[str, Any]) -> str:
+    """Say what is wrong with one field of a record, by what attnkit calls it."""
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] != "extra_forbidden":
+        return f"{name}: {problem['msg']}, got {problem['input']!r}"
+    fields = Promises.model_fields if record.endswith("Promises") else ()
+    nearest = difflib.get_close_matches(name, fields, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"there is no field {name!r}{hint}"

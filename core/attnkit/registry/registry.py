@@ -304,7 +304,8 @@ class Registry:
                 broken = BrokenPlugin.after(entry, Fault(f"cannot be read: {error}"))
             with self._lock:
                 broken = self._broken.setdefault(entry, broken)
-        raise BrokenPluginError(f"{broken}; update or uninstall {entry.owner}") from broken.error
+        told = f"{broken}; update or uninstall {entry.owner}, or mend it if it is yours"
+        raise BrokenPluginError(told) from broken.error
 
     def _offers(self, entry: Entry) -> tuple[Variant, ...]:
         """Ask a module for its variants, once for all entries that share it."""

@@ -232,6 +232,52 @@ def test_a_mistake_of_a_mixture_is_recognised(name: str) -> None:
     assert named(subject, [call]) == (name,)
 
 
+TWO = (
+    ("heads_tiled", "window_one_long"),
+    ("causal_one_ahead", "softcap_after_bias"),
+    ("bias_before_scale", "window_one_short"),
+    ("sinks_ignored", "causal_strict"),
+)
+
+
+def steps_with(*names: str) -> mistakes_softmax.Steps:
+    """Return the definition with several mistakes at once."""
+    made = mistakes_softmax.RIGHT
+    for name in names:
+        wrong = vars(SOFTMAX[name].definitions[0]).items()
+        right = vars(mistakes_softmax.RIGHT)
+        made = replace(made, **{step: way for step, way in wrong if way is not right[step]})
+    return made
+
+
+@pytest.mark.parametrize("names", TWO, ids=" and ".join)
+def test_two_mistakes_at_once_are_both_named(names: tuple[str, str], softmax: Variant) -> None:
+    function = functools.partial(attending, steps=steps_with(*names))
+    promises = softmax.promises.model_copy(update={"state": False})
+    subject = open_wrong(softmax, function, promises)
+    mask = attnkit.causal() & attnkit.sliding_window(5)
+    call = subject.draw("two", length=12, keys=20, heads=4, kv_heads=2, mask=mask)
+    (found,) = suspected(
+        subject, subject.beside(call, ("bias", "softcap", "sinks"), "two")
+    ).mistakes
+
+    assert set(found.name.split("+")) == set(names)
+    assert found.statement == " and ".join(SOFTMAX[n].statement for n in found.name.split("+"))
+
+
+def test_what_other_calls_contradict_is_no_name(softmax: Variant) -> None:
+    def unscaled_when_long(*tensors: torch.Tensor, **given: Any) -> torch.Tensor:
+        mistaken = tensors[0].shape[2] > 100
+        return attending(*tensors, steps=steps_with(*["scale_missing"] * mistaken), **given)
+
+    promises = softmax.promises.model_copy(update={"state": False})
+    subject = open_wrong(softmax, unscaled_when_long, promises)
+    found = suspected(subject, subject.draw("long", length=101))
+
+    assert found.mistakes == ()
+    assert found.here is SOFTMAX["scale_missing"]
+
+
 def unrelated(mistake: str, *tensors: torch.Tensor, **given: Any) -> torch.Tensor:
     """Attend rightly, but for an error that has no name."""
     if mistake == "scale":

@@ -15,7 +15,7 @@ from warm_process import run
 import attnkit
 import attnkit_contracts
 from attnkit.masks.constructors import Sizes
-from attnkit_contracts.diagnosis import scripts
+from attnkit_contracts.diagnosis import fresh, scripts
 from attnkit_contracts.diagnosis import smallest as shrinking
 from attnkit_contracts.inputs import cuts, layouts
 from attnkit_contracts.inputs.calls import Call, mask_part
@@ -37,7 +37,9 @@ LAYOUTS = [
 
 def record_of(variant: Variant, check: str) -> Record:
     """Run the instances of one check on the wrong implementation, and return the first red one."""
-    for each in attnkit_contracts.plan(variant, dtypes=["float32"], implementations=["wrong"]):
+    for each in attnkit_contracts.plan(
+        variant, dtypes=["float32"], implementations=["wrong"], tier="standard"
+    ):
         if each.check.id == check:
             record = each.run()
             if record.status != "passed":
@@ -68,10 +70,22 @@ def test_a_leak_keeps_as_many_keys_as_it_needs(wrong: dict[str, Variant]) -> Non
 def test_wrong_elements_are_shown_with_their_places(wrong: dict[str, Variant]) -> None:
     record = record_of(wrong["mutant_missing_renormalisation"], "A4.row_sums")
 
-    assert record.elements.splitlines() == [
-        "1 of 1 elements of out are wrong",
-        f"out[0, 0, 0, 0]: expected 1, got {torch.tensor(0.999).item():.8g}",
-    ]
+    count, element = record.elements.splitlines()
+    place, expected, got = re.fullmatch(r"(.*): expected (.*), got (.*)", element).groups()  # type: ignore[union-attr]  # it matches
+
+    assert count == "1 of 1 elements of out are wrong"
+    assert place == "out[0, 0, 0, 0]"
+    assert float(got) == pytest.approx(0.999 * float(expected), rel=1e-6)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_what_is_expected_is_of_the_call_in_the_script() -> None:
+    import acme_wrong
+
+    record = record_of(acme_wrong.ATTENTION, "A3.temperature")
+    expected = record.elements.splitlines()[1].partition("expected ")[2].partition(",")[0]
+
+    assert f"expected = torch.tensor([[[[{float(expected)}" in record.reproduction
 
 
 def test_what_is_told_of_a_failure_is_in_its_error(wrong: dict[str, Variant]) -> None:
@@ -185,6 +199,7 @@ from dataclasses import replace
 import torch
 from attnkit_plugins.recurrence.gated_linear import VARIANT as GATED
 from attnkit_plugins.feedforward.moe import VARIANT as MOE
+from attnkit_plugins.softmax.multi_head import VARIANT as MULTI
 from attnkit_plugins.softmax.self_attention import VARIANT as SELF
 from attnkit.interface import load
 
@@ -241,6 +256,25 @@ def crashing(attend, query, *tensors, **given):
         raise IndexError("17 is odd")
     return attend(query, *tensors, **given)
 
+KEPT = {}
+
+def kept_by_length(attend, *tensors, mask, **given):
+    mask = KEPT.setdefault(tensors[0].shape[2], mask)
+    return attend(*tensors, mask=mask, **given)
+
+def careless_without_gradients(attend, query, *tensors, **given):
+    if not torch.is_grad_enabled():
+        query = query.half().to(query.dtype)
+    return attend(query, *tensors, **given)
+
+def sharper_with_gradients(attend, query, *tensors, **given):
+    return attend(2 * query if query.requires_grad else query, *tensors, **given)
+
+EAGER = [each for each in MULTI.implementations if each.name in ("reference", "eager")]
+MULTI = replace(MULTI, implementations=tuple(EAGER))
+CACHED = changed(MULTI, "cached", kept_by_length)
+CARELESS = changed(MULTI, "careless", careless_without_gradients)
+SHARPER = changed(MULTI, "sharper", sharper_with_gradients)
 ATTENTION = changed(SELF, "scaled_twice", twice)
 RECURRENCE = changed(GATED, "forgetful", forgetful)
 MIXTURE = changed(MOE, "even_gates", even)
@@ -264,6 +298,9 @@ SHOWN = (
     ("WRITE", "S2.inputs_unchanged"),
     ("DTYPE", "S1.output"),
     ("CRASH", "S1.output"),
+    ("CACHED", "S7.call_order"),
+    ("CARELESS", "S11.grad_modes"),
+    ("SHARPER", "S11.grad_modes"),
 )
 
 
@@ -283,18 +320,40 @@ def test_a_script_fails_as_long_as_the_variant_is_wrong(
 ) -> None:
     import acme_wrong
 
+    acme_wrong.KEPT.clear()
     made = getattr(acme_wrong, name)
     script = record_of(made, check).reproduction
 
+    # by itself, where nothing was called before
+    assert fresh.fails(script)
     assert f"from acme_wrong import {name}" in script
     assert "attnkit_contracts" not in script
     assert len(script.splitlines()) <= 30
-    with pytest.raises((AssertionError, IndexError, RuntimeError)):
+    # a script is a program of its own, which may switch gradients off
+    with torch.enable_grad(), pytest.raises((AssertionError, IndexError, RuntimeError)):
         exec(script, {})
     right = made.implementations[0]
     mended = replace(made, implementations=(right, replace(right, name="wrong")))
     monkeypatch.setattr(acme_wrong, name, mended)
-    exec(script, {})
+    with torch.enable_grad():
+        exec(script, {})
+
+
+def test_a_script_that_ends_well_does_not_fail() -> None:
+    assert fresh.fails("raise ValueError")
+    assert fresh.fails("import sys; sys.exit(1)")
+    assert not fresh.fails("import torch, attnkit; print(torch.ones(1))")
+
+
+@pytest.mark.usefixtures("plugin")
+def test_what_depends_on_the_calls_before_is_said_and_shown_with_one() -> None:
+    import acme_wrong
+
+    acme_wrong.KEPT.clear()
+    record = record_of(acme_wrong.CACHED, "S7.call_order")
+
+    assert str(record.diagnosis).startswith("right in a new process, wrong after another call")
+    assert "# another call of the same sizes" in record.reproduction
 
 
 def test_the_exit_code_of_a_script_is_that_of_a_failure(plugin: Path) -> None:

@@ -60,4 +60,4 @@ def test_the_text_in_a_report_of_old_is_read_as_what_was_seen(made: Any) -> None
     read = Report.from_json(json.dumps(written)).records[0]
 
     assert str(read.diagnosis) == "equals the definition with heads tiled (heads_tiled)"
-    assert read.told.endswith("(heads_tiled)")
+    assert read.told.startswith("equals the definition with heads tiled (heads_tiled)\n")

@@ -12,6 +12,7 @@ import pytest
 from attnkit.errors import ArgumentError
 from attnkit_contracts import ExpectedFailure
 from attnkit_contracts.reports import plot
+from attnkit_contracts.reports.diagnosis import Diagnosis, Explaining
 from attnkit_contracts.reports.records import Proof, Report
 
 if TYPE_CHECKING:
@@ -188,14 +189,39 @@ def test_every_failure_can_be_opened_and_has_reason_and_script(page: Page, repor
 
 
 def test_what_explains_a_failure_is_shown(made: Any) -> None:
-    told = dict(diagnosis="scale twice", smallest="L = 2", elements="expected 1, got 2")
-    page = Page(made.report(made.record(RED, status="failed", **told)).to_html())
+    told = dict(smallest="L = 2", elements="expected 1, got 2")
+    record = made.record(RED, status="failed", diagnosis="scale twice", **told)
+    page = Page(made.report(record).to_html())
 
+    assert "scale twice" in page.within("summary")
     assert {*told.values()} <= {text for path, text in page.texts if "pre" in path}
 
 
 def test_a_failure_says_which_rule_it_is_about(page: Page) -> None:
-    assert "With value = 1 everywhere" in page.within("summary")
+    assert "The rule: With value = 1 everywhere" in page.within("section")
+
+
+def test_the_page_starts_with_the_faults_and_says_each_once(made: Any) -> None:
+    named = Diagnosis(mistakes=(Explaining(name="scale_twice", statement="the scale twice"),))
+    script = "assert False"
+    same = [
+        made.record(f"{RED}[i={i}]", status="failed", diagnosis=named, reason=f"{i} of 2 allowed")
+        for i in range(1, 16)
+    ]
+    shows = same[7].model_copy(update={"elements": "expected 1, got 2", "reproduction": script})
+    records = [made.record(LOUD, status="failed"), *same[:7], shows, *same[8:]]
+    text = made.report(*records).to_html()
+    page = Page(text)
+    markdown = made.report(*records).to_markdown()
+
+    assert text.index('id="failures"') < text.index('id="matrix"')
+    assert "2 faults" in page.within("h2")
+    assert page.within("summary").count("equals the definition with the scale twice") == 1
+    assert page.within("p").count("and 14 more instances of the same fault") == 1
+    assert [page.within("pre").count(each) for each in ("8 of 2", script)] == [1, 1]
+    # what has a name comes first
+    assert markdown.index("scale_twice") < markdown.index(LOUD)
+    assert markdown.count("and 14 more instances of the same fault:") == 1
 
 
 def test_the_matrix_counts_out_of_what_was_expected(page: Page) -> None:

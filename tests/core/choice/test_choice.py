@@ -87,7 +87,7 @@ def test_the_reference_never_stands_in_for_one_that_fails() -> None:
         choose(variant(implementation("reference", 0.0), broken), problem())
 
     told = str(refused.value)
-    assert "acme_attention.cheap: a small call fails here: ModuleNotFoundError" in told
+    assert "acme_attention.cheap: acme.no_such_module:attend does not load: ModuleNotF" in told
     assert "acme_attention.reference: the float64 reference never stands in" in told
     assert choose(variant(implementation("reference", 0.0), broken), problem(), "reference")
 
@@ -218,3 +218,35 @@ def test_a_small_call_that_fails_every_time_is_tried_ever_less_often() -> None:
         assert choose(parts, problem(batch=batch)).name == "whole"
     # at the first, second and third question, and whenever twice as many were asked
     assert len(calls) == 7
+
+
+def test_the_warning_of_a_broken_one_points_at_whoever_called() -> None:
+    one = implementation("ok", 1.0)
+    broken = implementation("cheap", 0.5, function="acme.no_such_module:attend")
+    x = torch.ones(1, 2, 4, 8)
+    parts = variant(implementation("reference", 2.0), one, broken)
+    with pytest.warns(BrokenImplementationWarning, match="no_such_module:attend does not") as told:
+        attnkit.attention(x, x, x, variant=parts)
+    assert [each.filename for each in told] == [__file__]
+
+    layer = attnkit.create(parts, embed_dim=16, num_heads=2)
+    attnkit.registry.registry.default().remembered.first_calls.clear()
+    attnkit.registry.registry.default().remembered.choices.clear()
+    with pytest.warns(BrokenImplementationWarning) as told:
+        layer(torch.ones(1, 4, 16))
+    assert [each.filename for each in told] == [__file__]
+
+
+def test_an_implementation_needs_no_hash() -> None:
+    class Unhashable:
+        __hash__ = None  # type: ignore[assignment]  # as of a dataclass that compares
+
+        def __call__(self, *tensors: Any, **given: Any) -> Any:
+            return softmax(*tensors, **given)
+
+    x = torch.ones(1, 2, 4, 8)
+    parts = variant(
+        implementation("reference", 2.0), implementation("own", 1.0, function=Unhashable())
+    )
+    assert attnkit.attention(x, x, x, variant=parts).shape == x.shape
+    assert choose(parts, problem()).name == "own"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,20 @@ BUILT_INS = [
     "sliding_window",
     "state_space",
 ]
+
+
+@pytest.fixture
+def variant() -> attnkit.Variant:
+    """One with an implementation that does not load."""
+    right = attnkit.get_variant("multi_head")
+    promises = right.promises.model_copy(update={"dtypes": ("float32", "bfloat16")})
+    astray = replace(
+        right.implementations[0],
+        name="astray",
+        function="acme.no_such_module:attend",
+        promises=promises,
+    )
+    return replace(right, name="acme_fails", implementations=(right.implementations[0], astray))
 
 
 def run(*arguments: str) -> Result:
@@ -66,6 +81,12 @@ def test_explain_says_what_runs_and_why_not_the_others() -> None:
     assert "softcap: asked for, not promised" in rows(result)["multi_head.sdpa"][1]
 
 
+def test_explain_knows_what_compiles_and_which_transforms_it_runs_under() -> None:
+    told = rows(run("explain", "flash", "--needs", "compile", "--needs", "jvp"))
+    assert told["flash.onednn"][1].startswith("transforms: needs jvp, offers vmap; compile: asked")
+    assert "transforms: needs jvp" in told["flash.sdpa"][1]
+
+
 def test_explain_refuses_heads_that_do_not_divide() -> None:
     result = run("explain", "flash", "--kv-heads", "3")
     assert result.exit_code == WRONG
@@ -92,6 +113,18 @@ def test_doctor_tries_every_implementation() -> None:
     assert result.exit_code == 0
 
 
+def test_doctor_tells_once_of_all_dtypes_what_fails_and_where(variant: attnkit.Variant) -> None:
+    with attnkit.register(variant):
+        told, found = run("doctor").stdout, json.loads(run("doctor", "--json").stdout)
+
+    fails = "fails: acme_fails.astray, acme.no_such_module:attend, in cpu float32, cpu bfloat16\n"
+    assert told.count("ModuleNotFoundError") == 1
+    assert fails + "Traceback (most recent call last)" in told
+    assert told.endswith("broken plugins: 0, failing implementations: 1\n")
+    called = {each["called"] for each in found["trials"] if each["implementation"] == "astray"}
+    assert called == {False}
+
+
 def test_check_writes_every_report_that_is_asked_for(tmp_path: Path) -> None:
     files = {name: str(tmp_path / "reports" / name) for name in ("junit", "md", "html")}
     written = [word for name, file in files.items() for word in (f"--{name}", file)]
@@ -110,9 +143,10 @@ def test_check_writes_every_report_that_is_asked_for(tmp_path: Path) -> None:
         (["show", "flsh"], "Did you mean 'flash'?"),
         (["check", "flsh"], "Did you mean 'flash'?"),
         (["check", "moe", "--tier", "brief"], "tier must be one of"),
+        (["check", "moe", "--device", "cuda:99"], "device 'cuda:99' is not here: torch finds"),
         (["check", "moe", "--json", "-", "--md", "-"], "one report can be printed"),
         (["explain", "flash", "--needs", "speed"], "--needs must be one of"),
-        (["explain", "moe", "--needs", "bias"], "--needs has no words here, got 'bias'"),
+        (["explain", "moe", "--needs", "bias"], "--needs must be one of compile, grad, vmap, jvp"),
         (["explain", "flash", "--mask", "holes"], "--mask must be one of"),
         (["list", "--all"], "No such option"),
     ],

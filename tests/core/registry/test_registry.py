@@ -260,6 +260,20 @@ def test_the_first_failure_of_a_plugin_is_final(folder: Path) -> None:
         registry.get("acme_flaky")
 
 
+def test_a_misspelt_promise_is_told_by_its_name_and_the_nearest(folder: Path) -> None:
+    made = "import attnkit\nPROMISES = attnkit.Promises(cuasal=True, dtypes=('float8',))"
+    (folder / "acme_misspelt.py").write_text(made)
+    registry = Registry([entry("acme_misspelt", "acme_misspelt")])
+    with pytest.raises(BrokenPluginError) as raised:
+        registry.get("acme_misspelt")
+
+    told = str(raised.value)
+    assert "Promises: " in told
+    assert "there is no field 'cuasal'; did you mean 'causal'?" in told
+    assert "dtypes.0: Input should be 'float64'" in told
+    assert told.endswith("or mend it if it is yours")
+
+
 def test_a_user_who_interrupts_an_import_is_obeyed(folder: Path) -> None:
     (folder / "acme_slow.py").write_text("raise KeyboardInterrupt")
     registry = Registry([entry("acme_slow", "acme_slow")])

@@ -211,7 +211,7 @@ def test_a_broken_plugin_is_an_error_with_its_owner_and_its_cause(
     assert error["type"] == "BrokenPluginError"
     assert error["text"].startswith(f"attention variant {name!r}: acme_broken.")
     assert text in error["text"]
-    assert error["text"].endswith("; update or uninstall acme-broken")
+    assert error["text"].endswith("; update or uninstall acme-broken, or mend it if it is yours")
     assert error["cause"] == cause
 
 

@@ -4,7 +4,8 @@
 
 The mathematics is that of multi-head attention; what differs is the way. `tiled` is the paper's
 algorithm in plain torch and takes everything but dropout; `sdpa` is torch's fused kernel, for
-the calls that it computes exactly and without an L x S tensor.
+the calls that it computes exactly and without an L x S tensor; `onednn` is that kernel in
+float32 with its products made by oneDNN, where those stay float32.
 
 Source: Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithms 1 (forward) and 4 (backward).
 """

@@ -41,10 +41,27 @@ def small_call(
     function(torch.ones(1, problem.query_length, 4), margin=0.0)
 
 
+def rank(
+    x: Tensor, *, margin: float = 0.0, variant: attnkit.Variant | str = "acme_by_sum"
+) -> Tensor:
+    """Order the tokens of (B, L, D) by any variant of the family, (B, L)."""
+    from attnkit.choice import choose
+
+    call = RankingProblem(
+        device=x.device.type,
+        dtype=str(x.dtype).removeprefix("torch."),
+        batch=x.shape[0],
+        query_length=x.shape[1],
+        margin=margin != 0.0,
+    )
+    out: Tensor = choose(variant, call).function(x, margin=margin)
+    return out
+
+
 RANKING = Family(
     name="ranking",
     summary="tokens put in order",
-    door="acme_ranking.rank",
+    door="acme_ranking.family.rank",
     problem=RankingProblem,
     promises=RankingPromises,
     operation=True,
