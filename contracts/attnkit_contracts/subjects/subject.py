@@ -29,6 +29,7 @@ from attnkit_contracts.inputs.calls import (
     normal,
     open_part,
 )
+from attnkit_contracts.instruments.watch import Watch
 from attnkit_contracts.judging import outputs as judge
 from attnkit_contracts.subjects.target import RIGHTLY, Reading, dtype_of, offered
 
@@ -65,6 +66,7 @@ class Subject:
         dtype: Of the inputs.
         last: The last call, as text; for the reproduction of a failure.
         calls: The latest calls, for the diagnosis of a failure.
+        watch: What calls were given and gave, and may not be written to.
         layer: The module that is called; None for an operation.
         needs: The mask parts that its plainest call brings.
         tokenwise: Whether each token gives its output by itself; those of all samples are then
@@ -93,6 +95,7 @@ class Subject:
         self.dtype = dtype_of(target.dtype)
         self.last = ""
         self.calls: deque[Call] = deque(maxlen=MOST_CALLS)
+        self.watch = Watch()
 
     @property
     def is_defined(self) -> bool:
