@@ -128,7 +128,13 @@ class MixtureLayer(LayerSubject):
             keep=keep,
         )
 
-    def mixture_bounds(self, call: Call, grads: Grads = None, keep: Tensor | None = None) -> Bounds:
+    def mixture_bounds(
+        self,
+        call: Call,
+        grads: Grads = None,
+        keep: Tensor | None = None,
+        probes: int | None = None,
+    ) -> Bounds:
         """Return the definition's answer, and its gradients to the tokens and weights.
 
         What is no padding is kept, (B, L).
@@ -139,6 +145,7 @@ class MixtureLayer(LayerSubject):
             self.dtype,
             grads=grads,
             gate=units.mixture_gate(self.dtype),
+            probes=probes,
         )
 
     def bounds(self, call: Call, grads: Grads = None, how: Reading = RIGHTLY) -> Bounds:
