@@ -26,6 +26,9 @@ LOGITS, NUMBERS, STATES = 30_000, 260_000, 150_000
 """The most logits, numbers in query, key and value, and numbers in all L states of a recurrence,
 of one combination: what keeps the checks cheap."""
 
+FEW = 80_000
+"""The most numbers in the fast tier."""
+
 FAR, TALL = (2, 1100), (257, 257)
 """Many keys, of two queries or of as many as there are keys."""
 
@@ -108,9 +111,12 @@ def fits_softmax(row: Row) -> bool:
 
 
 def _shown(row: Row) -> bool:
-    """Return the same; and what occurs once does not where logits of 0 hide it."""
+    """Return the same for the fast tier; what occurs once is not hidden by logits of 0."""
+    batch, (heads, _) = row.get("batch", 1), row.get("heads", (1, 1))
+    queries, keys = row.get("lengths", (1, 1))
     plain = row.get("widths", (8, 24))[0] == 8 and row.get("lengths", (33, 33)) == (33, 33)
-    return fits_softmax(row) and (plain or row.get("scale") != 0)
+    numbers = batch * heads * (queries + keys) * sum(row.get("widths", (1, 1)))
+    return fits_softmax(row) and numbers <= FEW and (plain or row.get("scale") != 0)
 
 
 @functools.cache
@@ -154,11 +160,9 @@ def recurrence_meetings(factors: Factors) -> Iterator[Row]:
     """Yield what occurs together in every tier."""
     # one number of samples and of tokens, and more heads than tokens
     yield {"length": 20, "batch": 20}
-    for decay in factors["decay"]:
+    for decay, mask in zip(factors["decay"], reversed(factors["mask"]), strict=False):
         yield {"length": 3, "groups": (12, 12), "decay": decay}
-        yield {"length": 150, "decay": decay}
-    for mask in factors["mask"]:
-        yield {"length": 300, "mask": mask}
+        yield {"length": 150, "decay": decay, "mask": mask}
 
 
 def fits_recurrence(row: Row) -> bool:
@@ -206,6 +210,12 @@ def fits_mixture(row: Row) -> bool:
     return bool(top_k <= experts)
 
 
+def _quick(row: Row) -> bool:
+    """Return the same for the fast tier, where few of many experts have tokens."""
+    many = row.get("experts", 4) == 130
+    return fits_mixture(row) and not (many and row.get("tokens", 1) != 1)
+
+
 MIXTURE_MEETINGS: tuple[Row, ...] = (
     {"experts": 130, "top_k": 8},
     {"experts": 33, "tokens": "experts"},
@@ -218,4 +228,5 @@ MIXTURE_MEETINGS: tuple[Row, ...] = (
 @functools.cache
 def mixture_rows(strength: int) -> list[Row]:
     """Return the combinations that are tried."""
-    return list(cover(MIXTURE, fits_mixture, strength=strength, meetings=MIXTURE_MEETINGS))
+    fits = _quick if strength == 1 else fits_mixture
+    return list(cover(MIXTURE, fits, strength=strength, meetings=MIXTURE_MEETINGS))

@@ -54,6 +54,10 @@ class Watch:
             self._add("what a call gave", out)
         return found
 
+    def forget(self) -> None:
+        """Watch nothing of what was seen: a check is about to write to it, or has."""
+        self.seen.clear()
+
     def _add(self, what: str, tensor: Tensor) -> None:
         if not tensor.is_inference():
             self.seen.append((what, tensor, tensor._version))

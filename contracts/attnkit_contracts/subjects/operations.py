@@ -55,10 +55,6 @@ class Operation(Subject):
         width, heads = claim.head_dim, claim.heads
         return self.draw(label, batch=claim.batch, length=claim.length, heads=heads, width=width)
 
-    def with_options(self, call: Call, label: str) -> Call:
-        """Return a call with all options that are promised."""
-        raise NotImplementedError  # every family's own
-
     def without_padding(self, call: Call) -> Call:
         if "padding" not in call.mask.parts:
             return call

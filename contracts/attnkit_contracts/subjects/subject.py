@@ -183,6 +183,10 @@ class Subject:
         """Return the call with a mask that its pieces can have, too."""
         return call.masked(self.mask(cuts.sizes_of(call), wide=GROWING))
 
+    def with_options(self, call: Call, label: str) -> Call:
+        """Return a call with all options that are promised; a layer's are its own."""
+        return call
+
     def without_padding(self, call: Call) -> Call:
         """Return a call whose padding holds 0, where the definition says what padding is."""
         return call

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attnkit.errors import UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, Measured, call_check, operation_check
 from attnkit_contracts.inputs import layouts
 from attnkit_contracts.judging import outputs as judge
@@ -88,8 +89,8 @@ def determinism(subject: Subject) -> Measured:
     verdict="R",
 )
 def strides(subject: Subject) -> Measured:
-    """Compare views with contiguous copies of equal values."""
-    call = subject.draw("S5", length=17)
+    """Compare views with contiguous copies of equal values, those of options too."""
+    call = _rich(subject, subject.draw("S5", length=17))
     limit, wanted, found = subject.bound(call), subject(call), []
     for layout in (layouts.TRANSPOSED, layouts.EVERY_SECOND, layouts.OFFSET):
         found.append(judge.agree(limit, wanted, subject(call.laid(layout)), layout.name))
@@ -97,6 +98,16 @@ def strides(subject: Subject) -> Measured:
     limit, wanted = subject.bound(alike), subject(alike)
     expanded = subject(alike.laid(layouts.ONE_SAMPLE))
     return judge.worst([*found, judge.agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name)])
+
+
+def _rich(subject: Subject, call: Call) -> Call:
+    """Return a call with all options that are promised, if they go together."""
+    rich = subject.with_options(call, "S5 options")
+    try:
+        subject(rich)
+    except UnsupportedError:
+        return call
+    return rich
 
 
 def _lengths(promises: Promises) -> Iterator[Mapping[str, int]]:

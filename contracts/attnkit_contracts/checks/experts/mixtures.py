@@ -200,7 +200,7 @@ def values(subject: MixtureLayer) -> Measured:
     found = []
     for row in mixture_rows(1):
         built, call = _made(subject, row)
-        limit = built.mixture_bounds(call, probes=4)["out"]
+        limit = built.mixture_bounds(call, probes=3)["out"]
         told = ", ".join(f"{name}={value}" for name, value in row.items())
         found.append(near(limit, built(call), told))
     return worst(found)

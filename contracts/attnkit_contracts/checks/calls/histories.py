@@ -1,0 +1,192 @@
+"""S, continued: what came before a call, and one tensor in several roles of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from attnkit.errors import UnsupportedError
+from attnkit.masks.codes import encode
+from attnkit_contracts.catalogue import Measured, call_check, operation_check
+from attnkit_contracts.inputs import cuts
+from attnkit_contracts.judging import outputs as judge
+from attnkit_contracts.subjects.opener import subject_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.operations import Operation
+    from attnkit_contracts.subjects.subject import Subject
+
+LENGTH = 20
+
+SHARED = (("key", "value"), ("query", "key"), ("key", "query", "value"))
+"""Which tensors of a call are one."""
+
+
+@call_check(
+    "S7.remembered",
+    "What is given is read anew in every call, weights of a layer and tensors of masks included: "
+    "with other values at the same addresses, in other modes of autograd, and while gradients of "
+    "an earlier call are still to come, each call gives what it gives alone; and what it gave, "
+    "gradients included, is nobody's else.",
+    verdict="R",
+)
+def remembered(subject: Subject) -> Measured:
+    """Make calls of equal shapes that differ in all else; the first ones in inference mode."""
+    first, second = _alike(subject)
+    with torch.inference_mode():
+        subject(first)
+    with torch.no_grad():
+        before = subject(first)
+        found = [_rewritten(subject, first, second)]
+    if subject.promises.gradients:
+        found += _gradients_in_between(subject, first, second)
+    with torch.no_grad():
+        after = subject(first)
+    found.append(_agree(subject, first, before, after, "made again"))
+    found += [_alone(subject, call, what) for what, call in _masked(subject)]
+    if subject.layer is not None:
+        found.append(_learnt(subject, first))
+    return judge.worst(found)
+
+
+def _alike(subject: Subject) -> tuple[Call, Call]:
+    """Return two calls of the same shapes, with all options that are promised and go together."""
+    calls = [subject.draw(f"S7 {n}", length=LENGTH) for n in ("first", "second")]
+    rich = [subject.with_options(call, f"S7 {n}") for n, call in enumerate(calls)]
+    try:
+        subject(rich[0])
+    except UnsupportedError:
+        rich = calls
+    other = {name: 0.8 * value for name, value in rich[1].extras.items()}
+    return rich[0], rich[1].saying(**other)
+
+
+def _rewritten(subject: Subject, first: Call, second: Call) -> Measured:
+    """Call twice with the same tensors, in which other values lie the second time."""
+    slot = first.map(lambda _, tensor: tensor.clone())
+    subject(slot)
+    for name, tensor in slot.tensors.items():
+        tensor.copy_(second.tensors[name])
+    subject.watch.forget()
+    return _alone(subject, second.given(**slot.tensors), "other values at the same addresses")
+
+
+def _alone(subject: Subject, call: Call, what: str) -> Measured:
+    """Compare a call with the definition, or with a layer that was made for it."""
+    with torch.no_grad():
+        got = subject(call)
+        if subject.layer is None:
+            return judge.near(subject.bound(call, probes=4), got, what)
+        return _agree(subject, call, subject_of(subject.target)(call), got, what)
+
+
+def _agree(subject: Subject, call: Call, one: Tensor, other: Tensor, what: str) -> Measured:
+    """Compare two answers; the same bits need no unit."""
+    if torch.equal(one, other):
+        return judge.exactly(0, "different elements")
+    return judge.agree(subject.bound(call, probes=4), one, other, what)
+
+
+def _gradients_in_between(subject: Subject, first: Call, second: Call) -> Iterator[Measured]:
+    """Make two calls before the backward pass of either."""
+    calls = first, second
+    sent = [subject.normal(f"S7 grad {n}", *judge.output_shape(first)) for n in range(2)]
+    alone = [
+        {name: each.clone() for name, each in judge.gradients(subject, call, grad_out).items()}
+        for call, grad_out in zip(calls, sent, strict=True)
+    ]
+    leaves = [call.leaves() for call in calls]
+    with torch.enable_grad():
+        outs = [subject(each) for each in leaves]
+    together = [
+        judge.received(out, each.tensors, grad_out.to(out))
+        for out, each, grad_out in zip(outs, leaves, sent, strict=True)
+    ]
+    for call, grad_out, one, other in zip(calls, sent, alone, together, strict=True):
+        yield subject.agree_gradients(call, grad_out, one, other, "of calls that overlap")
+
+
+def _masked(subject: Subject) -> Iterator[tuple[str, Call]]:
+    """Yield calls whose masks held something else when they were made before."""
+    call = subject.draw("S7 masks", length=LENGTH)
+    for part in subject.promises.masks:
+        mask = call.mask & subject.part(part, cuts.sizes_of(call))
+        tensors = encode(mask).tensors
+        if part in subject.promises.needs or not tensors:
+            continue
+        masked = call.masked(mask)
+        with torch.no_grad():
+            try:
+                subject(masked)
+            except UnsupportedError:
+                continue
+        for tensor in tensors:
+            tensor.copy_(_other(tensor))
+        subject.watch.forget()
+        yield f"another mask of {part} at the same address", masked
+
+
+def _other(tensor: Tensor) -> Tensor:
+    """Return other contents of a tensor of a mask."""
+    if tensor.dtype == torch.bool:
+        return tensor.roll(1, -1)
+    # counts of tokens by sample, or ids whose tokens stay together
+    return (tensor - 3).clamp(min=1) if tensor.dim() == 1 else tensor.flip(0).clone()
+
+
+def _learnt(subject: Subject, call: Call) -> Measured:
+    """Change all weights in place, as an optimizer does, after a call without gradients."""
+    with torch.no_grad():
+        subject(call)
+        for weight in subject.layer.parameters():
+            weight.mul_(1.25)
+        got = subject(call)
+        made = subject_of(subject.target)
+        made.layer.load_state_dict(subject.layer.state_dict())
+        return _agree(subject, call, made(call), got, "after all weights have changed")
+
+
+@operation_check(
+    "S5.roles",
+    "One tensor in several roles, key and value say, gives what copies of it give; its gradient "
+    "is the sum of theirs.",
+    verdict="R",
+)
+def roles(subject: Operation) -> Measured:
+    """Compare with copies."""
+    call, found = subject.draw("S5 roles", length=17), []
+    grad_out = subject.normal("S5 roles grad", *judge.output_shape(call))
+    for names in SHARED:
+        one = call.tensors[names[0]]
+        # leaves, so that all are copies
+        apart = call.given(**dict.fromkeys(names, one)).leaves()
+        alike, what = apart.given(**dict.fromkeys(names, one)), " is ".join(names)
+        found.append(_agree(subject, apart, subject(apart).detach(), subject(alike), what))
+        if subject.promises.gradients:
+            found.append(_summed(subject, apart, names, grad_out))
+    return judge.worst(found)
+
+
+def _summed(
+    subject: Operation, apart: Call, names: tuple[str, ...], grad_out: Tensor
+) -> Measured:
+    leaf = apart.tensors[names[0]].detach().requires_grad_()
+    with torch.enable_grad():
+        out = subject(apart.given(**dict.fromkeys(names, leaf)))
+    got = judge.received(out, {"it": leaf}, grad_out)["it"]
+    separate = judge.gradients(subject, apart, grad_out)
+    if torch.equal(got, sum(separate[name] for name in names)):
+        return judge.exactly(0, "different elements")
+    limits = [subject.gradient_bounds(apart, grad_out)[name] for name in names]
+    limit = limits[0]._replace(
+        exact=torch.stack([each.exact for each in limits]).sum(0),
+        unit=torch.stack([each.unit.expand_as(each.exact) for each in limits]).sum(0),
+        better=None,
+    )
+    return judge.near(limit, got, f"the gradient where {' is '.join(names)}")
