@@ -45,9 +45,9 @@ def cover(
     missing: dict[Some, None] = {
         some: None for some in named if all(value in factors[name] for name, value in some)
     }
-    for some in itertools.combinations(names, strength):
-        for values in itertools.product(*(factors[name] for name in some)):
-            missing[tuple(zip(some, values, strict=True))] = None
+    for together in itertools.combinations(names, strength):
+        for values in itertools.product(*(factors[name] for name in together)):
+            missing[tuple(zip(together, values, strict=True))] = None
     rows = []
     while missing:
         first = next(iter(missing))
@@ -77,9 +77,7 @@ def _completed(
         # of equally good values another one every time, so that more than two are mixed too
         start = (len(missing) + turn) % len(values)
         allowed = [
-            value
-            for value in (*values[start:], *values[:start])
-            if fits({**row, name: value})
+            value for value in (*values[start:], *values[:start]) if fits({**row, name: value})
         ]
         if not allowed:
             return None

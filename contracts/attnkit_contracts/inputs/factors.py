@@ -76,7 +76,8 @@ def _masks(promises: Promises) -> Iterator[str]:
     for part in promises.masks:
         # a prefix shows nothing beside causal; what a variant needs, every mask of it has
         way = "bidirectional" if part == "prefix" else ways[0]
-        if part not in (*promises.needs, "union") and way in ways:
+        made = part != "union" or {"window", "dense"} <= set(promises.masks)
+        if part not in promises.needs and way in ways and made:
             yield f"{way}+{part}"
 
 
@@ -88,11 +89,11 @@ def softmax_meetings(factors: Factors) -> Iterator[Row]:
         if mask.endswith("+padding"):
             # one number of samples and of tokens: which axis is which shows in the mask alone
             yield {"lengths": (5, 5), "batch": 5, "mask": mask}
-    for more_heads in ((12, 12), (3, 3)):
-        # as many heads as tokens, or more, and no mask that has both
-        yield {"lengths": (5, 5) if more_heads == (12, 12) else (1, 1), "heads": more_heads}
+    plain = factors["mask"][0]
+    # as many heads as tokens, or more
+    yield {"lengths": (5, 5), "heads": (12, 12), "sinks": "drawn", "mask": plain}
+    yield {"lengths": (1, 1), "heads": (3, 3), "sinks": "drawn", "mask": plain}
     yield {"heads": (1, 1), "batch": 1, "bias": "full"}
-    yield {"lengths": (1, 1), "sinks": "drawn"}
     yield {"scale": 300, "softcap": 1.5}
     # queries begin beyond the first tile of keys, or end before it
     yield {"lengths": (9, 260), "mask": "causal"}
@@ -111,12 +112,16 @@ def fits_softmax(row: Row) -> bool:
 
 
 def _shown(row: Row) -> bool:
-    """Return the same for the fast tier; what occurs once is not hidden by logits of 0."""
+    """Return the same for the fast tier; what occurs once is not hidden by logits of 0.
+
+    Nor by those that leave all weight to one key.
+    """
     batch, (heads, _) = row.get("batch", 1), row.get("heads", (1, 1))
     queries, keys = row.get("lengths", (1, 1))
-    plain = row.get("widths", (8, 24))[0] == 8 and row.get("lengths", (33, 33)) == (33, 33)
     numbers = batch * heads * (queries + keys) * sum(row.get("widths", (1, 1)))
-    return fits_softmax(row) and numbers <= FEW and (plain or row.get("scale") != 0)
+    plain = row.get("widths", (8, 8))[0] == 8 and row.get("lengths", (33, 33)) == (33, 33)
+    shows = row.get("scale", 1) not in (0, 4, 300) or plain
+    return fits_softmax(row) and numbers <= FEW and shows
 
 
 @functools.cache
@@ -176,8 +181,14 @@ def fits_recurrence(row: Row) -> bool:
 
 
 def _heard(row: Row) -> bool:
-    """Return the same; and what occurs once does not where outputs of 0 hide it."""
-    return fits_recurrence(row) and (row.get("length", 20) == 20 or row.get("scale") != 0)
+    """Return the same; and what occurs once is not hidden by outputs of 0, or by a sum that grows.
+
+    Where a gate of more than 1 overshoots again and again, rounding does too.
+    """
+    short = row.get("length", 20) <= 20
+    return fits_recurrence(row) and (
+        short or (row.get("scale") != 0 and row.get("beta") != (-0.5, 2))
+    )
 
 
 @functools.cache

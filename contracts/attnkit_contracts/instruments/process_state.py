@@ -126,7 +126,7 @@ FACTS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
         lambda now: torch.autograd.set_detect_anomaly(*now),
     ),
     "whether what backward needs may be packed": (
-        lambda: _autograd._saved_tensors_hooks_is_enabled(),
+        _autograd._saved_tensors_hooks_is_enabled,  # type: ignore[attr-defined]  # undeclared
         lambda _: _autograd._saved_tensors_hooks_enable(),
     ),
     "how what backward needs is packed": (
@@ -193,7 +193,7 @@ def guarded(seed: int) -> Iterator[list[str]]:
 
     torch.default_generator.manual_seed(seed + OWN_SEED)
     before = process_state()
-    torch.set_num_threads = noted
+    torch.set_num_threads = noted  # type: ignore[assignment]  # of other names
     try:
         yield changed
     finally:

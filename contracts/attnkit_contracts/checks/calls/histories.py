@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnkit.errors import UnsupportedError
-from attnkit.masks.codes import encode
+from attnkit.masks.codes import decode, encode
 from attnkit_contracts.catalogue import Measured, call_check, operation_check
 from attnkit_contracts.inputs import cuts
 from attnkit_contracts.judging import outputs as judge
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.subject import Subject
 
-LENGTH = 20
+LENGTH = 23
+"""So that no call of another check has these shapes."""
 
 SHARED = (("key", "value"), ("query", "key"), ("key", "query", "value"))
 """Which tensors of a call are one."""
@@ -114,22 +115,24 @@ def _gradients_in_between(subject: Subject, first: Call, second: Call) -> Iterat
 
 def _masked(subject: Subject) -> Iterator[tuple[str, Call]]:
     """Yield calls whose masks held something else when they were made before."""
-    call = subject.draw("S7 masks", length=LENGTH)
-    for part in subject.promises.masks:
-        mask = call.mask & subject.part(part, cuts.sizes_of(call))
-        tensors = encode(mask).tensors
-        if part in subject.promises.needs or not tensors:
+    call, promises = subject.draw("S7 masks", length=LENGTH), subject.promises
+    sizes = cuts.sizes_of(call)
+    base = subject.mask(sizes, causal=not promises.bidirectional)
+    for part in promises.masks:
+        mask = base & subject.part(part, sizes)
+        code = encode(mask)
+        if part in promises.needs or not code.tensors:
             continue
-        masked = call.masked(mask)
         with torch.no_grad():
             try:
-                subject(masked)
+                subject(call.masked(mask))
             except UnsupportedError:
                 continue
-        for tensor in tensors:
+        for tensor in code.tensors:
             tensor.copy_(_other(tensor))
         subject.watch.forget()
-        yield f"another mask of {part} at the same address", masked
+        # another mask, whose tensors lie where those of the first did
+        yield f"another mask of {part} at the same address", call.masked(decode(*code))
 
 
 def _other(tensor: Tensor) -> Tensor:
@@ -173,15 +176,13 @@ def roles(subject: Operation) -> Measured:
     return judge.worst(found)
 
 
-def _summed(
-    subject: Operation, apart: Call, names: tuple[str, ...], grad_out: Tensor
-) -> Measured:
+def _summed(subject: Operation, apart: Call, names: tuple[str, ...], grad_out: Tensor) -> Measured:
     leaf = apart.tensors[names[0]].detach().requires_grad_()
     with torch.enable_grad():
         out = subject(apart.given(**dict.fromkeys(names, leaf)))
     got = judge.received(out, {"it": leaf}, grad_out)["it"]
     separate = judge.gradients(subject, apart, grad_out)
-    if torch.equal(got, sum(separate[name] for name in names)):
+    if torch.equal(got, torch.stack([separate[name] for name in names]).sum(0)):
         return judge.exactly(0, "different elements")
     limits = [subject.gradient_bounds(apart, grad_out)[name] for name in names]
     limit = limits[0]._replace(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
+
 def softmax_call(subject: SoftmaxOperation, row: Row) -> Call:
     """Return the call that a combination names."""
     (queries, keys), (heads, kv_heads), batch = row["lengths"], row["heads"], row["batch"]
@@ -86,7 +87,7 @@ def _sinks(kind: str, heads: int, draw: torch.Generator) -> Tensor:
     if kind == "0 and 100":
         # beside drawn ones; beyond 88, exp overflows in float32
         turn = torch.arange(heads) % 3
-        return torch.where(turn == 0, 100.0, torch.where(turn == 1, 0.0, drawn))
+        return torch.where(turn == 2, 100.0, torch.where(turn == 1, 0.0, drawn))
     return drawn
 
 
@@ -102,11 +103,15 @@ def _part(part: str, sizes: Sizes, draw: torch.Generator, device: str) -> Mask:
             # half of the keys, all of them, none
             return attnkit.padding((turn + 1) % 3 * keys // 2)
         case "documents":
-            # ids need not be sorted, nor the same for all samples
+            # ids need not be sorted, nor the same for all samples, nor fit into eight bits
             later = positions >= (keys // (turn + 2))[:, None]
-            return attnkit.documents(9 - 7 * later.long() - 3 * (positions >= keys - 2).long())
+            last = (positions >= keys - 2) & (turn == 1)[:, None]
+            return attnkit.documents(258 - 256 * later.long() - 3 * last.long())
         case "prefix":
             return attnkit.prefix_lm((turn + 1) % 3 * keys // 2)
+        case "union":
+            shown = torch.rand(batch, 1, 1, keys, generator=draw) < 0.4
+            return attnkit.sliding_window(2) | attnkit.dense(shown.to(device))
         case "dense":
             seen = torch.rand(*sizes, generator=draw) < 0.6
             # and rows that see nothing
