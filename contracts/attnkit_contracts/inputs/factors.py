@@ -224,12 +224,16 @@ def fits_mixture(row: Row) -> bool:
 def _quick(row: Row) -> bool:
     """Return the same for the fast tier, where few of many experts have tokens."""
     many = row.get("experts", 4) == 130
-    return fits_mixture(row) and not (many and row.get("tokens", 1) != 1)
+    few = not many or row.get("tokens", 24) == 24
+    # of large logits, the first two leave nothing to the others
+    shows = row.get("logits", "drawn") == "drawn" or row.get("top_k", 1) in (1, 2)
+    return fits_mixture(row) and few and shows
 
 
 MIXTURE_MEETINGS: tuple[Row, ...] = (
     {"experts": 130, "top_k": 8},
     {"experts": 33, "tokens": "experts"},
+    {"tokens": 1, "top_k": 3},
     {"top_k": 1, "renormalise": True, "size": 1},
     {"top_k": 1, "renormalise": False},
 )

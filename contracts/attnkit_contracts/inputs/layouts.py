@@ -75,6 +75,7 @@ Layout = Each | Packed
 
 
 TRANSPOSED = Each("transposed", "{x}.transpose(1, -1).contiguous().transpose(1, -1)")
+COLUMNS = Each("columns first", "{x}.mT.contiguous().mT")
 EVERY_SECOND = Each("every second element", "{x}.repeat_interleave(2, -1)[..., ::2]", axes=1)
 OFFSET = Each(
     "behind an offset", "torch.cat(({x}.new_zeros(3), {x}.flatten()))[3:].view({x}.shape)"

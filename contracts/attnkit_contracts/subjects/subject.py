@@ -288,7 +288,7 @@ class Subject:
 
     def output_bounds(self, call: Call) -> Bounds:
         """Return all of the definition's outputs of a call, and their units."""
-        return self._kept("outputs", call, ask=lambda: self.bounds(call, how=Reading(probes=4)))
+        return self._kept("outputs", call, ask=lambda: self.bounds(call, how=Reading(probes=2)))
 
     def gradient_bounds(self, call: Call, grad_out: Tensor) -> dict[str, Bound]:
         """Return the definition's gradient of every tensor of a call, and its unit."""

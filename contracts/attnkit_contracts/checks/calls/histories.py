@@ -9,6 +9,7 @@ import torch
 from attnkit.errors import UnsupportedError
 from attnkit.masks.codes import decode, encode
 from attnkit_contracts.catalogue import Measured, call_check, operation_check
+from attnkit_contracts.checks.calls.shapes import if_taken
 from attnkit_contracts.inputs import cuts
 from attnkit_contracts.judging import outputs as judge
 from attnkit_contracts.subjects.opener import subject_of
@@ -46,7 +47,7 @@ def remembered(subject: Subject) -> Measured:
         before = subject(first)
         found = [_rewritten(subject, first, second)]
     if subject.promises.gradients:
-        found += _gradients_in_between(subject, first, second)
+        found += _gradients_in_between(subject, first, second, before)
     with torch.no_grad():
         after = subject(first)
     found.append(_agree(subject, first, before, after, "made again"))
@@ -59,11 +60,10 @@ def remembered(subject: Subject) -> Measured:
 def _alike(subject: Subject) -> tuple[Call, Call]:
     """Return two calls of the same shapes, with all options that are promised and go together."""
     calls = [subject.draw(f"S7 {n}", length=LENGTH) for n in ("first", "second")]
-    rich = [subject.with_options(call, f"S7 {n}") for n, call in enumerate(calls)]
-    try:
-        subject(rich[0])
-    except UnsupportedError:
-        rich = calls
+    rich = [
+        if_taken(subject, subject.with_options(call, f"S7 {n}"), call)
+        for n, call in enumerate(calls)
+    ]
     other = {name: 0.8 * value for name, value in rich[1].extras.items()}
     return rich[0], rich[1].saying(**other)
 
@@ -94,8 +94,10 @@ def _agree(subject: Subject, call: Call, one: Tensor, other: Tensor, what: str) 
     return judge.agree(subject.bound(call, probes=4), one, other, what)
 
 
-def _gradients_in_between(subject: Subject, first: Call, second: Call) -> Iterator[Measured]:
-    """Make two calls before the backward pass of either."""
+def _gradients_in_between(
+    subject: Subject, first: Call, second: Call, before: Tensor
+) -> Iterator[Measured]:
+    """Make two calls before the backward pass of either; before them, the first gave that."""
     calls = first, second
     sent = [subject.normal(f"S7 grad {n}", *judge.output_shape(first)) for n in range(2)]
     alone = [
@@ -105,6 +107,7 @@ def _gradients_in_between(subject: Subject, first: Call, second: Call) -> Iterat
     leaves = [call.leaves() for call in calls]
     with torch.enable_grad():
         outs = [subject(each) for each in leaves]
+    yield _agree(subject, first, before, outs[0].detach(), "with gradients on")
     together = [
         judge.received(out, each.tensors, grad_out.to(out))
         for out, each, grad_out in zip(outs, leaves, sent, strict=True)
@@ -163,7 +166,9 @@ def _learnt(subject: Subject, call: Call) -> Measured:
 )
 def roles(subject: Operation) -> Measured:
     """Compare with copies."""
-    call, found = subject.draw("S5 roles", length=17), []
+    plain, found = subject.draw("S5 roles", length=17), list[Measured]()
+    mask = subject.mask(cuts.sizes_of(plain), causal=not subject.promises.bidirectional)
+    call = if_taken(subject, subject.with_options(plain, "S5 options"), plain).masked(mask)
     grad_out = subject.normal("S5 roles grad", *judge.output_shape(call))
     for names in SHARED:
         one = call.tensors[names[0]]

@@ -90,9 +90,10 @@ def determinism(subject: Subject) -> Measured:
 )
 def strides(subject: Subject) -> Measured:
     """Compare views with contiguous copies of equal values, those of options too."""
-    call = _rich(subject, subject.draw("S5", length=17))
+    plain = subject.draw("S5", length=17)
+    call = if_taken(subject, subject.with_options(plain, "S5 options"), plain)
     limit, wanted, found = subject.bound(call), subject(call), []
-    for layout in (layouts.TRANSPOSED, layouts.EVERY_SECOND, layouts.OFFSET):
+    for layout in (layouts.TRANSPOSED, layouts.COLUMNS, layouts.EVERY_SECOND, layouts.OFFSET):
         found.append(judge.agree(limit, wanted, subject(call.laid(layout)), layout.name))
     alike = call.map(lambda _, t: t[:1].expand_as(t).contiguous() if t.dim() >= 3 else t)
     limit, wanted = subject.bound(alike), subject(alike)
@@ -100,13 +101,12 @@ def strides(subject: Subject) -> Measured:
     return judge.worst([*found, judge.agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name)])
 
 
-def _rich(subject: Subject, call: Call) -> Call:
-    """Return a call with all options that are promised, if they go together."""
-    rich = subject.with_options(call, "S5 options")
+def if_taken(subject: Subject, rich: Call, plain: Call) -> Call:
+    """Return a call with options, or a plain one where they do not go together."""
     try:
         subject(rich)
     except UnsupportedError:
-        return call
+        return plain
     return rich
 
 

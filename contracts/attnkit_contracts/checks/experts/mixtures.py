@@ -216,9 +216,12 @@ def _made(subject: MixtureLayer, row: Mapping[str, Any]) -> tuple[MixtureLayer, 
         top_k=experts if row["top_k"] == "all" else row["top_k"],
         renormalise=row["renormalise"],
     )
-    if row["logits"] == "large":
-        with torch.no_grad():
-            built.expert_weights()["router.weight"].mul_(200)
+    with torch.no_grad():
+        router = built.expert_weights()["router.weight"]
+        # the last experts are the first choice of many, so that few of many have tokens
+        router[-1 - experts // 16 :].mul_(4)
+        if row["logits"] == "large":
+            router.mul_(200)
     sizes = {"experts": experts, "width": width}
     call = built.clear_call(f"F10 {dict(row)}", length=sizes.get(row["tokens"], row["tokens"]))
     call = call.samples(torch.tensor([0], device=subject.device))
