@@ -185,10 +185,11 @@ def _heard(row: Row) -> bool:
 
     Where a gate of more than 1 overshoots again and again, rounding does too.
     """
-    short = row.get("length", 20) <= 20
-    return fits_recurrence(row) and (
-        short or (row.get("scale") != 0 and row.get("beta") != (-0.5, 2))
-    )
+    plain = {"length": 20, "groups": (1, 1), "rates": "drawn"}
+    silent = row.get("scale") == 0, row.get("beta") == "zero"
+    hidden = all(silent) or (any(silent) and any(row.get(n, v) != v for n, v in plain.items()))
+    grows = row.get("beta") == (-0.5, 2) and row.get("length", 20) > 20
+    return fits_recurrence(row) and not hidden and not grows
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from attnkit_contracts.catalogue import BrokenError
 from attnkit_contracts.instruments.process_state import quick_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -54,9 +54,10 @@ class Watch:
             self._add("what a call gave", out)
         return found
 
-    def forget(self) -> None:
-        """Watch nothing of what was seen: a check is about to write to it, or has."""
-        self.seen.clear()
+    def forget(self, tensors: Iterable[Tensor]) -> None:
+        """Watch these no longer: the check itself writes to them."""
+        own = set(map(id, tensors))
+        self.seen = deque((each for each in self.seen if id(each[1]) not in own), maxlen=MOST)
 
     def _add(self, what: str, tensor: Tensor) -> None:
         if not tensor.is_inference():

@@ -41,8 +41,6 @@ SHARED = (("key", "value"), ("query", "key"), ("key", "query", "value"))
 def remembered(subject: Subject) -> Measured:
     """Make calls of equal shapes that differ in all else; the first ones in inference mode."""
     first, second = _alike(subject)
-    with torch.inference_mode():
-        subject(first)
     with torch.no_grad():
         before = subject(first)
         found = [_rewritten(subject, first, second)]
@@ -58,12 +56,14 @@ def remembered(subject: Subject) -> Measured:
 
 
 def _alike(subject: Subject) -> tuple[Call, Call]:
-    """Return two calls of the same shapes, with all options that are promised and go together."""
+    """Return two calls of the same shapes, with all options that are promised and go together.
+
+    Both have been made in inference mode.
+    """
     calls = [subject.draw(f"S7 {n}", length=LENGTH) for n in ("first", "second")]
-    rich = [
-        if_taken(subject, subject.with_options(call, f"S7 {n}"), call)
-        for n, call in enumerate(calls)
-    ]
+    rich = [subject.with_options(call, f"S7 {n}") for n, call in enumerate(calls)]
+    with torch.inference_mode():
+        rich = [if_taken(subject, *each) for each in zip(rich, calls, strict=True)]
     other = {name: 0.8 * value for name, value in rich[1].extras.items()}
     return rich[0], rich[1].saying(**other)
 
@@ -74,7 +74,7 @@ def _rewritten(subject: Subject, first: Call, second: Call) -> Measured:
     subject(slot)
     for name, tensor in slot.tensors.items():
         tensor.copy_(second.tensors[name])
-    subject.watch.forget()
+    subject.watch.forget(slot.tensors.values())
     return _alone(subject, second.given(**slot.tensors), "other values at the same addresses")
 
 
@@ -133,7 +133,7 @@ def _masked(subject: Subject) -> Iterator[tuple[str, Call]]:
                 continue
         for tensor in code.tensors:
             tensor.copy_(_other(tensor))
-        subject.watch.forget()
+        subject.watch.forget(code.tensors)
         # another mask, whose tensors lie where those of the first did
         yield f"another mask of {part} at the same address", call.masked(decode(*code))
 
