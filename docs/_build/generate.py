@@ -169,7 +169,8 @@ def coverage() -> Iterator[str]:
         yield ""
         said = ((f"`{name}`", ", ".join(map(_value, some))) for name, some in values.items())
         yield from _table(("option or size", "values"), said)
-        yield f"{' '.join((inspect.getdoc(fits) or '').split())[:-1]}: what is not so is left out."
+        rule = " ".join((inspect.getdoc(fits) or "").removeprefix("Return whether ").split())
+        yield f"Only tried where {rule}"
         yield ""
         yield from _together(values, rows(1), rows(2))
 

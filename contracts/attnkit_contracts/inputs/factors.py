@@ -166,7 +166,7 @@ def recurrence_meetings(factors: Factors) -> Iterator[Row]:
     # one number of samples and of tokens, and more heads than tokens
     yield {"length": 20, "batch": 20}
     for decay, mask in zip(factors["decay"], reversed(factors["mask"]), strict=False):
-        yield {"length": 3, "groups": (12, 12), "decay": decay}
+        yield {"length": 3, "groups": (12, 12), "decay": decay, "rates": "drawn"}
         yield {"length": 150, "decay": decay, "mask": mask}
 
 
