@@ -128,6 +128,9 @@ def _shown(row: Row) -> bool:
 def softmax_rows(promises: Promises, strength: int, *, exact: bool) -> list[Row]:
     """Return the combinations that are tried."""
     factors = softmax_factors(promises, exact=exact)
+    if strength > 1:
+        # of weights that are 0 or 1, gradients are rounding alone
+        factors["scale"] = tuple(scale for scale in factors["scale"] if scale != 300)
     meetings = softmax_meetings(factors)
     fits = _shown if strength == 1 else fits_softmax
     return list(cover(factors, fits, strength=strength, meetings=meetings))

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 LENGTH = 23
 """So that no call of another check has these shapes."""
 
-SHARED = (("key", "value"), ("query", "key"), ("key", "query", "value"))
-"""Which tensors of a call are one."""
+SHARED: tuple[tuple[str, ...], ...] = (("key", "value"), ("key", "query", "value"))
+TOLD = {names: " is ".join(names) for names in SHARED}
+"""Which tensors of a call are one, and how that is said."""
 
 
 @call_check(
@@ -98,22 +99,19 @@ def _gradients_in_between(
     subject: Subject, first: Call, second: Call, before: Tensor
 ) -> Iterator[Measured]:
     """Make two calls before the backward pass of either; before them, the first gave that."""
-    calls = first, second
+    calls = first.leaves(), second.leaves()
     sent = [subject.normal(f"S7 grad {n}", *judge.output_shape(first)) for n in range(2)]
-    alone = [
-        {name: each.clone() for name, each in judge.gradients(subject, call, grad_out).items()}
-        for call, grad_out in zip(calls, sent, strict=True)
-    ]
-    leaves = [call.leaves() for call in calls]
+    own = judge.gradients(subject, first, sent[0])
+    alone = {name: gradient.clone() for name, gradient in own.items()}
     with torch.enable_grad():
-        outs = [subject(each) for each in leaves]
+        outs = [subject(call) for call in calls]
     yield _agree(subject, first, before, outs[0].detach(), "with gradients on")
-    together = [
-        judge.received(out, each.tensors, grad_out.to(out))
-        for out, each, grad_out in zip(outs, leaves, sent, strict=True)
-    ]
-    for call, grad_out, one, other in zip(calls, sent, alone, together, strict=True):
-        yield subject.agree_gradients(call, grad_out, one, other, "of calls that overlap")
+    together, _ = (
+        judge.received(out, call.tensors, grad_out.to(out))
+        for out, call, grad_out in zip(outs, calls, sent, strict=True)
+    )
+    what = "of a call, while another was made"
+    yield subject.agree_gradients(first, sent[0], alone, together, what)
 
 
 def _masked(subject: Subject) -> Iterator[tuple[str, Call]]:
@@ -172,27 +170,31 @@ def roles(subject: Operation) -> Measured:
     grad_out = subject.normal("S5 roles grad", *judge.output_shape(call))
     for names in SHARED:
         one = call.tensors[names[0]]
-        # leaves, so that all are copies
-        apart = call.given(**dict.fromkeys(names, one)).leaves()
-        alike, what = apart.given(**dict.fromkeys(names, one)), " is ".join(names)
-        found.append(_agree(subject, apart, subject(apart).detach(), subject(alike), what))
+        apart = call.given(**dict.fromkeys(names, one))
         if subject.promises.gradients:
-            found.append(_summed(subject, apart, names, grad_out))
+            found += _summed(subject, apart, names, grad_out)
+        else:
+            copies = apart.map(lambda _, tensor: tensor.clone())
+            found.append(_agree(subject, apart, subject(copies), subject(apart), TOLD[names]))
     return judge.worst(found)
 
 
-def _summed(subject: Operation, apart: Call, names: tuple[str, ...], grad_out: Tensor) -> Measured:
+def _summed(
+    subject: Operation, apart: Call, names: tuple[str, ...], grad_out: Tensor
+) -> Iterator[Measured]:
+    """Compare outputs and gradients of copies, and of one leaf that takes their places."""
     leaf = apart.tensors[names[0]].detach().requires_grad_()
     with torch.enable_grad():
         out = subject(apart.given(**dict.fromkeys(names, leaf)))
-    got = judge.received(out, {"it": leaf}, grad_out)["it"]
-    separate = judge.gradients(subject, apart, grad_out)
+    got = judge.received(out, {"it": leaf}, grad_out.to(out))["it"]
+    wanted, separate = judge.with_gradients(subject, apart, grad_out)
+    yield _agree(subject, apart, wanted, out.detach(), TOLD[names])
     if torch.equal(got, torch.stack([separate[name] for name in names]).sum(0)):
-        return judge.exactly(0, "different elements")
+        return
     limits = [subject.gradient_bounds(apart, grad_out)[name] for name in names]
     limit = limits[0]._replace(
         exact=torch.stack([each.exact for each in limits]).sum(0),
         unit=torch.stack([each.unit.expand_as(each.exact) for each in limits]).sum(0),
         better=None,
     )
-    return judge.near(limit, got, f"the gradient where {' is '.join(names)}")
+    yield judge.near(limit, got, f"the gradient where {TOLD[names]}")
