@@ -52,7 +52,7 @@ GROUPS = {
 """Group letters and what they stand for; extensions may use others."""
 
 MODULES = {
-    "calls": "shapes memory surroundings refusal options modes",
+    "calls": "shapes memory surroundings histories refusal options modes",
     "masks": "context visibility forms padding documents",
     "algebra": "linearity identities extremes",
     "state": "pieces decode steps",

@@ -23,6 +23,7 @@ from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
 from attnkit.registry import registry
 from attnkit_contracts import pytest_plugin
 from attnkit_contracts.catalogue import GROUPS, TIERS
+from attnkit_contracts.inputs import factors
 from house import drawn
 from public_surface import PUBLIC, names
 
@@ -146,6 +147,77 @@ def checks() -> Iterator[str]:
         yield from _table(("id", "what must hold", "on", "about", "judged"), rows)
 
 
+def coverage() -> Iterator[str]:
+    """Show, by family, which values are tried and which of them come together."""
+    # a variant that promises all of them
+    all_of = Promises.model_validate(dict.fromkeys(COVERED, True) | COVERED_LISTS)
+    cases: dict[str, tuple[Any, Callable[[int], list[factors.Row]], Any]] = {
+        "softmax": (
+            factors.softmax_factors(all_of),
+            lambda strength: factors.softmax_rows(all_of, strength, exact=True),
+            factors.fits_softmax,
+        ),
+        "recurrence": (
+            factors.recurrence_factors(all_of),
+            lambda strength: factors.recurrence_rows(all_of, strength),
+            factors.fits_recurrence,
+        ),
+        "mixture of experts": (factors.MIXTURE, factors.mixture_rows, factors.fits_mixture),
+    }
+    for family, (values, rows, fits) in cases.items():
+        yield f"## {family[0].upper()}{family[1:]}"
+        yield ""
+        said = ((f"`{name}`", ", ".join(map(_value, some))) for name, some in values.items())
+        yield from _table(("option or size", "values"), said)
+        rule = " ".join((inspect.getdoc(fits) or "").removeprefix("Return whether ").split())
+        yield f"Only tried where {rule}"
+        yield ""
+        yield from _together(values, rows(1), rows(2))
+
+
+COVERED = ("causal", "bidirectional", "cross", "gqa", "value_width", "bias", "scale", "softcap",
+           "sinks", "beta", "state")  # fmt: skip
+COVERED_LISTS: dict[str, Any] = {"masks": ALL_MASK_PARTS, "decay": ("none", "head", "channel")}
+
+
+def _together(
+    values: Mapping[str, Sequence[Any]], fast: list[factors.Row], pairs: list[factors.Row]
+) -> Iterator[str]:
+    yield f"The fast tier makes {len(fast)} calls, in which every value occurs:"
+    yield ""
+    yield from _table(tuple(values), (tuple(map(_value, row.values())) for row in fast))
+    yield (
+        f"The standard tier makes {len(pairs)} calls. How many pairs of two values occur together "
+        "in them, of all that there are; above the diagonal, how many of three values with any "
+        "third one:"
+    )
+    yield ""
+    names = list(values)
+    yield from _table(("", *names), ((f"`{n}`", *_met(n, values, pairs)) for n in names))
+
+
+def _met(name: str, values: Mapping[str, Sequence[Any]], rows: list[factors.Row]) -> list[str]:
+    """Return how many pairs of values of an option and of each earlier one meet; triples after."""
+    found, names = [], list(values)
+    for other in names:
+        if other == name:
+            found.append("")
+            continue
+        later = names.index(other) > names.index(name)
+        thirds = [each for each in names if each not in (name, other)] if later else [name]
+        met = len({(row[name], row[other], t, row[t]) for row in rows for t in thirds})
+        each = len(values[name]) * len(values[other])
+        count = each * sum(len(values[t]) for t in thirds) if later else each
+        found.append(f"{met} of {count}")
+    return found
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " x ".join(map(str, value))
+    return str(value)
+
+
 def layer_checks() -> Iterator[str]:
     """List the checks of a layer that nobody has a definition of, by tier."""
     planned = attnkit_contracts.plan(_foreign_layer(), tier="full")
@@ -242,6 +314,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "calls": calls,
     "checks": checks,
     "commands": commands,
+    "coverage": coverage,
     "declarations": declarations,
     "errors": error_classes,
     "floors": drawn,

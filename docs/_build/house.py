@@ -49,8 +49,8 @@ FLOORS: Mapping[str, Sequence[str]] = {
         "reports",
         # a subject says how large an error of its may be, so it stands on what compares numbers
         "judging",
-        "subjects",
         "instruments",
+        "subjects",
         "checks",
         "diagnosis",
         "running",

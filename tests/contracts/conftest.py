@@ -62,6 +62,8 @@ FAMILIES = (
     "projections",
     "gates",
     "states",
+    "space",
+    "histories",
 )
 MODULES = [_load(f"mutants_{family}") for family in FAMILIES]
 MUTANTS = tuple(Mutant(*each) for module in MODULES for each in module.MUTANTS)

@@ -221,7 +221,7 @@ def mixture(
     """
     x, gate_up, down = x.double(), gate_up.double(), down.double()
     y = torch.zeros_like(x)
-    for expert in range(len(down)):
+    for expert in sorted(set(routed.experts.flatten().tolist()) - {-1}):
         gate, up = torch.einsum("bld,fd->blf", x, gate_up[expert]).chunk(2, -1)  # (B, L, F) each
         answer = torch.einsum("blf,df->bld", torch.nn.functional.silu(gate) * up, down[expert])
         share = (routed.gates * (routed.experts == expert)).sum(-1, keepdim=True)  # (B, L, 1)

@@ -1,4 +1,5 @@
 """What checks give to a subject: how a call is drawn, laid out in memory, and varied.
 
-Start with `calls`; `layouts` has strides and offsets, `pairwise` which options to try together.
+Start with `calls`; `layouts` has strides and offsets, `factors` which
+options to try together.
 """

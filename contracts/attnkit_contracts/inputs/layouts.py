@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Each:
-    """The same for every tensor of three axes or more, or for one of them.
+    """The same for every tensor of so many axes or more, or for one of them.
 
     Attributes:
         name: What it is, in words.
         source: Python that lays out one tensor, called ``{x}``.
         only: The one that lies so, while the others are contiguous; empty for all.
+        axes: How many axes a tensor has at least.
     """
 
     name: str
     source: str
     only: str = ""
+    axes: int = 3
 
     def of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors laid out."""
@@ -46,7 +48,7 @@ class Each:
         return laid
 
     def _moves(self, name: str, tensor: Tensor) -> bool:
-        return self.only in ("", name) and tensor.dim() >= 3
+        return self.only in ("", name) and tensor.dim() >= self.axes
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ Layout = Each | Packed
 
 
 TRANSPOSED = Each("transposed", "{x}.transpose(1, -1).contiguous().transpose(1, -1)")
-EVERY_SECOND = Each("every second element", "{x}.repeat_interleave(2, -1)[..., ::2]")
+COLUMNS = Each("columns first", "{x}.mT.contiguous().mT")
+EVERY_SECOND = Each("every second element", "{x}.repeat_interleave(2, -1)[..., ::2]", axes=1)
 OFFSET = Each(
     "behind an offset", "torch.cat(({x}.new_zeros(3), {x}.flatten()))[3:].view({x}.shape)"
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from attnkit_contracts.inputs.pairwise import pairwise
+from attnkit_contracts.inputs.cover import cover
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,7 +84,7 @@ def joint_options(config: LayerConfig) -> list[dict[str, Any]]:
             return False
         return True
 
-    return [_joined(row) for row in pairwise(_factors(config), fits)]
+    return [_joined(row) for row in cover(_factors(config), fits)]
 
 
 def _factors(config: LayerConfig) -> dict[str, tuple[Setting, ...]]:

@@ -2,64 +2,212 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import random
+import sys
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._C import _autograd
 from torch.backends import cuda, mkldnn
 from torch.nn import functional
+from torch.utils import _device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+    State = dict[str, Any]
 
 KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 LIBRARIES = (mkldnn, cuda)
 """Those of matrix products that have a precision of their own."""
 
+OWN_SEED = 2**32
+"""Added to a seed it changes no number that is drawn, and shows whether somebody else seeds."""
 
-def process_state() -> dict[str, object]:
-    """Return all of it, by what it is called; two snapshots are equal iff nothing changed."""
-    return {
-        "the default dtype": torch.get_default_dtype(),
-        "the default device": torch.get_default_device(),
-        "whether gradients are on": torch.is_grad_enabled(),
-        "inference mode": torch.is_inference_mode_enabled(),
-        "the number of threads": torch.get_num_threads(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "the precision of products": (
+PYTHON = "Python's random numbers"
+
+PATCHED = (functional, torch.Tensor, torch.nn.Module)
+PRODUCTS = ("softmax", "matmul", "bmm", "einsum", "exp", "empty")
+"""Whose functions are everybody's, and some of torch's own."""
+
+
+def _filters(now: list[Any]) -> None:
+    warnings.filters[:] = now  # type: ignore[index]  # a list, declared as a sequence
+
+
+def _precision(now: tuple[str, ...]) -> None:
+    torch.set_float32_matmul_precision(now[0])
+    # torch's setter sets these as well, and to "ieee" where nothing was said before
+    for library, own in zip(LIBRARIES, now[1:], strict=True):
+        library.matmul.fp32_precision = own
+
+
+def _deterministic(now: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(now[0], warn_only=now[1])
+
+
+def _autocast(now: tuple[bool, bool]) -> None:
+    torch.set_autocast_enabled("cpu", now[0])
+    torch.set_autocast_cache_enabled(now[1])
+
+
+def _kernels(now: tuple[bool, ...]) -> None:
+    for name, enabled in zip(KERNELS, now, strict=True):
+        getattr(cuda, f"enable_{name}_sdp")(enabled)
+
+
+def _collecting(now: bool) -> None:
+    (gc.enable if now else gc.disable)()
+
+
+def _flushes() -> bool:
+    """Return whether the processor takes numbers near 0 for 0."""
+    return sys.float_info.min / 2 == 0.0
+
+
+@functools.cache
+def _public() -> tuple[tuple[Any, Mapping[str, Any], tuple[str, ...]], ...]:
+    """Return whose functions everybody calls, where they are held, and their names."""
+    # names that come later, of warnings that were told say, are no matter
+    return tuple((owner, vars(owner), tuple(vars(owner))) for owner in PATCHED)
+
+
+def _functions() -> tuple[Any, ...]:
+    held = (tuple(held.values())[: len(names)] for _, held, names in _public())
+    return (*held, tuple(getattr(torch, name) for name in PRODUCTS))
+
+
+def _put_functions(now: tuple[Any, ...]) -> None:
+    named = [*((owner, names) for owner, _, names in _public()), (torch, PRODUCTS)]
+    for (owner, names), functions in zip(named, now, strict=True):
+        for name, before in zip(names, functions, strict=True):
+            if vars(owner)[name] is not before:
+                setattr(owner, name, before)
+
+
+QUICK: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "whether gradients are on": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "autocast": (
+        lambda: (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+        _autocast,
+    ),
+}
+"""What is so quick to read that every call is looked at; and how it is set."""
+
+FACTS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    **QUICK,
+    # torch.get_default_device makes a tensor where none is set, and so cannot tell that from "cpu"
+    "the default device": (lambda: _device.CURRENT_DEVICE, torch.set_default_device),
+    "inference mode": (torch.is_inference_mode_enabled, lambda _: None),
+    "deterministic algorithms": (
+        lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        _deterministic,
+    ),
+    "the precision of products": (
+        lambda: (
             torch.get_float32_matmul_precision(),
             *(library.matmul.fp32_precision for library in LIBRARIES),
         ),
-        "anomaly detection": torch.is_anomaly_enabled(),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
-        "torch's random numbers": torch.get_rng_state().tolist(),
-        "the random numbers of GPUs": (
-            [each.tolist() for each in torch.cuda.get_rng_state_all()]
-            # torch leaves it untyped, and what it types asks whether there are GPUs, not whether
-            # any is in use: to read the numbers of one that is not would start it
-            if torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # as said above
-            else []
-        ),
-        "Python's random numbers": random.getstate(),
-        "the filters of warnings": list(warnings.filters),
-        "which kernels of attention torch may use": [
-            name for name in KERNELS if getattr(cuda, f"{name}_sdp_enabled")()
-        ],
-        "torch.nn.functional.scaled_dot_product_attention": id(
-            functional.scaled_dot_product_attention
-        ),
-        "torch.softmax": id(torch.softmax),
-        "torch.matmul": id(torch.matmul),
-        "torch.Tensor.__getitem__": id(torch.Tensor.__getitem__),
-        "torch.nn.Module.__call__": id(torch.nn.Module.__call__),
-    }
+        _precision,
+    ),
+    "whether numbers near 0 become 0": (_flushes, torch.set_flush_denormal),
+    "oneDNN": (lambda: mkldnn.enabled, torch._C._set_mkldnn_enabled),
+    "anomaly detection": (
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        lambda now: torch.autograd.set_detect_anomaly(*now),
+    ),
+    "whether what backward needs may be packed": (
+        _autograd._saved_tensors_hooks_is_enabled,  # type: ignore[attr-defined]  # undeclared
+        lambda _: _autograd._saved_tensors_hooks_enable(),
+    ),
+    "how what backward needs is packed": (
+        lambda: _autograd._top_saved_tensors_default_hooks(False),
+        lambda _: _autograd._pop_saved_tensors_default_hooks(),
+    ),
+    PYTHON: (random.getstate, random.setstate),
+    "the collection of garbage": (gc.isenabled, _collecting),
+    "the filters of warnings": (lambda: list(warnings.filters), _filters),
+    "which kernels of attention torch may use": (
+        lambda: tuple(getattr(cuda, f"{name}_sdp_enabled")() for name in KERNELS),
+        _kernels,
+    ),
+    "functions of torch": (_functions, _put_functions),
+}
+"""What can be told by comparing, and how it is put back."""
 
 
-def changes(before: dict[str, object]) -> list[str]:
+def process_state() -> State:
+    """Return all of it, by what it is called."""
+    found = {name: read() for name, (read, _) in FACTS.items()}
+    found["torch's random numbers"] = torch.get_rng_state()
+    # torch leaves it untyped, and what it types asks whether there are GPUs, not whether any is
+    # in use: to read the numbers of one that is not would start it
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # as said above
+    found["the random numbers of GPUs"] = torch.cuda.get_rng_state_all() if started else []
+    return found
+
+
+def changes(before: State) -> list[str]:
     """Return what differs from an earlier snapshot."""
-    return [name for name, now in process_state().items() if before[name] != now]
+    now = process_state()
+    return [name for name, then in before.items() if not _same(then, now[name])]
+
+
+def quick_state() -> State:
+    """Return what is so quick to read that every call is looked at."""
+    return {name: read() for name, (read, _) in QUICK.items()}
+
+
+def put_back(before: State) -> list[str]:
+    """Return what differs from an earlier snapshot, which is set again."""
+    changed = changes(before)
+    for name in changed:
+        if name in FACTS:
+            FACTS[name][1](before[name])
+    torch.set_rng_state(before["torch's random numbers"])
+    return changed
+
+
+@contextmanager
+def guarded(seed: int) -> Iterator[list[str]]:
+    """Give what runs within random numbers of its own, and note what else it changes.
+
+    What is noted is there when it has run, and everything is as before again.
+    """
+    changed: list[str] = []
+    outer, threads = torch.get_rng_state(), torch.set_num_threads
+
+    def noted(count: int) -> None:
+        # there is one thread: who asks for one changes nothing that is seen afterwards
+        changed.append("the number of threads")
+        threads(count)
+
+    torch.default_generator.manual_seed(seed + OWN_SEED)
+    before = process_state()
+    torch.set_num_threads = noted  # type: ignore[assignment]  # of other names
+    try:
+        yield changed
+    finally:
+        torch.set_num_threads = threads
+        changed += [name for name in put_back(before) if name not in changed]
+        torch.set_rng_state(outer)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, list) and one and isinstance(one[0], torch.Tensor):
+        return len(one) == len(other) and all(map(torch.equal, one, other))
+    return bool(one == other)
 
 
 @contextmanager
@@ -69,23 +217,17 @@ def unusual() -> Iterator[None]:
     Whoever sets one of these to a fixed value in every call is then seen in each of them, not in
     the first one alone.
     """
-    precision = torch.get_float32_matmul_precision()
-    # torch's setter sets these as well, and to "ieee" where nothing was said before
-    own = [library.matmul.fp32_precision for library in LIBRARIES]
-    strict = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    python = random.getstate()
+    before = process_state()
+    strict, _ = before["deterministic algorithms"]
+    seed = before[PYTHON][1][0]
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        random.seed(python[1][0])
-        torch.manual_seed(python[1][0])
+        random.seed(seed)
+        torch.manual_seed(seed)
         torch.set_float32_matmul_precision("medium")
         torch.use_deterministic_algorithms(mode=not strict, warn_only=True)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(mode=strict, warn_only=warned)
-            torch.set_float32_matmul_precision(precision)
-            for library, before in zip(LIBRARIES, own, strict=True):
-                library.matmul.fp32_precision = before
-            random.setstate(python)
+            for name in ("deterministic algorithms", "the precision of products", PYTHON):
+                FACTS[name][1](before[name])

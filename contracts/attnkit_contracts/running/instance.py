@@ -67,12 +67,15 @@ class Instance:
             hint: The diagnosis of another failure: its mistakes are asked first.
         """
         _load()
+        from attnkit_contracts.instruments.process_state import guarded
+
         started = time.perf_counter()
         subject: Subject | None = None
         try:
-            with _one_thread():
+            with _one_thread(), guarded(self.target.seed) as changed:
                 subject = subject_of(self.target)
                 measured = self.check.function(subject, **self.params)
+            _must_be_kept(subject, changed)
         except KeyboardInterrupt:
             raise
         # whatever a stranger's code raises is a result; the skip of a test, or an exit, no less
@@ -180,6 +183,14 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _must_be_kept(subject: Subject, changed: list[str]) -> None:
+    """Raise `BrokenError` unless a process and the tensors of calls are as they were."""
+    if changed:
+        raise BrokenError(f"after the check, this is not as it was before: {', '.join(changed)}")
+    for what in subject.watch.written_to():
+        raise BrokenError(f"{what} was written to, by the call or by a later one")
 
 
 def _judge(measured: Measured) -> tuple[Status, str]:

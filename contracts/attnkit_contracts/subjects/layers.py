@@ -12,10 +12,11 @@ from attnkit.errors import UnsupportedError
 from attnkit.interface import load
 from attnkit.masks.constructors import Mask, Sizes
 from attnkit.promises import ALL_DTYPES
-from attnkit_contracts.catalogue import InconclusiveError
+from attnkit_contracts.catalogue import BrokenError, InconclusiveError
 from attnkit_contracts.definitions import oracle
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.inputs.calls import GROWING, Call, normal
+from attnkit_contracts.instruments.process_state import OWN_SEED, quick_state
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import probed
 from attnkit_contracts.subjects.subject import Subject
@@ -86,8 +87,14 @@ def build(target: Target, dtype: torch.dtype, **options: Any) -> Any:
         chosen.setdefault("implementation", target.implementation)
     with torch.random.fork_rng(devices=[]):
         # the processor's alone: torch.manual_seed tells absent devices too, in 2 ms a call
-        torch.default_generator.manual_seed(target.seed)
+        torch.default_generator.manual_seed(target.seed + OWN_SEED)
+        before = quick_state()
         layer = attnkit.create(target.variant, dtype=torch.float32, **chosen)
+        changed = [name for name, now in quick_state().items() if now != before[name]]
+        if torch.initial_seed() != target.seed + OWN_SEED:
+            changed.append("the seed of torch's random numbers")
+    if changed:
+        raise BrokenError(f"making a layer changes {', '.join(changed)}")
     return layer.to(device=target.device, dtype=dtype).eval()
 
 
@@ -164,7 +171,8 @@ class LayerSubject(Subject):
     def __call__(self, call: Call) -> Tensor:
         self.calls.append(call)
         self.last = f"layer({call.describe()}) with {self.config!r}"
-        return self.function(call)(call.laid_tensors())
+        out: Tensor = self.watch.run(call, self.function(call))
+        return out
 
     def begin(self, batch: int) -> State:
         """Return the state before the first token."""
@@ -182,7 +190,9 @@ class LayerSubject(Subject):
         mask = self.mask(sizes, wide=GROWING)
         call = call.masked(mask if hidden is None else mask & hidden)
         self.last = f"layer({call.describe()}, state=<{state.tokens} tokens>) with {self.config!r}"
-        y, state = self.layer(x, mask=call.mask, state=state)
+        y, state = self.watch.run(
+            call, lambda given: self.layer(given["x"], mask=call.mask, state=state)
+        )
         return y, state
 
     def pieces(

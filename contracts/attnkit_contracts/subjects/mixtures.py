@@ -8,7 +8,9 @@ import torch
 
 from attnkit.errors import UnsupportedError
 from attnkit_contracts.definitions import oracle
+from attnkit_contracts.definitions.answers import question
 from attnkit_contracts.definitions.mistakes import mixture as mistakes
+from attnkit_contracts.inputs.calls import Call
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import probed
 from attnkit_contracts.subjects.layers import LayerSubject
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.subject import Bounds, Grads
     from attnkit_contracts.subjects.target import Reading, Target
 
@@ -128,17 +129,31 @@ class MixtureLayer(LayerSubject):
             keep=keep,
         )
 
-    def mixture_bounds(self, call: Call, grads: Grads = None, keep: Tensor | None = None) -> Bounds:
+    def mixture_bounds(
+        self,
+        call: Call,
+        grads: Grads = None,
+        keep: Tensor | None = None,
+        probes: int | None = None,
+    ) -> Bounds:
         """Return the definition's answer, and its gradients to the tokens and weights.
 
         What is no padding is kept, (B, L).
         """
-        return probed(
-            lambda given: {"out": self.mixture(given, keep)},
-            {**call.tensors, **self.expert_weights()},
-            self.dtype,
-            grads=grads,
-            gate=units.layer_gate(self.dtype),
+        given, grads = {**call.tensors, **self.expert_weights()}, grads or {}
+        chosen = self.top_k, self.renormalises, getattr(self.config, "capacity_factor", None)
+        about = f"mixture {chosen} in {self.dtype}, with {probes} probes, {list(grads)}"
+        asked = question(about, Call(given), (keep, *grads.values()))
+        return self.target.answers.to(
+            asked,
+            lambda: probed(
+                lambda tensors: {"out": self.mixture(tensors, keep)},
+                {name: tensor.detach().clone() for name, tensor in given.items()},
+                self.dtype,
+                grads=grads,
+                gate=units.layer_gate(self.dtype),
+                probes=probes,
+            ),
         )
 
     def bounds(self, call: Call, grads: Grads = None, how: Reading = RIGHTLY) -> Bounds:

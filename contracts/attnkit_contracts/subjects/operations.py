@@ -46,6 +46,9 @@ class Operation(Subject):
         """Return a call of L tokens; see `Subject.draw`."""
         raise NotImplementedError  # every family's own
 
+    def draw_many(self, label: str, rows: int) -> Call:
+        return self.draw(label, batch=rows, length=1, width=4)
+
     def draw_shared(self, label: str, *, length: int, heads: int, shared: int) -> Call:
         """Return a call of one sample, with so many heads in the tensors that are `shared`."""
         raise NotImplementedError  # every family's own
@@ -54,10 +57,6 @@ class Operation(Subject):
         """Return a call that a claim of speed is about."""
         width, heads = claim.head_dim, claim.heads
         return self.draw(label, batch=claim.batch, length=claim.length, heads=heads, width=width)
-
-    def with_options(self, call: Call, label: str) -> Call:
-        """Return a call with all options that are promised."""
-        raise NotImplementedError  # every family's own
 
     def without_padding(self, call: Call) -> Call:
         if "padding" not in call.mask.parts:

@@ -168,7 +168,8 @@ class RecurrenceOperation(Operation):
         self.last = f"attnkit.recurrence({call.describe()}, variant={self.target.variant.name!r})"
         options = self.options() if options is None else options
         run = self._door(call, self.target.variant, self.target.implementation, options)
-        return run(call.laid_tensors())
+        out, state = self.watch.run(call, run)
+        return out, state
 
     def __call__(self, call: Call) -> Tensor:
         return self.both(call)[0]

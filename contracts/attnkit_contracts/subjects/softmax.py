@@ -152,7 +152,8 @@ class SoftmaxOperation(Operation):
     def __call__(self, call: Call) -> Tensor:
         self.calls.append(call)
         self.last = f"attnkit.attention({call.describe()})"
-        return self.function(call)(call.laid_tensors())
+        out: Tensor = self.watch.run(call, self.function(call))
+        return out
 
     def pieces(self, call: Call, lengths: tuple[int, ...]) -> Tensor:
         """Return the outputs of consecutive chunks of queries, each given all keys so far."""

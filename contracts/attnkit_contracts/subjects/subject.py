@@ -30,6 +30,7 @@ from attnkit_contracts.inputs.calls import (
     normal,
     open_part,
 )
+from attnkit_contracts.instruments.watch import Watch
 from attnkit_contracts.judging import outputs as judge
 from attnkit_contracts.subjects.target import RIGHTLY, Reading, dtype_of, offered
 
@@ -66,6 +67,7 @@ class Subject:
         dtype: Of the inputs.
         last: The last call, as text; for the reproduction of a failure.
         calls: The latest calls, for the diagnosis of a failure.
+        watch: What calls were given and gave, and may not be written to.
         layer: The module that is called; None for an operation.
         given: Options beyond the usual ones that a layer was made with.
         remakes: Those made of it with other options, in the order in which they were made.
@@ -98,6 +100,7 @@ class Subject:
         self.last = ""
         self.calls: deque[Call] = deque(maxlen=MOST_CALLS)
         self.remakes: list[Subject] = []
+        self.watch = Watch()
 
     @property
     def is_defined(self) -> bool:
@@ -177,6 +180,10 @@ class Subject:
         """Return the masks that look at distances alone, by a name."""
         return {"": self.mask(sizes, wide=PLACED)}
 
+    def draw_many(self, label: str, rows: int) -> Call:
+        """Return a call of so many rows, of few tokens each."""
+        return self.draw(label, batch=rows, length=1)
+
     def draw_whole(self, label: str, *, batch: int = 2, length: int = 33) -> Call:
         """Return an ordinary call that can be made in pieces: no mask needs the tokens to come."""
         return self.whole(self.draw(label, batch=batch, length=length))
@@ -184,6 +191,10 @@ class Subject:
     def whole(self, call: Call) -> Call:
         """Return the call with a mask that its pieces can have, too."""
         return call.masked(self.mask(cuts.sizes_of(call), wide=GROWING))
+
+    def with_options(self, call: Call, label: str) -> Call:
+        """Return a call with all options that are promised; a layer's are its own."""
+        return call
 
     def without_padding(self, call: Call) -> Call:
         """Return a call whose padding holds 0, where the definition says what padding is."""
@@ -279,6 +290,10 @@ class Subject:
         """Return the definition's output of a call, and its unit."""
         what, how = f"output, with {probes} probes", Reading(probes=probes)
         return self._kept(what, call, ask=lambda: self.bounds(call, how=how)["out"])
+
+    def output_bounds(self, call: Call) -> Bounds:
+        """Return all of the definition's outputs of a call, and their units."""
+        return self._kept("outputs", call, ask=lambda: self.bounds(call, how=Reading(probes=2)))
 
     def gradient_bounds(self, call: Call, grad_out: Tensor) -> dict[str, Bound]:
         """Return the definition's gradient of every tensor of a call, and its unit."""

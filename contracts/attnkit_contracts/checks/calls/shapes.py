@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attnkit.errors import UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, Measured, call_check, operation_check
 from attnkit_contracts.inputs import layouts
 from attnkit_contracts.judging import outputs as judge
@@ -88,15 +89,25 @@ def determinism(subject: Subject) -> Measured:
     verdict="R",
 )
 def strides(subject: Subject) -> Measured:
-    """Compare views with contiguous copies of equal values."""
-    call = subject.draw("S5", length=17)
+    """Compare views with contiguous copies of equal values, those of options too."""
+    plain = subject.draw("S5", length=17)
+    call = if_taken(subject, subject.with_options(plain, "S5 options"), plain)
     limit, wanted, found = subject.bound(call), subject(call), []
-    for layout in (layouts.TRANSPOSED, layouts.EVERY_SECOND, layouts.OFFSET):
+    for layout in (layouts.TRANSPOSED, layouts.COLUMNS, layouts.EVERY_SECOND, layouts.OFFSET):
         found.append(judge.agree(limit, wanted, subject(call.laid(layout)), layout.name))
     alike = call.map(lambda _, t: t[:1].expand_as(t).contiguous() if t.dim() >= 3 else t)
     limit, wanted = subject.bound(alike), subject(alike)
     expanded = subject(alike.laid(layouts.ONE_SAMPLE))
     return judge.worst([*found, judge.agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name)])
+
+
+def if_taken(subject: Subject, rich: Call, plain: Call) -> Call:
+    """Return a call with options, or a plain one where they do not go together."""
+    try:
+        subject(rich)
+    except UnsupportedError:
+        return plain
+    return rich
 
 
 def _lengths(promises: Promises) -> Iterator[Mapping[str, int]]:

@@ -12,6 +12,7 @@ from attnkit.errors import ConfigError, UnsupportedError
 from attnkit_contracts.catalogue import BrokenError, InconclusiveError, Measured, layer_check
 from attnkit_contracts.checks.experts.router import gradient_errors, mixture_check
 from attnkit_contracts.definitions import oracle
+from attnkit_contracts.inputs.factors import mixture_rows
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import exactly, gradient_of, near, probed, worst
 from attnkit_contracts.subjects.mixtures import EXPERTS
@@ -182,6 +183,51 @@ def options(subject: MixtureLayer, num_experts: int, top_k: int, *, renormalise:
         router = built.expert_weights()["router.weight"].zero_()
         router[:, 0] = 4 * torch.arange(num_experts) / num_experts
     return worst([*found, *_errors(built, spread.given(x=x), "tokens at the same experts")])
+
+
+@mixture_check(
+    "F10.values",
+    "r <= gate for every value of every option and size: 4, 5, 33 and 130 experts, 1, 2, 3, 8 and "
+    "all of them for a token, one token, as many tokens as experts or as a token is wide, 300, "
+    "widths that are no multiple of 8 and beyond 128, gates of 0 and 1, and large tokens.",
+    fields=("num_experts", "top_k", "renormalise", "embed_dim", "hidden_dim"),
+    # of tokens so large, products of two overflow in float16
+    dtypes=("float64", "float32", "bfloat16"),
+    verdict="R",
+)
+def values(subject: MixtureLayer) -> Measured:
+    """Compare calls in which every value occurs with the definition; see `inputs.factors`."""
+    found = []
+    for row in mixture_rows(1):
+        built, call = _made(subject, row)
+        limit = built.mixture_bounds(call, probes=3)["out"]
+        told = ", ".join(f"{name}={value}" for name, value in row.items())
+        found.append(near(limit, built(call), told))
+        if not found[-1].value <= found[-1].threshold:
+            break
+    return worst(found)
+
+
+def _made(subject: MixtureLayer, row: Mapping[str, Any]) -> tuple[MixtureLayer, Call]:
+    """Return the layer and the call that a combination names."""
+    (width, hidden), experts = row["widths"], row["experts"]
+    built = subject.remade(
+        embed_dim=width,
+        hidden_dim=hidden,
+        num_experts=experts,
+        top_k=experts if row["top_k"] == "all" else row["top_k"],
+        renormalise=row["renormalise"],
+    )
+    with torch.no_grad():
+        router = built.expert_weights()["router.weight"]
+        # of very many experts, the last are the first choice of most: few have tokens
+        router[100:].mul_(4)
+        if row["logits"] == "large":
+            router.mul_(200)
+    sizes = {"experts": experts, "width": width}
+    call = built.clear_call(f"F10 {dict(row)}", length=sizes.get(row["tokens"], row["tokens"]))
+    call = call.samples(torch.tensor([0], device=subject.device))
+    return built, call.map(lambda _, x: row["size"] * x)
 
 
 def _errors(subject: MixtureLayer, call: Call, where: str) -> Iterator[Measured]:

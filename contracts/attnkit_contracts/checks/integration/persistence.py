@@ -88,7 +88,9 @@ def moves(subject: LayerSubject) -> Measured:
     if "rotary_base" in type(subject.config).model_fields:
         options["rotary_base"] = 10000.0
     call = subject.draw("I4", length=300)
-    made = attnkit.create(subject.target.variant, dtype=subject.dtype, **options)
+    with torch.random.fork_rng(devices=[]):
+        # in the dtype from the start, as `build` does not make it; whatever its weights are
+        made = attnkit.create(subject.target.variant, dtype=subject.dtype, **options)
     made = made.to(subject.device).eval()
     moved = build(subject.target, torch.float32, **options)
     wide = call.tensors["x"].to(torch.float32)

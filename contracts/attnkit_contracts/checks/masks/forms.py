@@ -145,7 +145,9 @@ def broadcast(subject: SoftmaxOperation, given: str) -> Measured:
         plain = (numbers > -1).to(subject.device) if given == "mask" else subject.cast(numbers)
         expanded = plain.expand(*sizes)
         limit = subject.bound(_with(call, expanded.contiguous()))
-        for view, what in ((plain, where), (expanded, f"{where}, expanded")):
+        # written out, it can only lie in memory otherwise
+        columns = plain.mT.contiguous().mT if expanded.shape == plain.shape else expanded
+        for view, what in ((plain, where), (columns, f"{where}, another view")):
             found.append(judge.near(limit, subject(_with(call, view)), what))
         if given == "bias" and subject.promises.gradients:
             biased = _with(call, plain)

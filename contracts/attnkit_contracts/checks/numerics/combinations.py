@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,73 +11,21 @@ from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import Measured, check
 from attnkit_contracts.inputs.calls import normal
-from attnkit_contracts.inputs.pairwise import pairwise
+from attnkit_contracts.inputs.factors import recurrence_rows, softmax_rows
 from attnkit_contracts.judging.outputs import near, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from torch import Tensor
+
     from attnkit.masks.constructors import Mask
-    from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.recurrence import RecurrenceOperation
     from attnkit_contracts.subjects.softmax import SoftmaxOperation
 
-    Factors = dict[str, tuple[Any, ...]]
     Row = Mapping[str, Any]
-
-LOGITS, NUMBERS, STATES = 30_000, 260_000, 150_000
-"""The most logits, numbers in query, key and value, and numbers in all L states of a recurrence,
-of one combination: what keeps the checks cheap."""
-
-
-def softmax_factors(promises: Promises) -> Factors:
-    """Return the values of every factor that the promises allow, plain ones first."""
-    lengths = [(33, 33), (5, 5), (150, 150)]
-    if promises.cross:
-        # whose queries stand at keys has no more queries than keys
-        by_key = {"documents", "blocks"} & set(promises.needs)
-        lengths += [(1, 70), (33, 70)] + ([] if by_key else [(70, 33)])
-    heads = [(1, 1)]
-    if promises.heads == "many":
-        heads += [(3, 3), (12, 12)]
-        heads += [(6, 3), (6, 2), (16, 1)] if promises.gqa else []
-    widths = [(8, 8), (24, 24), (64, 64), (72, 72), (100, 100), (128, 128), (192, 192)]
-    if promises.value_width:
-        widths = [(8, 24), (24, 8), (64, 64), (72, 40), (100, 100), (128, 64), (192, 128)]
-    return {
-        "mask": tuple(_masks(promises)),
-        "widths": tuple(widths),
-        "lengths": tuple(lengths),
-        "heads": tuple(heads),
-        "batch": (3, 1, 65),
-        "bias": ("none", "full", "of heads", "large") if promises.bias else ("none",),
-        # times the default
-        "scale": (1, 0, -1, 4) if promises.scale else (1,),
-        "softcap": (None, 1.5) if promises.softcap else (None,),
-        "sinks": (False, True) if promises.sinks else (False,),
-    }
-
-
-def _masks(promises: Promises) -> Iterator[str]:
-    """Yield ways and parts: all parts beside one way, the plain mask of the other."""
-    ways = [way for way in ("causal", "bidirectional") if getattr(promises, way)]
-    yield from ways
-    for part in promises.masks:
-        # a prefix shows nothing beside causal; what a variant needs, every mask of it has
-        way = "bidirectional" if part == "prefix" else ways[0]
-        if part not in (*promises.needs, "union") and way in ways:
-            yield f"{way}+{part}"
-
-
-def _fits_softmax(row: Row) -> bool:
-    batch, (heads, _) = row.get("batch", 1), row.get("heads", (1, 1))
-    queries, keys = row.get("lengths", (1, 1))
-    by_key = row.get("mask", "").endswith(("documents", "blocks"))
-    numbers = batch * heads * (queries + keys) * sum(row.get("widths", (1, 1)))
-    cheap = batch * heads * queries * keys <= LOGITS and numbers <= NUMBERS
-    return cheap and not (by_key and queries > keys)
 
 
 def softmax_call(subject: SoftmaxOperation, row: Row) -> Call:
@@ -99,17 +46,49 @@ def softmax_call(subject: SoftmaxOperation, row: Row) -> Call:
         value_width=value_width,
         mask=mask & _part(part, sizes, draw, subject.device) if part else mask,
     )
-    shape = (1, heads, 1, keys) if row["bias"] == "of heads" else tuple(sizes)
-    if row["bias"] == "large":
-        # neighbours of 64 lie 0.5 apart in bfloat16: as float32 it must not be rounded to that
-        call = call.given(bias=subject.wide(64 + normal(draw, *shape)))
-    elif row["bias"] != "none":
-        call = call.given(bias=subject.cast(normal(draw, *shape)))
-    if row["sinks"]:
-        call = call.given(sinks=subject.cast(normal(draw, heads)))
+    if row["bias"] != "none":
+        call = call.given(bias=_bias(subject, row["bias"], sizes, draw))
+    if row["sinks"] != "none":
+        call = call.given(sinks=subject.cast(_sinks(row["sinks"], heads, draw)))
     if row["softcap"] is not None:
         call = call.saying(softcap=row["softcap"])
-    return call if row["scale"] == 1 else call.saying(scale=row["scale"] * width**-0.5)
+    return call if row["scale"] == 1 else call.saying(scale=_scale(row["scale"], width**-0.5))
+
+
+def _scale(said: Any, default: float) -> float:
+    words = {"default": default, "one": 1.0}
+    return float(words[said] if said in words else said * default)
+
+
+def _bias(subject: SoftmaxOperation, kind: str, sizes: Sizes, draw: torch.Generator) -> Tensor:
+    batch, heads, queries, keys = sizes
+    drawn = normal(draw, 1 if kind == "of heads" else batch, heads, queries, keys)
+    match kind:
+        case "of heads":
+            return subject.cast(drawn[:, :, :1])
+        case "large":
+            # neighbours of 64 lie 0.5 apart in bfloat16: as float32 it must not be rounded to that
+            return subject.wide(64 + drawn)
+        case "zero":
+            return subject.cast(0 * drawn)
+        case "constant rows":
+            # which change no weight, however large
+            constants = torch.tensor([0.0, -8192.0, 8192.0], dtype=drawn.dtype)
+            rows = constants[torch.arange(queries) % 3]
+            return subject.cast(rows[:, None].expand(sizes).contiguous())
+        case _:
+            return subject.cast(drawn)
+
+
+def _sinks(kind: str, heads: int, draw: torch.Generator) -> Tensor:
+    drawn = normal(draw, heads)
+    if kind == "zero":
+        return 0 * drawn
+    if kind == "0 and 100":
+        # beside drawn ones; beyond 88, exp overflows in float32
+        turn = torch.arange(heads) % 3
+        return torch.where(turn == 2, 100.0, torch.where(turn == 1, 0.0, drawn))
+    return drawn
 
 
 def _part(part: str, sizes: Sizes, draw: torch.Generator, device: str) -> Mask:
@@ -124,11 +103,15 @@ def _part(part: str, sizes: Sizes, draw: torch.Generator, device: str) -> Mask:
             # half of the keys, all of them, none
             return attnkit.padding((turn + 1) % 3 * keys // 2)
         case "documents":
-            # ids need not be sorted, nor the same for all samples
+            # ids need not be sorted, nor the same for all samples, nor fit into eight bits
             later = positions >= (keys // (turn + 2))[:, None]
-            return attnkit.documents(9 - 7 * later.long() - 3 * (positions >= keys - 2).long())
+            last = (positions >= keys - 2) & (turn == 1)[:, None]
+            return attnkit.documents(258 - 256 * later.long() - 3 * last.long())
         case "prefix":
             return attnkit.prefix_lm((turn + 1) % 3 * keys // 2)
+        case "union":
+            shown = torch.rand(batch, 1, 1, keys, generator=draw) < 0.4
+            return attnkit.sliding_window(2) | attnkit.dense(shown.to(device))
         case "dense":
             seen = torch.rand(*sizes, generator=draw) < 0.6
             # and rows that see nothing
@@ -141,6 +124,20 @@ def _part(part: str, sizes: Sizes, draw: torch.Generator, device: str) -> Mask:
 
 
 @check(
+    "N1.values",
+    "r <= gate for every value of every promised option and size: options at 0, at 1, at their "
+    "defaults said aloud and beyond where exp overflows; one key, as many samples as tokens, more "
+    "heads than tokens, widths and lengths beyond tiles; and of 1100 keys under every mask part.",
+    families=("softmax",),
+    verdict="R",
+)
+def values(subject: SoftmaxOperation) -> Measured:
+    """Compare calls in which every value occurs with the definition; see `inputs.factors`."""
+    rows = softmax_rows(subject.promises, 1, exact=subject.is_exact)
+    return _worst(subject, ((row, softmax_call(subject, row)) for row in rows), gradients=False)
+
+
+@check(
     "N1.combinations",
     "r <= gate, for the output and for every gradient, whichever two promised options and sizes "
     "come together: masks, heads, widths, lengths, batches, bias, scale, softcap, sinks.",
@@ -150,39 +147,9 @@ def _part(part: str, sizes: Sizes, draw: torch.Generator, device: str) -> Mask:
     verdict="R",
 )
 def combinations(subject: SoftmaxOperation) -> Measured:
-    """Compare a covering set of calls with the definition; see `pairwise`."""
-    rows = pairwise(softmax_factors(subject.promises), _fits_softmax)
+    """Compare a covering set of calls with the definition; see `inputs.factors`."""
+    rows = softmax_rows(subject.promises, 2, exact=subject.is_exact)
     return _worst(subject, ((row, softmax_call(subject, row)) for row in rows))
-
-
-def recurrence_factors(promises: Promises) -> Factors:
-    """Return the values of every factor that the promises allow, plain ones first."""
-    groups = [(1, 1), (3, 3), (12, 12)] + ([(6, 3), (6, 2), (16, 1)] if promises.gqa else [])
-    widths = [(8, 8), (24, 24), (40, 40), (130, 130)]
-    if promises.value_width:
-        widths = [(8, 24), (24, 8), (40, 72), (100, 16), (192, 8)]
-    # a gate beyond 1 overshoots, as one below 0 does: the definition has no bounds
-    beta: tuple[Any, ...] = ((0, 1), (-0.5, 2)) if promises.beta else ()
-    parts = [part for part in promises.masks if part not in promises.needs]
-    masks = [part for part in parts if part in ("padding", "documents")]
-    return {
-        "widths": tuple(widths),
-        "groups": tuple(groups),
-        "length": (20, 50, 150, 1, 3) if promises.state else (20, 50, 150),
-        "batch": (2, 1, 65),
-        "decay": promises.decay or ("none",),
-        "beta": (None, *beta),
-        "scale": (1, 0, -1, 4) if promises.scale else (1,),
-        "state": (False, True) if promises.state else (False,),
-        "mask": ("none", *masks),
-    }
-
-
-def _fits_recurrence(row: Row) -> bool:
-    sizes = (row.get("batch", 1), row.get("groups", (1, 1))[0], row.get("length", 1))
-    # a lone token without a state may have gradients that are 0 but for rounding: no unit fits
-    lone = row.get("length", 20) < 20 and not row.get("state", True)
-    return math.prod((*sizes, *row.get("widths", (1, 1)))) <= STATES and not lone
 
 
 def recurrence_call(subject: RecurrenceOperation, row: Row) -> Call:
@@ -200,15 +167,52 @@ def recurrence_call(subject: RecurrenceOperation, row: Row) -> Call:
         value_width=value_width,
         decay=row["decay"],
         beta=row["beta"] is not None,
-        state=row["state"],
+        state=row["state"] != "none",
     )
     if row["beta"] is not None:
-        low, high = row["beta"]
-        share = torch.rand(*call.tensors["beta"].shape, generator=draw, dtype=torch.float64)
-        call = call.given(beta=subject.cast(low + (high - low) * share))
+        call = call.given(beta=subject.cast(_beta(row["beta"], call.tensors["beta"].shape, draw)))
+    if row["rates"] != "drawn":
+        rates = _rates(row["rates"], call.tensors["log_decay"].shape, draw)
+        call = call.given(log_decay=subject.cast(rates))
+    if row["state"] in ("zero", "large"):
+        factor = 0 if row["state"] == "zero" else 1000
+        call = call.given(initial_state=factor * call.tensors["initial_state"])
     if row["mask"] != "none":
         call = call.masked(call.mask & _part(row["mask"], sizes, draw, subject.device))
-    return call if row["scale"] == 1 else call.saying(scale=float(row["scale"]))
+    return call if row["scale"] == 1 else call.saying(scale=_scale(row["scale"], 1.0))
+
+
+def _beta(said: Any, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    share = torch.rand(*shape, generator=draw, dtype=torch.float64)
+    if said == "0 and 1":
+        return share.round()
+    if isinstance(said, str):
+        return torch.full_like(share, float(said == "one"))
+    low, high = said
+    return torch.as_tensor(low + (high - low) * share)
+
+
+def _rates(said: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    """Return decays that are all 0, or 0, ordinary ones, and some that leave nothing."""
+    choices = torch.tensor([0.0, -0.01, -0.1, -40.0, -100.0], dtype=torch.float64)
+    picked = torch.randint(len(choices), shape, generator=draw)
+    # mostly what is remembered
+    picked = torch.where(torch.rand(*shape, generator=draw) < 0.1, picked, picked % 3)
+    return torch.zeros(*shape) if said == "zero" else choices[picked]
+
+
+@check(
+    "N1.recurrence_values",
+    "r <= gate, for the output and the final state, for every value of every promised option and "
+    "size: gates, scale and state at 0 and 1 and large, decays from 0 to -100, as many samples as "
+    "tokens, more heads than tokens, widths beyond tiles, 300 tokens under every mask part.",
+    families=("recurrence",),
+    verdict="R",
+)
+def recurrence_values(subject: RecurrenceOperation) -> Measured:
+    """Compare calls in which every value occurs with the recurrence run token by token."""
+    rows = recurrence_rows(subject.promises, 1)
+    return _worst(subject, ((row, recurrence_call(subject, row)) for row in rows), gradients=False)
 
 
 @check(
@@ -222,24 +226,27 @@ def recurrence_call(subject: RecurrenceOperation, row: Row) -> Call:
 )
 def recurrence_combinations(subject: RecurrenceOperation) -> Measured:
     """Compare a covering set of calls with the recurrence run token by token in float64."""
-    rows = pairwise(recurrence_factors(subject.promises), _fits_recurrence)
+    rows = recurrence_rows(subject.promises, 2)
     return _worst(subject, ((row, recurrence_call(subject, row)) for row in rows))
 
 
-def _worst(subject: Operation, calls: Iterator[tuple[Row, Call]]) -> Measured:
+def _worst(
+    subject: Operation, calls: Iterator[tuple[Row, Call]], *, gradients: bool = True
+) -> Measured:
     """Return the worst of all, or the first that is beyond its threshold.
 
     A combination that an implementation refuses by name is left out, unless it refuses all.
     """
     most, refused = None, UnsupportedError("no combination fits the promises")
     for row, call in calls:
-        grads = subject.grads(call)
+        grads = subject.grads(call) if gradients else {}
         try:
             got = subject.answers(call, grads)
         except UnsupportedError as error:
             refused = error
             continue
-        for name, limit in subject.bounds(call, grads).items():
+        limits = subject.bounds(call, grads) if gradients else subject.output_bounds(call)
+        for name, limit in limits.items():
             found = near(limit, got[name], f"{told(name)}, {_told(row)}")
             if not found.value <= found.threshold:
                 return found

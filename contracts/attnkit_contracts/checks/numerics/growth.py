@@ -9,7 +9,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnkit
-from attnkit_contracts.catalogue import InconclusiveError, Measured, call_check, mixing_check
+from attnkit_contracts.catalogue import (
+    ANYWHERE,
+    InconclusiveError,
+    Measured,
+    call_check,
+    check,
+    mixing_check,
+)
 from attnkit_contracts.instruments.poison_and_meters import Meter
 from attnkit_contracts.judging.outputs import worst
 
@@ -18,6 +25,9 @@ if TYPE_CHECKING:
 
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.subject import Subject
+
+ROWS = 70_000
+"""More than a grid of blocks, or a number of 16 bits, has room for."""
 
 SHORT, LONG = 512, 1024
 """Lengths between which growth is measured: tiles of 64 to 256 have several of both."""
@@ -40,6 +50,22 @@ def growth(subject: Subject) -> Measured:
         limit, out = subject.bound(call, probes=2), subject(call)
         found.append(subject.error(limit, out, f"L={length}"))
     return worst(found)
+
+
+@check(
+    "N7.rows",
+    "r <= gate for 70000 rows, which are more than 16 bits count: samples, heads and tokens of an "
+    "operation together, tokens of a mixture of experts.",
+    families=("softmax", "recurrence", "feedforward"),
+    levels=ANYWHERE,
+    dtypes=("float32",),
+    tier="standard",
+    verdict="R",
+)
+def rows(subject: Subject) -> Measured:
+    """Compare with the definition; a layer's with its own in float64."""
+    call = subject.draw_many("N7 rows", ROWS)
+    return subject.error(subject.bound(call, probes=2), subject(call), f"{ROWS} rows")
 
 
 @call_check(

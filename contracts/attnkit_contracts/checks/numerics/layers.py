@@ -89,7 +89,7 @@ def layer_backward(subject: LayerSubject) -> Measured:
     verdict="R",
 )
 def layer_options(subject: LayerSubject) -> Measured:
-    """Build a layer for every set of a covering design of options; see `inputs.pairwise`."""
+    """Build a layer for every set of a covering design of options; see `inputs.cover`."""
     found = []
     for options in joint_options(subject.config):
         where = ", ".join(f"{name}={value!r}" for name, value in options.items())
