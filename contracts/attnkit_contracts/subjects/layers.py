@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args, get_origin
 
 import torch
 from torch.func import functional_call
 
 import attnkit
-from attnkit.errors import UnsupportedError
+from attnkit.errors import ConfigError, UnsupportedError
 from attnkit.masks.constructors import Mask, Sizes
 from attnkit.promises import ALL_DTYPES
 from attnkit_contracts.catalogue import InconclusiveError
@@ -17,7 +17,7 @@ from attnkit_contracts.subjects.subject import Subject
 from attnkit_contracts.subjects.target import dtype_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -41,6 +41,37 @@ SAMPLES: dict[str, Any] = {
     "chunk_size": 8,
 }
 """Values for fields that have no default; a field's own ``examples`` go before these."""
+
+
+VALUES: dict[str, Any] = {
+    "rotary_base": 100.0,
+    "window_size": 5,
+    "softcap": 0.5,
+    "num_kv_heads": 1,
+    "value_head_dim": 12,
+    "scale": 1.5,
+    "conv_size": 3,
+}
+"""Options to try, beside every choice and switch that a configuration has."""
+
+LEFT_OUT = ("implementation", "is_causal", "context_dim")
+"""What is checked as itself, or must be as it is for a layer to have a state."""
+
+
+def further_options(config: LayerConfig) -> Iterator[dict[str, Any]]:
+    """Yield one option each, other than what a layer has."""
+    for name, field in type(config).model_fields.items():
+        has = getattr(config, name)
+        if name in LEFT_OUT:
+            continue
+        if field.annotation is bool:
+            yield {name: not has}
+        elif get_origin(field.annotation) is not None and all(
+            isinstance(each, str) for each in get_args(field.annotation)
+        ):
+            yield from ({name: each} for each in get_args(field.annotation) if each != has)
+        elif name in VALUES and VALUES[name] != has:
+            yield {name: VALUES[name]}
 
 
 def sample_options(variant: Variant) -> dict[str, Any]:
@@ -104,6 +135,18 @@ class LayerSubject(Subject):
         """Return a subject of the same target with a layer that is made anew, with options."""
         return type(self)(self.target, **options)
 
+    def in_company(self) -> Self:
+        """Return a subject of the same target with all `further_options` that go together."""
+        found = self
+        for options in further_options(self.config):
+            try:
+                made = self.remade(**{**found.given, **options})
+                made(made.draw("in company", length=2))
+            except (ConfigError, UnsupportedError):
+                continue
+            found = made
+        return found
+
     def _refuses_bare(self) -> bool:
         """Return whether a call must bring the mask parts that the variant cannot do without."""
         if not self.target.promises.needs:
@@ -136,20 +179,22 @@ class LayerSubject(Subject):
         mask = self.mask(Sizes(batch, 1, length, length)) if mask is None else mask
         return Call({"x": x}, mask)
 
-    def clear_call(self, label: str, *, length: int = 24) -> Call:
-        """Return a call in which no rounding of the inputs changes a choice."""
-        return self.draw(label, length=length)
-
     def causal(self, call: Call) -> Call:
         call = super().causal(call)
         return call.masked(call.mask & attnkit.causal())
 
     def function(self, call: Call) -> Function:
-        layer, mask = self.layer, call.mask
+        return self.called(self.layer, call)
+
+    def called(self, layer: Any, call: Call) -> Function:
+        """Return what a layer gives of a call's tensors, and of weights in place of its own."""
+        mask = call.mask
 
         def function(tensors: Mapping[str, Tensor]) -> Tensor:
-            further = {n: t for n, t in tensors.items() if n == "context"}
-            y: Tensor = layer(tensors["x"], mask=mask, **further)
+            given = dict(tensors)
+            x, further = given.pop("x"), {n: given.pop(n) for n in ("context",) if n in given}
+            # what else is given stands in for weights
+            y: Tensor = functional_call(layer, given, (x,), {"mask": mask, **further})
             return y
 
         return function
@@ -196,27 +241,28 @@ class LayerSubject(Subject):
             start = stop
         return torch.cat(outputs, -2)
 
+    @property
+    def widest(self) -> torch.dtype:
+        """The widest dtype that is promised."""
+        return dtype_of(min(self.target.variant.promises.dtypes, key=ALL_DTYPES.index))
+
     def twin(self) -> Any:
         """Return the layer with the same weights in the widest dtype that is promised.
 
         What it gives is only compared with what the layer itself gives otherwise, never taken
         for the truth. A variant without float64 has its errors measured by its float32.
         """
-        promised = self.target.variant.promises.dtypes
-        widest = min(promised, key=ALL_DTYPES.index)
-        twin = build(self.target, dtype_of(widest), **{**self.given, "implementation": "auto"})
+        twin = build(self.target, self.widest, **{**self.given, "implementation": "auto"})
         twin.load_state_dict(self.layer.state_dict())
         return twin
 
     def definition(self, call: Call, rules: Any = None) -> Definition:
         twin = self.twin()
         dtype = next(twin.parameters()).dtype
+        called = self.called(twin, call)
 
         def function(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            given = {name: t.to(dtype) for name, t in tensors.items()}
-            x, further = given.pop("x"), {n: given.pop(n) for n in ("context",) if n in given}
-            y: Tensor = functional_call(twin, given, (x,), {"mask": call.mask, **further})
-            return {"out": y.double()}
+            return {"out": called({name: t.to(dtype) for name, t in tensors.items()}).double()}
 
         return function
 

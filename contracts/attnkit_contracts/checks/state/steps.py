@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,7 @@ import attnkit
 from attnkit.errors import ConfigError, UnsupportedError
 from attnkit_contracts.catalogue import Measured, layer_check
 from attnkit_contracts.judging.outputs import agree, must_differ, part, worst
+from attnkit_contracts.subjects.layers import further_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -80,21 +81,6 @@ def _hidden(ends: Tensor, counts: Tensor, ids: Tensor | None, tokens: int) -> Ma
     return mask
 
 
-VALUES: dict[str, Any] = {
-    "rotary_base": 100.0,
-    "window_size": 5,
-    "softcap": 0.5,
-    "num_kv_heads": 1,
-    "value_head_dim": 12,
-    "scale": 1.5,
-    "conv_size": 3,
-}
-"""Options to step with, beside every choice and switch that a configuration has."""
-
-LEFT_OUT = ("implementation", "is_causal", "context_dim")
-"""What is checked as itself, or must be as it is for a layer to have a state."""
-
-
 @layer_check(
     "T7.option_steps",
     "F in pieces, with its state, is F for every option of the layer, alone and all together.",
@@ -104,29 +90,13 @@ LEFT_OUT = ("implementation", "is_causal", "context_dim")
 def option_steps(subject: LayerSubject) -> Measured:
     """Build a layer for each switch, choice and known field of its configuration."""
     found, taken = [], dict[str, Any]()
-    for options in [{}, *_options(subject)]:
+    for options in [{}, *further_options(subject.config)]:
         measured = _in_pieces(subject, options)
         if measured is not None:
             found.append(measured)
             taken |= options
     together = _in_pieces(subject, taken)
     return worst([*found, together] if together is not None else found)
-
-
-def _options(subject: LayerSubject) -> Iterator[dict[str, Any]]:
-    """Yield one option each, other than what the layer has."""
-    for name, field in type(subject.config).model_fields.items():
-        has = getattr(subject.config, name)
-        if name in LEFT_OUT:
-            continue
-        if field.annotation is bool:
-            yield {name: not has}
-        elif get_origin(field.annotation) is not None and all(
-            isinstance(each, str) for each in get_args(field.annotation)
-        ):
-            yield from ({name: each} for each in get_args(field.annotation) if each != has)
-        elif name in VALUES and VALUES[name] != has:
-            yield {name: VALUES[name]}
 
 
 def _in_pieces(subject: LayerSubject, options: Mapping[str, Any]) -> Measured | None:
