@@ -8,7 +8,6 @@ from attnkit.masks.padded_tokens import hide_padding
 from attnkit_contracts.subjects.subject import Subject
 
 if TYPE_CHECKING:
-
     from attnkit.interface import Variant
     from attnkit.masks.constructors import Mask
     from attnkit.promises import SpeedClaim

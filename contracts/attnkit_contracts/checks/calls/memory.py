@@ -80,7 +80,7 @@ def _grad_outs(grad_out: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
 )
 def grad_out_strides(subject: Subject) -> Measured:
     """Send gradients as a sum, a mean, a transpose and a slice send them."""
-    call = subject.draw("S6", length=17)
+    call = subject.draw("S6", length=9)
     drawn = subject.normal("S6 grad", *judge.output_shape(call))
     found, plain = [], judge.gradients(subject, call, drawn)
     for what, compact, view in _grad_outs(drawn):

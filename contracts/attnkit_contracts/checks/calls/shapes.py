@@ -99,7 +99,7 @@ def strides(subject: Subject) -> Measured:
     expanded = subject(alike.laid(layouts.ONE_SAMPLE))
     found.append(judge.agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name))
     if subject.promises.gradients:
-        found += _laid_gradients(subject, call)
+        found += _laid_gradients(subject, subject.draw("S5", length=9))
     return judge.worst(found)
 
 

@@ -104,10 +104,10 @@ def recurrence_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
 
 def _backward_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
     """Yield what a recurrence is trained on: beside the usual, company and several chunks."""
-    yield from recurrence_cases(promises)
     options = [name for name in RECURRENCE_OPTIONS if getattr(promises, name)]
-    for decay in promises.decay or ("none",):
-        yield {"inputs": "+".join((decay, *options))}
+    yield from (case for case in recurrence_cases(promises) if case["inputs"] not in COMPANIONS)
+    decays = promises.decay or ("none",)
+    yield from ({"inputs": "+".join((decay, *options))} for decay in decays[:-1])
     # the delta rule has other kernels
     if promises.beta or not options:
         yield {"inputs": "long"}
@@ -116,11 +116,12 @@ def _backward_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
 
 
 RECURRENCE_OPTIONS = ("gqa", "value_width", "beta", "scale", "state")
+COMPANIONS = ("scale", "state")
+"""What backward passes are given beside other options only."""
 
 RECURRENCE_SIZES: dict[str, dict[str, int]] = {
     "gqa": {"length": 12, "width": 72},
     "value_width": {"length": 12, "width": 8, "value_width": 136},
-    "scale": {"batch": 5},
     "long": {"batch": 1, "length": 130},
 }
 """Of the cases that are plain otherwise; the longest has more than two chunks of 64."""
@@ -132,7 +133,7 @@ def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
     size = {"batch": 2, "length": 24, "heads": 4 if "gqa" in names else 2, "groups": 2}
     size |= RECURRENCE_SIZES.get(inputs, {})
     if len(names) > 1:
-        size |= {"length": 130, "width": 8} if "long" in names else {"batch": 3, "length": 21}
+        size |= {"length": 130, "width": 8} if "long" in names else {"batch": 5, "length": 21}
         size |= {"value_width": 24} if "value_width" in names else {}
     decay = next((name for name in names if name in ("none", "head", "channel")), None)
     call = subject.draw(
@@ -140,7 +141,7 @@ def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
         decay=decay,  # type: ignore[arg-type]  # one of the three, as tested above
         beta="beta" in names,
         state="state" in names,
-        **size,
+        **size,  # type: ignore[arg-type]  # sizes alone
     )
     if inputs in ("padding", "documents"):
         part: MaskPart = inputs  # type: ignore[assignment]  # one of the two, as tested above

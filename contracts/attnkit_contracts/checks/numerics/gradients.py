@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.layers import LayerSubject
-    from attnkit_contracts.subjects.subject import Function, Subject
+    from attnkit_contracts.subjects.subject import Definition, Function, Subject
 
     Tensors = Mapping[str, Tensor]
 
@@ -198,7 +198,7 @@ def second_order(subject: Subject) -> Measured:
 )
 def subsets(subject: Subject) -> Measured:
     """Ask for one gradient alone, and for all but one; of a layer, for those of its weights."""
-    plain = subject.draw("N4", length=17)
+    plain = subject.draw("N4", length=17 if subject.layer is None else 9)
     found, known = list(_of_outputs(subject, plain)), set[str]()
     for call in _calls(subject, plain):
         found += _of_subsets(subject, call, known)
@@ -278,7 +278,7 @@ def _gradients_of(
 )
 def accumulation(subject: Subject) -> Measured:
     """Compare with a call by itself, and with twice its gradient; weights of a layer too."""
-    call, other = (subject.draw(label, length=17).leaves() for label in ("N4", "N4 other"))
+    call, other = (subject.draw(label, length=9).leaves() for label in ("N4", "N4 other"))
     trained = {n: p for n, p in subject.weights().items() if p.requires_grad}
     leaves = {**call.tensors, **trained}
     grad_out = subject.normal("N4 grad", *judge.output_shape(call))
@@ -323,7 +323,7 @@ def _passed_back(subject: Subject, call: Call, grad_out: Tensor, out: Tensor) ->
 )
 def recomputed(subject: Subject) -> Measured:
     """Compute the output for a second time in the backward pass."""
-    call = subject.draw("N4", length=17)
+    call = subject.draw("N4", length=9)
     leaves = call.leaves()
     tensors = list(leaves.tensors.values())
 
@@ -405,4 +405,8 @@ def _slopes(subject: LayerSubject) -> Iterator[Measured]:
         # the output of a padded token may be anything
         real = real_tokens(call.mask, x.shape[0], x.shape[1], x.device)[..., None]
         grad_out = normal(made.random("N4 slopes"), *x.shape).to(x.device) * real
-        yield _off_the_slope(made, lambda t, f=definition: f(t)["out"], at, grad_out, made.widest)
+        yield _off_the_slope(made, _out_of(definition), at, grad_out, made.widest)
+
+
+def _out_of(definition: Definition) -> Function:
+    return lambda tensors: definition(tensors)["out"]
