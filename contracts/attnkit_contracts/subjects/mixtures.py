@@ -102,9 +102,9 @@ class MixtureLayer(LayerSubject):
     def without_padding(self, call: Call) -> Call:
         if not self.is_defined:
             return call
-        return call.given(x=torch.where(self._real(call)[..., None], call.tensors["x"], 0.0))
+        return call.given(x=torch.where(self.real(call)[..., None], call.tensors["x"], 0.0))
 
-    def _real(self, call: Call) -> Tensor:
+    def real(self, call: Call) -> Tensor:
         """Return which tokens are no padding, (B, L)."""
         x = call.tensors["x"]
         return oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
@@ -128,10 +128,16 @@ class MixtureLayer(LayerSubject):
             keep=keep,
         )
 
-    def mixture_bounds(self, call: Call, grads: Grads = None, keep: Tensor | None = None) -> Bounds:
+    def mixture_bounds(
+        self,
+        call: Call,
+        grads: Grads = None,
+        keep: Tensor | None = None,
+        probes: int | None = None,
+    ) -> Bounds:
         """Return the definition's answer, and its gradients to the tokens and weights.
 
-        What is no padding is kept, (B, L).
+        What is no padding is kept, (B, L); probes as of `judging.outputs.probed`.
         """
         return probed(
             lambda given: {"out": self.mixture(given, keep)},
@@ -139,13 +145,14 @@ class MixtureLayer(LayerSubject):
             self.dtype,
             grads=grads,
             gate=units.mixture_gate(self.dtype),
+            probes=probes,
         )
 
     def bounds(self, call: Call, grads: Grads = None, how: Reading = RIGHTLY) -> Bounds:
         """Return bounds of its own float64; to find a mistake, of the definition in steps."""
         if how.rules is None:
             return super().bounds(call, grads, how)
-        setting = mistakes.Setting(self.top_k, self.renormalises, self._real(call))
+        setting = mistakes.Setting(self.top_k, self.renormalises, self.real(call))
         dtype = how.dtype or self.dtype
         return probed(
             lambda given: {"out": mistakes.mix(given, setting, how.rules)},

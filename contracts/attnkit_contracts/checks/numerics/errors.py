@@ -25,7 +25,7 @@ OPTIONS = ("cross", "gqa", "value_width", "bias", "scale", "softcap", "sinks")
 SIZES: dict[str, dict[str, int]] = {
     "bidirectional": {"batch": 3, "length": 33},
     "cross": {"batch": 1, "length": 1, "keys": 140},
-    "value_width": {"length": 20, "width": 136, "value_width": 72},
+    "value_width": {"length": 20, "width": 132, "value_width": 76},
     "bias": {"batch": 1, "length": 150, "keys": 150},
     "scale": {"batch": 3, "length": 21, "width": 72},
     "softcap": {"batch": 1, "heads": 1},
@@ -58,7 +58,7 @@ def softmax_call(subject: SoftmaxOperation, inputs: str, causal: bool | None = N
         size |= {"length": 23, "keys": 50} if "cross" in names else {}
         size |= {"value_width": 24} if "value_width" in names else {}
     if "gqa" in names:
-        size |= {"heads": 4 if len(names) > 1 else 6, "kv_heads": 2}
+        size |= {"heads": 4, "kv_heads": 2} if len(names) > 1 else {"heads": 6, "kv_heads": 3}
     batch, heads, queries = size["batch"], size["heads"], size["length"]
     sizes = Sizes(batch, heads, queries, size.get("keys", queries))
     causal = False if inputs == "bidirectional" else causal
@@ -105,14 +105,14 @@ def recurrence_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
 def _backward_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
     """Yield what a recurrence is trained on: beside the usual, company and several chunks."""
     options = [name for name in RECURRENCE_OPTIONS if getattr(promises, name)]
-    yield from (case for case in recurrence_cases(promises) if case["inputs"] not in COMPANIONS)
+    if options:
+        yield {"inputs": "+".join(("long", *options))}
     decays = promises.decay or ("none",)
     yield from ({"inputs": "+".join((decay, *options))} for decay in decays[:-1])
+    yield from (case for case in recurrence_cases(promises) if case["inputs"] not in COMPANIONS)
     # the delta rule has other kernels
     if promises.beta or not options:
         yield {"inputs": "long"}
-    if options:
-        yield {"inputs": "+".join(("long", *options))}
 
 
 RECURRENCE_OPTIONS = ("gqa", "value_width", "beta", "scale", "state")
