@@ -32,7 +32,14 @@ class Mutant(NamedTuple):
 
 
 FOLDER = Path(__file__).parent
-for name in ("mutants", "mutants/declarations", "correct", "foreign", "reports"):
+for name in (
+    "mutants",
+    "mutants/declarations",
+    "mutants/gradients",
+    "correct",
+    "foreign",
+    "reports",
+):
     if str(FOLDER / name) not in sys.path:
         # by name, so that they import each other, and so that layers can be pickled
         sys.path.insert(0, str(FOLDER / name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attnkit.errors import UnsupportedError
 from attnkit.masks.constructors import Sizes
 from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import Measured, check, recurrence_check
@@ -77,7 +78,7 @@ def _softmax_backward_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
 
 
 def _masked_call(subject: SoftmaxOperation, part: MaskPart, causal: bool | None) -> Call:
-    """Return a call under a mask of this kind, beside all options that are promised."""
+    """Return a call under a mask of this kind, with heads and widths as promised."""
     promises = subject.promises
     size = COMPANY | ({} if promises.value_width else {"value_width": 16})
     if not promises.gqa:
@@ -86,8 +87,7 @@ def _masked_call(subject: SoftmaxOperation, part: MaskPart, causal: bool | None)
     causal = False if part == "prefix" and promises.bidirectional else causal
     sizes = Sizes(size["batch"], size["heads"], size["length"], size["keys"])
     mask = subject.mask(sizes, causal=causal) & subject.part(part, sizes)
-    call = subject.draw(f"N {part}", mask=mask, **size)
-    return subject.with_options(call, f"N {part} options")
+    return subject.draw(f"N {part}", mask=mask, **size)
 
 
 def recurrence_cases(promises: Promises) -> Iterator[Mapping[str, Any]]:
@@ -196,11 +196,22 @@ def recurrence(subject: RecurrenceOperation, inputs: str) -> Measured:
 )
 def backward(subject: SoftmaxOperation, inputs: str) -> Measured:
     """Compare with the gradients of the definition."""
-    call = _masked_call if inputs in ALL_MASK_PARTS else softmax_call
-    return either_way(
-        subject,
-        lambda causal: _gradient_error(subject, call(subject, inputs, causal)),  # type: ignore[arg-type]  # a part, as tested above
-    )
+    if inputs not in ALL_MASK_PARTS:
+        return either_way(
+            subject,
+            lambda causal: _gradient_error(subject, softmax_call(subject, inputs, causal)),
+        )
+
+    def under_mask(causal: bool | None) -> Measured:
+        part: MaskPart = inputs
+        call = _masked_call(subject, part, causal)
+        try:
+            return _gradient_error(subject, subject.with_options(call, f"N {part} options"))
+        except UnsupportedError:
+            # not every option goes with every other
+            return _gradient_error(subject, call)
+
+    return either_way(subject, under_mask)
 
 
 @recurrence_check(
