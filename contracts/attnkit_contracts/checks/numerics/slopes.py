@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, Tensor]
 
-STEPS = {torch.float64: 2.0**-20, torch.float32: 2.0**-8}
+STEP = 2.0**-20
 """So small that hardly a number passes a kink of its function on the way."""
 
 LONG = 130
@@ -59,39 +59,28 @@ def central_differences(subject: Subject) -> Measured:
     return judge.worst(found)
 
 
-def _off_the_slope(
-    subject: Subject,
-    function: Function,
-    at: Tensors,
-    grad_out: Tensor,
-    dtype: torch.dtype = torch.float64,
-) -> Measured:
-    """Measure how far the gradients of <g, F(x)> are from its slope along random directions.
+def _off_the_slope(subject: Subject, function: Function, at: Tensors, grad_out: Tensor) -> Measured:
+    """Measure how far gradients are from the slope of <g, F(x)> along one direction of all x.
 
     Args:
         subject: Which directions it draws.
-        function: F.
-        at: x, which may be of a wider dtype than F computes in.
+        function: F, in float64: each tensor shows in the company of all others.
+        at: x.
         grad_out: g.
-        dtype: What F computes in. float64 shows each tensor in the company of all others.
     """
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in at.items()}
     with torch.enable_grad():
         out = function(leaves)
     wanted = judge.received(out, leaves, grad_out)
     # an output is off by the gate, in roundoffs of the terms it is a sum of
-    gate = precision.forward_gate(dtype) * precision.roundoff(dtype)
+    gate = precision.forward_gate(torch.float64) * precision.roundoff(torch.float64)
     blurred = gate * float((grad_out * out.detach()).abs().sum())
 
     @torch.no_grad()
     def contracted(tensors: Tensors) -> float:
         return float((grad_out * function(tensors)).sum())
 
-    groups = [list(at)] if dtype == torch.float64 else [[name] for name in at]
-    return judge.worst(
-        _off(subject, contracted, at, {name: wanted[name] for name in group}, blurred, STEPS[dtype])
-        for group in groups
-    )
+    return _off(subject, contracted, at, wanted, blurred)
 
 
 def _off(
@@ -100,7 +89,6 @@ def _off(
     at: Tensors,
     wanted: Tensors,
     blurred: float,
-    step: float,
 ) -> Measured:
     """Measure how far gradients are from the slope of a number along one random direction.
 
@@ -116,8 +104,8 @@ def _off(
         )
         return (ahead - back) / (2 * h)
 
-    coarse, fine = slope(step), slope(step / 2)
-    allowed = abs(coarse - fine) + 2 * blurred / step
+    coarse, fine = slope(STEP), slope(STEP / 2)
+    allowed = abs(coarse - fine) + 2 * blurred / STEP
     off = abs(fine - sum(float((wanted[name] * ways[name]).sum()) for name in wanted))
     unit = "errors of the central difference"
     return Measured(off / allowed, 1.0, unit, f"the gradients of {', '.join(wanted)}")
@@ -171,7 +159,6 @@ def _second_order(subject: Subject, call: Call) -> Measured:
         at,
         found,
         gate * float(whole.detach().abs().sum()),
-        STEPS[subject.dtype],
     )
 
 
@@ -227,25 +214,32 @@ def _ways(subject: LayerSubject, call: Call, grad_out: Tensor) -> Iterator[tuple
 
 
 def _slopes(subject: LayerSubject) -> Iterator[Measured]:
-    """Compare gradients of the layer in its widest dtype with the slope of its output."""
-    company = subject.in_company()
-    ways = [(subject, subject.clear_call("N4 short", length=9)),
-            (company, company.clear_call("N4 company", length=17)),
-            (subject, subject.clear_call("N4 long", length=LONG))]  # fmt: skip
-    for made, call in ways if subject.widest in STEPS else ():
-        x = call.tensors["x"]
-        if made is company:
-            sizes = Sizes(x.shape[0], 1, x.shape[1], x.shape[1])
-            hidden = set(subject.promises.masks) - set(made.needs)
-            for part in ("padding", "documents"):
-                if part in hidden:
-                    call = call.masked(call.mask & mask_part(part, sizes, subject.device))
+    """Compare gradients of the layer in float64, if it promises that, with its output's slope."""
+    if subject.widest != torch.float64:
+        return
+    for made, call in _sloped(subject):
         definition = made.definition(call)
         at = {name: t.detach().double() for name, t in {**call.tensors, **made.weights()}.items()}
+        x = call.tensors["x"]
         # the output of a padded token may be anything
         real = real_tokens(call.mask, x.shape[0], x.shape[1], x.device)[..., None]
         grad_out = normal(made.random("N4 slopes"), *x.shape).to(x.device) * real
-        yield _off_the_slope(made, _out_of(definition), at, grad_out, made.widest)
+        yield _off_the_slope(made, _out_of(definition), at, grad_out)
+
+
+def _sloped(subject: LayerSubject) -> Iterator[tuple[LayerSubject, Call]]:
+    """Yield a short call, long ones, and those of a layer with all options, under masks."""
+    yield subject, subject.clear_call("N4 short", length=9)
+    yield subject, subject.clear_call("N4 long", length=LONG)
+    company = subject.in_company()
+    call = company.clear_call("N4 company", length=17)
+    sizes = Sizes(len(call.tensors["x"]), 1, 17, 17)
+    yield company, call
+    hidden = set(subject.promises.masks) - set(company.needs)
+    # one at a time: together they may leave a padded token nothing to look at
+    for part in ("padding", "documents"):
+        if part in hidden:
+            yield company, call.masked(call.mask & mask_part(part, sizes, subject.device))
 
 
 def _out_of(definition: Definition) -> Function:
