@@ -56,7 +56,7 @@ MODULES = {
     "masks": "context visibility forms padding documents",
     "algebra": "linearity identities extremes",
     "state": "pieces decode steps",
-    "numerics": "errors combinations layers gradients dropout autocast growth",
+    "numerics": "errors combinations layers gradients slopes dropout autocast growth",
     "experts": "router mixtures",
     "integration": "persistence compilation transforms custom_ops speed devices lint",
 }

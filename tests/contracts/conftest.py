@@ -32,7 +32,15 @@ class Mutant(NamedTuple):
 
 
 FOLDER = Path(__file__).parent
-for name in ("mutants", "mutants/layers", "mutants/declarations", "correct", "foreign", "reports"):
+for name in (
+    "mutants",
+    "mutants/declarations",
+    "mutants/gradients",
+    "mutants/layers",
+    "correct",
+    "foreign",
+    "reports",
+):
     if str(FOLDER / name) not in sys.path:
         # by name, so that they import each other, and so that layers can be pickled
         sys.path.insert(0, str(FOLDER / name))
@@ -64,6 +72,7 @@ FAMILIES = (
     "states",
     "space",
     "histories",
+    "gradients",
 )
 MODULES = [_load(f"mutants_{family}") for family in FAMILIES]
 MUTANTS = tuple(Mutant(*each) for module in MODULES for each in module.MUTANTS)

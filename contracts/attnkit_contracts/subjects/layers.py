@@ -8,7 +8,7 @@ import torch
 from torch.func import functional_call
 
 import attnkit
-from attnkit.errors import UnsupportedError
+from attnkit.errors import ConfigError, UnsupportedError
 from attnkit.interface import load
 from attnkit.masks.constructors import Mask, Sizes
 from attnkit.promises import ALL_DTYPES
@@ -16,6 +16,7 @@ from attnkit_contracts.catalogue import BrokenError, InconclusiveError
 from attnkit_contracts.definitions import oracle
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.inputs.calls import GROWING, Call, normal
+from attnkit_contracts.inputs.options import single_options
 from attnkit_contracts.instruments.process_state import OWN_SEED, quick_state
 from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import probed
@@ -118,6 +119,18 @@ class LayerSubject(Subject):
         self.remakes.append(made)
         return made
 
+    def in_company(self) -> Self:
+        """Return a subject of the same target with all `single_options` that go together."""
+        found = self
+        for options in single_options(self.config):
+            try:
+                made = self.remade(**{**found.given, **options})
+                made(made.draw("in company", length=2))
+            except (ConfigError, UnsupportedError):
+                continue
+            found = made
+        return found
+
     def _refuses_bare(self) -> bool:
         """Return whether a call must bring the mask parts that the variant cannot do without."""
         if not self.target.promises.needs:
@@ -150,20 +163,22 @@ class LayerSubject(Subject):
         mask = self.mask(Sizes(batch, 1, length, length)) if mask is None else mask
         return Call({"x": x}, mask)
 
-    def clear_call(self, label: str, *, length: int = 24) -> Call:
-        """Return a call in which no rounding of the inputs changes a choice."""
-        return self.draw(label, length=length)
-
     def causal(self, call: Call) -> Call:
         call = super().causal(call)
         return call.masked(call.mask & attnkit.causal())
 
     def function(self, call: Call) -> Function:
-        layer, mask = self.layer, call.mask
+        return self.called(self.layer, call)
+
+    def called(self, layer: Any, call: Call) -> Function:
+        """Return what a layer gives of a call's tensors, and of weights in place of its own."""
+        mask = call.mask
 
         def function(tensors: Mapping[str, Tensor]) -> Tensor:
-            further = {n: t for n, t in tensors.items() if n == "context"}
-            y: Tensor = layer(tensors["x"], mask=mask, **further)
+            given = dict(tensors)
+            x, further = given.pop("x"), {n: given.pop(n) for n in ("context",) if n in given}
+            # what else is given stands in for weights
+            y: Tensor = functional_call(layer, given, (x,), {"mask": mask, **further})
             return y
 
         return function
@@ -213,27 +228,28 @@ class LayerSubject(Subject):
             start = stop
         return torch.cat(outputs, -2)
 
+    @property
+    def widest(self) -> torch.dtype:
+        """The widest dtype that is promised."""
+        return dtype_of(min(self.target.variant.promises.dtypes, key=ALL_DTYPES.index))
+
     def twin(self) -> Any:
         """Return the layer with the same weights in the widest dtype that is promised.
 
         What it gives is only compared with what the layer itself gives otherwise, never taken
         for the truth. A variant without float64 has its errors measured by its float32.
         """
-        promised = self.target.variant.promises.dtypes
-        widest = min(promised, key=ALL_DTYPES.index)
-        twin = build(self.target, dtype_of(widest), **{**self.given, "implementation": "auto"})
+        twin = build(self.target, self.widest, **{**self.given, "implementation": "auto"})
         twin.load_state_dict(self.layer.state_dict())
         return twin
 
     def definition(self, call: Call, rules: Any = None) -> Definition:
         twin = self.twin()
         dtype = next(twin.parameters()).dtype
+        called = self.called(twin, call)
 
         def function(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            given = {name: t.to(dtype) for name, t in tensors.items()}
-            x, further = given.pop("x"), {n: given.pop(n) for n in ("context",) if n in given}
-            y: Tensor = functional_call(twin, given, (x,), {"mask": call.mask, **further})
-            return {"out": y.double()}
+            return {"out": called({name: t.to(dtype) for name, t in tensors.items()}).double()}
 
         return function
 

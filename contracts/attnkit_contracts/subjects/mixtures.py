@@ -103,9 +103,9 @@ class MixtureLayer(LayerSubject):
     def without_padding(self, call: Call) -> Call:
         if not self.is_defined:
             return call
-        return call.given(x=torch.where(self._real(call)[..., None], call.tensors["x"], 0.0))
+        return call.given(x=torch.where(self.real(call)[..., None], call.tensors["x"], 0.0))
 
-    def _real(self, call: Call) -> Tensor:
+    def real(self, call: Call) -> Tensor:
         """Return which tokens are no padding, (B, L)."""
         x = call.tensors["x"]
         return oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
@@ -138,7 +138,7 @@ class MixtureLayer(LayerSubject):
     ) -> Bounds:
         """Return the definition's answer, and its gradients to the tokens and weights.
 
-        What is no padding is kept, (B, L).
+        What is no padding is kept, (B, L); probes as of `judging.outputs.probed`.
         """
         given, grads = {**call.tensors, **self.expert_weights()}, grads or {}
         chosen = self.top_k, self.renormalises, getattr(self.config, "capacity_factor", None)
@@ -160,7 +160,7 @@ class MixtureLayer(LayerSubject):
         """Return bounds of its own float64; to find a mistake, of the definition in steps."""
         if how.rules is None:
             return super().bounds(call, grads, how)
-        setting = mistakes.Setting(self.top_k, self.renormalises, self._real(call))
+        setting = mistakes.Setting(self.top_k, self.renormalises, self.real(call))
         dtype = how.dtype or self.dtype
         return probed(
             lambda given: {"out": mistakes.mix(given, setting, how.rules)},

@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attnkit.masks.padded_tokens import hide_padding
-from attnkit_contracts.judging.outputs import output_shape
 from attnkit_contracts.subjects.subject import Subject
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from attnkit.interface import Variant
     from attnkit.masks.constructors import Mask
     from attnkit.promises import SpeedClaim
@@ -63,12 +60,6 @@ class Operation(Subject):
             return call
         key, value = hide_padding(call.mask, call.tensors["key"], call.tensors["value"])
         return call.given(key=key, value=value)
-
-    def grads(self, call: Call) -> dict[str, Tensor]:
-        """Return normal gradients of all that a call gives; none where none are promised."""
-        if not self.promises.gradients:
-            return {}
-        return {"out": self.normal("grads", *output_shape(call))}
 
     def called(self, call: Call, variant: Variant | str, implementation: str) -> Function:
         """Return what a user calls, of any variant of the family and with its default options."""

@@ -135,6 +135,16 @@ class Subject:
         """
         raise NotImplementedError  # every subject's own
 
+    def clear_call(self, label: str, *, length: int = 24) -> Call:
+        """Return a call in which no rounding of the inputs changes a choice."""
+        return self.draw(label, length=length)
+
+    def grads(self, call: Call) -> dict[str, Tensor]:
+        """Return normal gradients of all that a call gives; none where none are promised."""
+        if not self.promises.gradients:
+            return {}
+        return {"out": self.normal("grads", *judge.output_shape(call))}
+
     def numbers(self, name: str, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
         """Return values such as a tensor of this name has, in float64."""
         return drawn(name, shape, draw)
@@ -283,7 +293,8 @@ class Subject:
             grads=grads,
             probes=how.probes,
             together=self.treats_alike,
-            rounds=self.may_cancel,
+            # the gradient of a bias of keys, say, is 0 but for rounding
+            rounds=self.may_cancel or bool(grads and self.layer is not None),
         )
 
     def bound(self, call: Call, probes: int = precision.PROBES) -> Bound:
@@ -295,14 +306,20 @@ class Subject:
         """Return all of the definition's outputs of a call, and their units."""
         return self._kept("outputs", call, ask=lambda: self.bounds(call, how=Reading(probes=2)))
 
-    def gradient_bounds(self, call: Call, grad_out: Tensor) -> dict[str, Bound]:
-        """Return the definition's gradient of every tensor of a call, and its unit."""
+    def gradient_bounds(self, call: Call, grads: Mapping[str, Tensor]) -> dict[str, Bound]:
+        """Return the definition's gradient of every tensor and every weight, and its unit.
+
+        Args:
+            call: What it is given.
+            grads: Gradients of outputs, by name.
+        """
 
         def ask() -> dict[str, Bound]:
-            found = self.bounds(call, {"out": grad_out})
-            return {name: found[judge.gradient_of(name)] for name in call.tensors}
+            found = self.bounds(call, grads)
+            names = (*call.tensors, *self.weights())
+            return {name: found[judge.gradient_of(name)] for name in names}
 
-        return self._kept("gradients", call, grad_out, ask=ask)
+        return self._kept(f"gradients from {', '.join(grads)}", call, *grads.values(), ask=ask)
 
     def _kept(self, what: str, call: Call, *further: Tensor, ask: Callable[[], Answer]) -> Answer:
         """Return an answer, which is asked once for equal calls where that can be told."""
@@ -337,7 +354,7 @@ class Subject:
         """
         if all(torch.equal(one[name], gradient) for name, gradient in other.items()):
             return judge.exactly(0, "different elements")
-        limits = self.gradient_bounds(call, grad_out)
+        limits = self.gradient_bounds(call, {"out": grad_out})
         return judge.worst(
             judge.agree(limits[name], one[name], gradient, f"the gradient of {name}, {where}")
             for name, gradient in other.items()

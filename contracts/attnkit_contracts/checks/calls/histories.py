@@ -191,7 +191,7 @@ def _summed(
     yield _agree(subject, apart, wanted, out.detach(), TOLD[names])
     if torch.equal(got, torch.stack([separate[name] for name in names]).sum(0)):
         return
-    limits = [subject.gradient_bounds(apart, grad_out)[name] for name in names]
+    limits = [subject.gradient_bounds(apart, {"out": grad_out})[name] for name in names]
     limit = limits[0]._replace(
         exact=torch.stack([each.exact for each in limits]).sum(0),
         unit=torch.stack([each.unit.expand_as(each.exact) for each in limits]).sum(0),

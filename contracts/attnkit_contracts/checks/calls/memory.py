@@ -10,6 +10,7 @@ import torch
 import attnkit
 from attnkit.masks.constructors import Sizes
 from attnkit_contracts.catalogue import Measured, SkippedEnvError, call_check, mixing_check
+from attnkit_contracts.inputs import layouts
 from attnkit_contracts.inputs.calls import mask_part
 from attnkit_contracts.instruments.poison_and_meters import Poisoned
 from attnkit_contracts.judging import outputs as judge
@@ -60,12 +61,15 @@ def _everything(subject: Subject, call: Call) -> dict[str, Tensor]:
     return found
 
 
-def _grad_outs(grad_out: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield gradients as other operations send them: not contiguous."""
-    yield "transposed", grad_out.transpose(1, -1).contiguous().transpose(1, -1)
-    yield "every second element", grad_out.repeat_interleave(2, -1)[..., ::2]
-    yield "expanded, as of a mean", grad_out[:1, :1].expand_as(grad_out)
-    yield "one number everywhere, as of a sum", grad_out.flatten()[0].expand_as(grad_out)
+def _grad_outs(grad_out: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield gradients as other operations send them: what, a contiguous copy, and the view."""
+    for layout in (layouts.TRANSPOSED, layouts.EVERY_SECOND, layouts.OFFSET, layouts.TOKENS_FIRST):
+        if grad_out.dim() > 3 or layout is not layouts.TOKENS_FIRST:
+            yield layout.name, grad_out, layout.view(grad_out)
+    row, number = grad_out[:1, :1], grad_out.flatten()[0]
+    for what, each in (("as of a mean", row), ("one number everywhere, as of a sum", number)):
+        view = each.expand_as(grad_out)
+        yield f"expanded, {what}", view.contiguous(), view
 
 
 @call_check(
@@ -76,13 +80,13 @@ def _grad_outs(grad_out: Tensor) -> Iterator[tuple[str, Tensor]]:
 )
 def grad_out_strides(subject: Subject) -> Measured:
     """Send gradients as a sum, a mean, a transpose and a slice send them."""
-    call = subject.draw("S6", length=17)
+    call = subject.draw("S6", length=9)
     drawn = subject.normal("S6 grad", *judge.output_shape(call))
-    found = []
-    for what, view in _grad_outs(drawn):
-        compact = view.contiguous()
+    found, plain = [], judge.gradients(subject, call, drawn)
+    for what, compact, view in _grad_outs(drawn):
         # each of a call of its own: what torch compiles takes one backward pass by default
-        one, other = (judge.gradients(subject, call, each) for each in (compact, view))
+        one = plain if compact is drawn else judge.gradients(subject, call, compact)
+        other = judge.gradients(subject, call, view)
         found.append(subject.agree_gradients(call, compact, one, other, f"grad_out {what}"))
     return judge.worst(found)
 

@@ -85,7 +85,8 @@ def determinism(subject: Subject) -> Measured:
 
 @call_check(
     "S5.strides",
-    "F(a strided view of x) = F(x.contiguous()), whatever the strides and the storage offset.",
+    "F(a strided view of x) = F(x.contiguous()), whatever the strides and the storage offset, and "
+    "so are its gradients, as real layers send it: heads inside tokens, packed, expanded.",
     verdict="R",
 )
 def strides(subject: Subject) -> Measured:
@@ -98,7 +99,28 @@ def strides(subject: Subject) -> Measured:
     alike = call.map(lambda _, t: t[:1].expand_as(t).contiguous() if t.dim() >= 3 else t)
     limit, wanted = subject.bound(alike), subject(alike)
     expanded = subject(alike.laid(layouts.ONE_SAMPLE))
-    return judge.worst([*found, judge.agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name)])
+    found.append(judge.agree(limit, wanted, expanded, layouts.ONE_SAMPLE.name))
+    if subject.promises.gradients:
+        found += _laid_gradients(subject, subject.draw("S5", length=9))
+    return judge.worst(found)
+
+
+def _laid_gradients(subject: Subject, call: Call) -> Iterator[Measured]:
+    """Compare gradients of views with those of contiguous leaves."""
+    grad_out = subject.normal("S5 grad", *judge.output_shape(call))
+    whole = judge.gradients(subject, call, grad_out)
+    is_layer = subject.layer is not None
+    for layout in (layouts.TRANSPOSED,) if is_layer else (layouts.PACKED, layouts.TOKENS_FIRST):
+        got = judge.gradients(subject, call.laid(layout), grad_out)
+        yield subject.agree_gradients(call, grad_out, whole, got, layout.name)
+    if not is_layer:
+        alike = call.map(lambda _, t: t[:, :1].expand_as(t) if t.dim() >= 3 else t)
+        whole = judge.gradients(subject, alike, grad_out)
+        # a leaf itself lies so: the gradient of a view would be summed over what it repeats
+        leaves = alike.map(lambda _, t: t.detach().requires_grad_())
+        with torch.enable_grad():
+            got = judge.received(subject(leaves), leaves.tensors, grad_out)
+        yield subject.agree_gradients(alike, grad_out, whole, got, layouts.ONE_HEAD.name)
 
 
 def if_taken(subject: Subject, rich: Call, plain: Call) -> Call:

@@ -13,6 +13,7 @@ from attnkit_contracts.judging import outputs as judge
 from attnkit_contracts.subjects.mixtures import EXPERTS
 
 if TYPE_CHECKING:
+    from attnkit.promises import Promises
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.mixtures import MixtureLayer
 
@@ -20,14 +21,21 @@ mixture_check = partial(check, families=("feedforward",), levels=ANYWHERE)
 """Decorates a check of mixtures of experts, their layers and implementations alike."""
 
 
-def gradient_errors(subject: MixtureLayer, call: Call, where: str = "") -> list[Measured]:
+def pads(promises: Promises) -> bool:
+    """Return whether padding has a meaning for what promises this."""
+    return "padding" in promises.masks or promises.time == "L"
+
+
+def gradient_errors(
+    subject: MixtureLayer, call: Call, where: str = "", probes: int | None = None
+) -> list[Measured]:
     """Measure the errors of the gradients of the input, the router and the experts."""
     call = call.leaves()
     y = subject(call)
     grad_out = subject.normal("N2 grad", *y.shape)
     inputs = {**call.tensors, **subject.expert_weights()}
     got = torch.autograd.grad(y, list(inputs.values()), grad_out, materialize_grads=True)
-    limits = subject.mixture_bounds(call, {"out": grad_out})
+    limits = subject.mixture_bounds(call, {"out": grad_out}, subject.real(call), probes)
     return [
         judge.near(
             limits[judge.gradient_of(name)], gradient, f"{where} the gradient of {name}".strip()
@@ -55,13 +63,24 @@ def mixture(subject: MixtureLayer) -> Measured:
 
 @mixture_check(
     "N2.mixture",
-    "r_grad <= gate for the gradients of the input, the router and the experts.",
+    "r_grad <= gate for the gradients of the input, the router and the experts: of few tokens and "
+    "of many that are padded, of one expert for each token and of several.",
     applies=lambda promises: promises.gradients,
     verdict="R",
 )
 def mixture_backward(subject: MixtureLayer) -> Measured:
-    """Compare with the gradients of the definition."""
-    return judge.worst(gradient_errors(subject, subject.clear_call("N2", length=12)))
+    """Compare with the gradients of the definition: of few tokens, and of many that are padded."""
+    found = gradient_errors(subject, subject.clear_call("N2", length=12), probes=3)
+    fields = type(subject.config).model_fields
+    for top_k, length in ((3, 70), (1, 5)):
+        options = {"num_experts": 9 if top_k > 1 else 2, "top_k": top_k, "renormalise": False}
+        wide = subject.remade(**{name: options[name] for name in options if name in fields})
+        call = wide.clear_call("N2 wide", length=length)
+        if pads(subject.promises):
+            lengths = torch.tensor([length, length - 3], device=subject.device)
+            call = call.masked(attnkit.padding(lengths))
+        found += gradient_errors(wide, call, f"{top_k} experts of a token", 2)
+    return judge.worst(found)
 
 
 @mixture_check(
@@ -106,7 +125,7 @@ def empty_experts(subject: MixtureLayer) -> Measured:
 @mixture_check(
     "F3.padding",
     "Padded tokens give exactly 0, real ones what they give without padding.",
-    applies=lambda promises: "padding" in promises.masks or promises.time == "L",
+    applies=pads,
     verdict="R",
 )
 def padding(subject: MixtureLayer) -> Measured:

@@ -54,7 +54,7 @@ def opcheck(subject: Subject) -> Measured:
         return Measured(0.0, 0.0, "of 0 custom operations wrongly registered")
     found = [near(subject.bound(call), out.detach(), f"with {', '.join(names)}")]
     if got:
-        limits = subject.gradient_bounds(call, grad_out)
+        limits = subject.gradient_bounds(call, {"out": grad_out})
         found += [near(limits[name], gradient, name) for name, gradient in got.items()]
     return worst(found)
 

@@ -77,7 +77,10 @@ def _pushed(subject: Subject, call: Call, function: Function) -> Iterator[Measur
     out, pushed = torch.func.jvp(function, (dict(call.tensors),), (along,))  # type: ignore[misc]  # of three only with has_aux
     yield agree(subject.bound(call), function(dict(call.tensors)), out, "the output of jvp")
     # <grad_out, J along> = <J^T grad_out, along>; errors of single terms add up like noise
-    wanted, limits = gradients(subject, call, grad_out), subject.gradient_bounds(call, grad_out)
+    wanted, limits = (
+        gradients(subject, call, grad_out),
+        subject.gradient_bounds(call, {"out": grad_out}),
+    )
     terms = [(wanted[name].double() * along[name]).sum() for name in along]
     unit = sum((limits[name].unit * along[name].double()).square().sum() for name in along) ** 0.5
     off = ((pushed.detach().double() * grad_out).sum() - sum(terms)).abs() / unit

@@ -152,7 +152,7 @@ def broadcast(subject: SoftmaxOperation, given: str) -> Measured:
         if given == "bias" and subject.promises.gradients:
             biased = _with(call, plain)
             grad_out = subject.normal("M7 grad", *judge.output_shape(biased))
-            wanted = subject.gradient_bounds(biased, grad_out)["bias"]
+            wanted = subject.gradient_bounds(biased, {"out": grad_out})["bias"]
             got = judge.gradients(subject, biased, grad_out)["bias"]
             found.append(judge.near(wanted, got, f"gradient of {where}"))
     return judge.worst(found)

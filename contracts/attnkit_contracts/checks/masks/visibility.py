@@ -144,28 +144,30 @@ def support(subject: SoftmaxOperation, mask: str) -> Measured:
     told = telling_call(subject, sizes)
     expect_visible(visible(subject, told, shown), declared, "forward")
     if subject.promises.gradients:
-        _expect_gradients(subject, sizes, shown, declared)
+        _expect_gradients(subject, sizes, mask)
     return exactly(0, "wrong pairs")
 
 
-def _expect_gradients(
-    subject: SoftmaxOperation, sizes: Sizes, mask: Mask, declared: Tensor
-) -> None:
-    """Send a gradient into one query at a time; keys it does not see must get exactly none."""
-    batch, _, queries, keys = sizes
-    call = subject.draw("M3 grad", batch=batch, length=queries, keys=keys, mask=mask).leaves()
-    declared = declared.broadcast_to(tuple(sizes))
-    for i in (0, queries // 2 + 1, queries - 1):
-        with torch.enable_grad():
-            out = subject(call)
-        one = torch.zeros_like(out)
-        one[:, :, i] = 1.0
-        leaves = [call.tensors[name] for name in ("value", "key")]
-        in_value, in_key = torch.autograd.grad(out, leaves, one)
-        reached = (in_value != 0).any(-1)  # (B, H, S)
-        expect_visible(reached[:, :, None], declared[:, :, i : i + 1], f"gradient of query {i}")
-        if (in_key != 0).any(-1)[~declared[:, :, i]].any():
-            raise BrokenError(f"backward: query {i} sends a gradient to a key that it does not see")
+def _expect_gradients(subject: SoftmaxOperation, sizes: Sizes, name: str) -> None:
+    """Send a gradient into one query of each sample; keys it does not see must get exactly none."""
+    _, heads, queries, keys = sizes
+    rows = torch.tensor([0, queries // 2 + 1, queries - 1], device=subject.device)
+    sizes = Sizes(len(rows), heads, queries, keys)
+    mask = named_mask(subject, name, sizes)
+    declared = mask.to_bool(sizes, rows.device).expand(*sizes)
+    samples = torch.arange(len(rows), device=rows.device)
+    call = subject.draw("M3 grad", batch=len(rows), length=queries, keys=keys, mask=mask).leaves()
+    with torch.enable_grad():
+        out = subject(call)
+    one = torch.zeros_like(out)
+    one[samples, :, rows] = 1.0
+    leaves = [call.tensors[name] for name in ("value", "key")]
+    in_value, in_key = torch.autograd.grad(out, leaves, one)
+    seen = declared[samples, :, rows]  # (B, H, S)
+    what = f"gradient of queries {', '.join(map(str, rows.tolist()))}, one of each sample"
+    expect_visible((in_value != 0).any(-1)[:, :, None], seen[:, :, None], what)
+    if (in_key != 0).any(-1)[~seen].any():
+        raise BrokenError(f"backward: {what} reaches a key that the query does not see")
 
 
 @softmax_check(
