@@ -173,11 +173,14 @@ class SoftmaxOperation(Operation):
             return oracle.softmax(**call.arguments(), mask=call.mask)
         return mistakes.attend(call, how.rules, how.kept)
 
-    def read(self, call: Call) -> tuple[Tensor] | None:
-        """Return what the definition reads of a call's mask: (B or 1, H or 1, L, S)."""
-        if not self.is_exact:
-            return None
-        return (call.mask.to_bool(cuts.sizes_of(call), call.tensors["query"].device),)
+    def read(self, call: Call) -> tuple[Tensor, ...]:
+        """Return which keys the definition sees, (B or 1, H or 1, L, S), and how it is told."""
+        seen = call.mask.to_bool(cuts.sizes_of(call), call.tensors["query"].device)
+        if self.is_exact:
+            return (seen,)
+        # other maths may look at windows, or at what is causal
+        parts = repr(call.mask.key).encode()
+        return seen, torch.frombuffer(bytearray(parts), dtype=torch.uint8)
 
     def definition(self, call: Call, rules: Any = None) -> Definition:
         if self.is_exact:

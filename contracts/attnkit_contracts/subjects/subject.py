@@ -275,14 +275,16 @@ class Subject:
         what, how = f"output, with {probes} probes", Reading(probes=probes)
         return self._kept(what, call, ask=lambda: self.bounds(call, how=how)["out"])
 
-    def gradient_bounds(self, call: Call, grad_out: Tensor) -> dict[str, Bound]:
+    def gradient_bounds(
+        self, call: Call, grad_out: Tensor, probes: int | None = None
+    ) -> dict[str, Bound]:
         """Return the definition's gradient of every tensor of a call, and its unit."""
 
         def ask() -> dict[str, Bound]:
-            found = self.bounds(call, {"out": grad_out})
+            found = self.bounds(call, {"out": grad_out}, Reading(probes=probes))
             return {name: found[judge.gradient_of(name)] for name in call.tensors}
 
-        return self._kept("gradients", call, grad_out, ask=ask)
+        return self._kept(f"gradients, with {probes} probes", call, grad_out, ask=ask)
 
     def _kept(self, what: str, call: Call, *further: Tensor, ask: Callable[[], Answer]) -> Answer:
         """Return an answer, which is asked once for equal calls where that can be told."""
