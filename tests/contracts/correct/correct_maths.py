@@ -404,8 +404,10 @@ def hyperbolic(at: Given) -> Tensor:
     return torch.where(at.seen, at.logits().tanh(), 0.0) / count(at.seen).sqrt() @ at.value
 
 
-def hyperbolic_by_sigmoid(at: Given) -> Tensor:
-    weights = 2 * (2 * at.logits()).sigmoid() - 1
+def hyperbolic_by_exponentials(at: Given) -> Tensor:
+    """By what the exponential lacks of 1, which is exact for small logits, too."""
+    lacking = torch.expm1(-2 * at.logits().abs())
+    weights = at.logits().sign() * -lacking / (2 + lacking)
     return (weights * at.seen) @ at.value * count(at.seen).rsqrt()
 
 
@@ -460,10 +462,14 @@ def decaying_in_logs(at: Given) -> Tensor:
     return (at.logits() * at.seen * falls.exp()) @ at.value
 
 
+def levels(at: Given) -> Tensor:
+    """The whole part of log2(distance + 1), which is no float's to decide."""
+    return (at.distance.abs()[..., None] + 1 >= 2 ** torch.arange(1, 20)).sum(-1).to(at.query.dtype)
+
+
 def by_levels(at: Given) -> Tensor:
     """After Guo et al. 2025, arXiv:2506.04761: products, weighed by powers of two of distance."""
-    level = torch.floor(torch.log2(at.distance.abs().double() + 1)).to(at.query.dtype)
-    weights = features(at.query) @ features(at.key).mT * 2.0**-level
+    weights = features(at.query) @ features(at.key).mT * 2.0 ** -levels(at)
     return torch.where(at.seen, weights, 0.0) @ at.value
 
 
@@ -636,7 +642,7 @@ MATHS = (
     Maths(stick_breaking, stick_breaking_step_by_step),
     Maths(talking_heads, talking_heads_one_by_one, OF_ALL_HEADS),
     Maths(forgetting, forgetting_by_a_product),
-    Maths(hyperbolic, hyperbolic_by_sigmoid),
+    Maths(hyperbolic, hyperbolic_by_exponentials),
     Maths(signed, signed_apart),
     Maths(of_unit_length, of_unit_length_in_logs),
     Maths(twice, twice_by_rows),

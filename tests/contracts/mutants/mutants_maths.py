@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import correct_maths as right
 import torch
 from correct_maths import NAMED, Given, count, function_of, softmax, variant_of
-from torch.nn.functional import gelu, normalize, relu
+from torch.nn.functional import gelu, logsigmoid, normalize, relu
 
 from attnkit.masks.constructors import (
     Causal,
@@ -335,7 +335,7 @@ CHANGES: dict[Change, tuple[str, ...]] = {
     mask_of_first_sample: ("quartic", "linear"),
     mask_of_first_head: ("of_unit_length",),
     padding_unknown: ("sparsemax", "linear"),
-    padding_one_long: ("decaying",),
+    padding_one_long: ("soft_plus",),
     documents_unknown_to_later_tiles: ("twice",),
     documents_unknown: ("selective", "exponential_features"),
     prefix_unknown: ("forgetting",),
@@ -531,11 +531,11 @@ def decays_upper_left(at: Given) -> Tensor:
     return torch.where(at.seen, at.logits() * powers, 0.0) @ at.value
 
 
-def levels_of_eight(at: Given) -> Tensor:
-    """Levels end at the eighth."""
-    level = torch.floor(torch.log2(at.distance.abs().double() + 1)).clamp(max=5)
+def levels_end(at: Given) -> Tensor:
+    """Levels end at the fifth."""
     weights = right.features(at.query) @ right.features(at.key).mT
-    return torch.where(at.seen, weights * 2.0 ** -level.to(weights.dtype), 0.0) @ at.value
+    weights = weights * 2.0 ** -right.levels(at).clamp(max=5)
+    return torch.where(at.seen, weights, 0.0) @ at.value
 
 
 def largest_of_padded(at: Given) -> Tensor:
@@ -556,20 +556,13 @@ def selective_of_own(at: Given) -> Tensor:
     return softmax(logits - (picked.cumsum(2) - picked), at.seen) @ at.value
 
 
-def quartic_summed_in_half(at: Given) -> Tensor:
-    """Sums in the dtype of the inputs."""
-    shares = torch.where(at.seen, at.logits() ** 4, 0.0)
-    shares = shares / (1 + shares.sum(-1, keepdim=True))
-    out = constant(at).to(at.dtype)
-    for weights, values in zip(shares.split(8, -1), at.value.split(8, 2), strict=True):
-        out = out + (weights @ values).to(at.dtype)
-    return out.to(at.query.dtype)
-
-
-def quartic_of_rounded_logits(at: Given) -> Tensor:
-    logits = at.logits().to(at.dtype).to(at.query.dtype)
-    shares = torch.where(at.seen, logits**4, 0.0)
-    return shares / (1 + shares.sum(-1, keepdim=True)) @ at.value
+def forgetting_in_half(at: Given) -> Tensor:
+    """Running sums in the dtype of the inputs."""
+    gates = torch.where(at.seen, logsigmoid(at.key[..., 0] + 2)[..., None, :], 0.0).to(at.dtype)
+    behind = torch.zeros_like(gates)
+    for j in reversed(range(gates.shape[-1] - 1)):
+        behind[..., j] = behind[..., j + 1] + gates[..., j + 1]
+    return softmax(at.logits() + behind, at.seen) @ at.value
 
 
 def empty_rows_averaged(at: Given) -> Tensor:
@@ -622,12 +615,11 @@ INSTEAD: tuple[tuple[Callable[[Given], Tensor], str, str], ...] = (
     (unit_length_of_tiles, "of_unit_length", "float32"),
     (decays_from_own, "decaying", "float32"),
     (decays_upper_left, "decaying", "float32"),
-    (levels_of_eight, "by_levels", "float32"),
+    (levels_end, "by_levels", "float32"),
     (largest_of_padded, "largest_sum", "float32"),
     (gate_forgotten_by_one_query, "gated", "float32"),
     (selective_of_own, "selective", "float32"),
-    (quartic_summed_in_half, "quartic", "bfloat16"),
-    (quartic_of_rounded_logits, "quartic", "bfloat16"),
+    (forgetting_in_half, "forgetting", "bfloat16"),
     (empty_rows_averaged, "with_slopes", "float32"),
     (empty_rows_nan, "soft_plus", "float32"),
     (hidden_keys_weigh_a_little, "hyperbolic", "float32"),
