@@ -59,6 +59,7 @@ FAMILIES = (
     "integration",
     "custom_ops",
     "combinations",
+    "maths",
 )
 MODULES = [_load(f"mutants_{family}") for family in FAMILIES]
 MUTANTS = tuple(Mutant(*each) for module in MODULES for each in module.MUTANTS)

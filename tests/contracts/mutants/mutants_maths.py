@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from attnkit.interface import Variant
+
     Change = Callable[[Given], Given]
 
 
@@ -207,9 +209,9 @@ def tail_lost(at: Given) -> Given:
     return lost(at, ranks(at, 3) >= keys // 32 * 32) if keys > 32 else at
 
 
-def values_of_last_head_for_groups(at: Given) -> Given:
-    heads = at.value.shape[1]
-    return replace(at, value=at.value.roll(1, 1)) if 1 < at.groups < heads else at
+def heads_of_neighbour(at: Given) -> Given:
+    shared = at.key.shape[1] // max(1, at.groups)
+    return replace(at, key=at.key.roll(shared, 1), value=at.value.roll(shared, 1))
 
 
 def heads_tiled(at: Given) -> Given:
@@ -320,58 +322,58 @@ def gradient_of_queries_off(at: Given) -> Given:
     return replace(at, query=slowed(at.query, 1.02))
 
 
-CHANGES: dict[Change, tuple[str, ...]] = {
-    window_one_long: ("sigmoid", "with_slopes"),
-    window_one_short: ("top_8",),
-    window_unknown_to_later_tiles: ("differential",),
-    window_unknown_beside_chunks: ("rectified",),
-    window_one_sided: ("soft_plus",),
-    causal_upper_left: ("hyperbolic", "stick_breaking"),
-    causal_ahead_in_later_tiles: ("linear", "by_levels"),
-    causal_strict_for_odd_heads: ("squared",),
-    mask_unknown_to_odd_heads: ("talking_heads", "gaussian"),
-    mask_unknown_to_last_row: ("cosine",),
-    mask_unknown_to_last_sample: ("signed",),
-    mask_of_first_sample: ("quartic", "linear"),
-    mask_of_first_head: ("of_unit_length",),
-    padding_unknown: ("sparsemax", "linear"),
-    padding_one_long: ("soft_plus",),
-    documents_unknown_to_later_tiles: ("twice",),
-    documents_unknown: ("selective", "exponential_features"),
-    prefix_unknown: ("forgetting",),
-    prefix_causal: ("largest_sum",),
-    dense_unknown_to_odd_heads: ("heavy_tailed",),
-    dense_inverted: ("gated",),
-    union_of_first: ("off_by_one",),
-    last_row_sees_one_more: ("sigmoid", "squared"),
-    keys_of_neighbour_behind_a_tile: ("cosine",),
-    first_key_lost_in_chunks: ("decaying", "gaussian"),
-    newest_key_lost_in_steps: ("rectified",),
-    tail_lost: ("hyperbolic", "forgetting"),
-    values_of_last_head_for_groups: ("differential",),
-    heads_tiled: ("sparsemax", "by_levels"),
-    heads_of_first: ("stick_breaking",),
-    width_in_eights: ("exponential_features",),
-    scale_missing: ("heavy_tailed", "cosine"),
-    scale_twice: ("signed",),
-    scale_unknown: ("largest_sum",),
-    scale_of_value_width: ("twice",),
-    scale_in_bias: ("top_8",),
-    bias_unknown_beside_causal: ("gated", "off_by_one"),
-    bias_of_first_head: ("with_slopes",),
-    bias_of_first_row: ("soft_plus",),
-    bias_rounded: ("sigmoid",),
-    bias_unknown_to_later_tiles: ("selective",),
-    cap_unknown: ("decaying",),
-    cap_unknown_beside_bias: ("quartic",),
-    inputs_rounded: ("of_unit_length",),
-    gradient_of_keys_halved_behind_a_tile: ("signed", "linear"),
-    gradient_of_odd_heads_lost: ("talking_heads",),
-    gradient_of_bias_scaled: ("hyperbolic",),
-    gradient_of_queries_off_beside_window: ("squared",),
-    gradient_of_queries_off: ("gaussian",),
-}
-"""What is changed before the maths, of which maths."""
+CHANGES: tuple[tuple[Change, str, str], ...] = (
+    (window_one_long, "sigmoid", "M14.windows"),
+    (window_one_short, "top_8", "M14.windows"),
+    (window_unknown_to_later_tiles, "differential", "M14.hidden_keys"),
+    (window_unknown_beside_chunks, "rectified", "M14.windows"),
+    (window_one_sided, "soft_plus", "M14.windows"),
+    (causal_upper_left, "stick_breaking", "M14.hidden_keys"),
+    (causal_ahead_in_later_tiles, "linear", "M14.hidden_keys"),
+    (causal_strict_for_odd_heads, "squared", "M14.hidden_keys"),
+    (mask_unknown_to_odd_heads, "gaussian", "M14.hidden_keys"),
+    (mask_unknown_to_last_row, "cosine", "M14.hidden_keys"),
+    (mask_unknown_to_last_sample, "signed", "M14.hidden_keys"),
+    (mask_of_first_sample, "quartic", "M14.hidden_keys"),
+    (mask_of_first_head, "of_unit_length", "M7.broadcast"),
+    (padding_unknown, "linear", "M14.hidden_keys"),
+    (padding_one_long, "soft_plus", "M14.hidden_keys"),
+    (documents_unknown, "selective", "M14.hidden_keys"),
+    (documents_unknown_to_later_tiles, "twice", "M14.hidden_keys"),
+    (prefix_unknown, "forgetting", "M14.hidden_keys"),
+    (prefix_causal, "largest_sum", "M14.hidden_keys"),
+    (dense_unknown_to_odd_heads, "heavy_tailed", "M14.hidden_keys"),
+    (dense_inverted, "gated", "M14.hidden_keys"),
+    (union_of_first, "off_by_one", "M14.hidden_keys"),
+    (last_row_sees_one_more, "sigmoid", "M14.hidden_keys"),
+    (keys_of_neighbour_behind_a_tile, "cosine", "S8.lengths"),
+    (first_key_lost_in_chunks, "gaussian", "S8.lengths"),
+    (newest_key_lost_in_steps, "rectified", "S8.lengths"),
+    (tail_lost, "hyperbolic", "S8.lengths"),
+    (heads_of_neighbour, "differential", "A2.head_map"),
+    (heads_tiled, "sparsemax", "A2.head_map"),
+    (heads_of_first, "stick_breaking", "A2.head_map"),
+    (width_in_eights, "exponential_features", "S8.widths"),
+    (scale_missing, "heavy_tailed", "N1.forward"),
+    (scale_twice, "signed", "N1.forward"),
+    (scale_unknown, "largest_sum", "N1.forward"),
+    (scale_of_value_width, "twice", "N1.forward"),
+    (scale_in_bias, "top_8", "N1.forward"),
+    (bias_unknown_beside_causal, "gated", "N1.forward"),
+    (bias_of_first_head, "with_slopes", "M7.broadcast"),
+    (bias_of_first_row, "soft_plus", "M7.broadcast"),
+    (bias_rounded, "sigmoid", "N1.forward"),
+    (bias_unknown_to_later_tiles, "selective", "N1.forward"),
+    (cap_unknown, "decaying", "N1.forward"),
+    (cap_unknown_beside_bias, "quartic", "N1.forward"),
+    (inputs_rounded, "of_unit_length", "N1.forward"),
+    (gradient_of_keys_halved_behind_a_tile, "linear", "N2.backward"),
+    (gradient_of_odd_heads_lost, "talking_heads", "N2.backward"),
+    (gradient_of_bias_scaled, "hyperbolic", "N2.backward"),
+    (gradient_of_queries_off_beside_window, "squared", "M14.hidden_keys"),
+    (gradient_of_queries_off, "gaussian", "N2.backward"),
+)
+"""What is changed before the maths, of which maths, and the check that is meant for it."""
 
 
 # the maths itself
@@ -385,14 +387,6 @@ def differential_not_lambda(at: Given) -> Tensor:
 def differential_never_negative(at: Given) -> Tensor:
     one, other = right.halves(at)
     return relu(softmax(one, at.seen) - 0.8 * softmax(other, at.seen)) @ at.value
-
-
-def differential_in_one_denominator(at: Given) -> Tensor:
-    one, other = right.halves(at)
-    least = torch.where(at.seen, other, right.NOTHING).amax(-1, keepdim=True).clamp(min=-1e30)
-    return (softmax(one, at.seen) - 0.8 * softmax(other - 1e-3 * least, at.seen)) @ at.value + (
-        1e-3 * at.value.mean(2, keepdim=True)
-    )
 
 
 def constant(at: Given) -> Tensor:
@@ -588,63 +582,57 @@ def hidden_gradient(at: Given) -> Tensor:
     return out + (weights @ at.value - (weights @ at.value).detach()) * 1e-3
 
 
-INSTEAD: tuple[tuple[Callable[[Given], Tensor], str, str], ...] = (
-    (differential_not_lambda, "differential", "float32"),
-    (differential_never_negative, "differential", "float32"),
-    (differential_in_one_denominator, "differential", "float32"),
-    (constant, "differential", "float32"),
-    (sigmoid_of_all_keys, "sigmoid", "float32"),
-    (linear_by_sums_of_hidden, "linear", "float32"),
-    (linear_with_eps, "linear", "float32"),
-    (rectified_smoothly, "rectified", "float32"),
-    (squared_without_hiding_negative, "squared", "float32"),
-    (off_by_none, "off_by_one", "float32"),
-    (off_by_one_unshifted, "off_by_one", "float32"),
-    (cosine_of_one_epsilon, "cosine", "float32"),
-    (sparsemax_in_two_steps, "sparsemax", "float32"),
-    (top_7, "top_8", "float32"),
-    (top_8_of_each_tile, "top_8", "float32"),
-    (gaussian_without_norms, "gaussian", "float32"),
-    (slopes_of_later_heads, "with_slopes", "float32"),
-    (slopes_from_the_first_key, "with_slopes", "float32"),
-    (stick_breaking_from_the_oldest, "stick_breaking", "float32"),
-    (talking_heads_mixed_once, "talking_heads", "float32"),
-    (talking_heads_mixed_backwards, "talking_heads", "float32"),
-    (hyperbolic_in_half, "hyperbolic", "float32"),
-    (signed_by_softmax, "signed", "float32"),
-    (unit_length_of_tiles, "of_unit_length", "float32"),
-    (decays_from_own, "decaying", "float32"),
-    (decays_upper_left, "decaying", "float32"),
-    (levels_end, "by_levels", "float32"),
-    (largest_of_padded, "largest_sum", "float32"),
-    (gate_forgotten_by_one_query, "gated", "float32"),
-    (selective_of_own, "selective", "float32"),
-    (forgetting_in_half, "forgetting", "bfloat16"),
-    (empty_rows_averaged, "with_slopes", "float32"),
-    (empty_rows_nan, "soft_plus", "float32"),
-    (hidden_keys_weigh_a_little, "hyperbolic", "float32"),
-    (hidden_gradient, "sigmoid", "float32"),
+INSTEAD: tuple[tuple[right.Attend, str, str, str], ...] = (
+    (differential_not_lambda, "differential", "N1.forward", "float32"),
+    (differential_never_negative, "differential", "N1.forward", "float32"),
+    (constant, "differential", "N1.forward", "float32"),
+    (sigmoid_of_all_keys, "sigmoid", "N1.forward", "float32"),
+    (linear_by_sums_of_hidden, "linear", "M14.hidden_keys", "float32"),
+    (linear_with_eps, "linear", "N1.forward", "float32"),
+    (rectified_smoothly, "rectified", "N1.forward", "float32"),
+    (squared_without_hiding_negative, "squared", "N1.forward", "float32"),
+    (off_by_none, "off_by_one", "N1.forward", "float32"),
+    (off_by_one_unshifted, "off_by_one", "N1.forward", "float32"),
+    (cosine_of_one_epsilon, "cosine", "S8.widths", "float32"),
+    (sparsemax_in_two_steps, "sparsemax", "N1.forward", "float32"),
+    (top_7, "top_8", "N1.forward", "float32"),
+    (top_8_of_each_tile, "top_8", "S8.lengths", "float32"),
+    (gaussian_without_norms, "gaussian", "N1.forward", "float32"),
+    (slopes_of_later_heads, "with_slopes", "N1.forward", "float32"),
+    (slopes_from_the_first_key, "with_slopes", "S8.lengths", "float32"),
+    (stick_breaking_from_the_oldest, "stick_breaking", "N1.forward", "float32"),
+    (talking_heads_mixed_once, "talking_heads", "N1.forward", "float32"),
+    (talking_heads_mixed_backwards, "talking_heads", "N1.forward", "float32"),
+    (hyperbolic_in_half, "hyperbolic", "N1.forward", "float32"),
+    (signed_by_softmax, "signed", "N1.forward", "float32"),
+    (unit_length_of_tiles, "of_unit_length", "S8.lengths", "float32"),
+    (decays_from_own, "decaying", "N1.forward", "float32"),
+    (decays_upper_left, "decaying", "S8.lengths", "float32"),
+    (levels_end, "by_levels", "S8.lengths", "float32"),
+    (largest_of_padded, "largest_sum", "S8.lengths", "float32"),
+    (gate_forgotten_by_one_query, "gated", "S8.lengths", "float32"),
+    (selective_of_own, "selective", "N1.forward", "float32"),
+    (forgetting_in_half, "forgetting", "M7.broadcast", "bfloat16"),
+    (empty_rows_averaged, "with_slopes", "M14.hidden_keys", "float32"),
+    (empty_rows_nan, "soft_plus", "M14.hidden_keys", "float32"),
+    (hidden_keys_weigh_a_little, "hyperbolic", "M14.hidden_keys", "float32"),
+    (hidden_gradient, "sigmoid", "M14.hidden_keys", "float32"),
 )
+"""What is computed instead, of which maths, the check that is meant for it, and the dtype."""
 
 
-def changed(maths: right.Maths, change: Change) -> right.Attend:
-    return lambda at: maths.plain(change(at))
+def variant_with(maths: str, change: Change) -> Variant:
+    """Return a variant of one maths that is given something else."""
+    name = f"mutant_{maths}_{change.__name__}"
+    return variant_of(NAMED[maths], name, function_of(lambda at: NAMED[maths].plain(change(at))))
 
 
-ALL = {
-    **{
-        f"{maths}_{change.__name__}": (
-            variant_of(NAMED[maths], f"mutant_{maths}_{change.__name__}",
-                       function_of(changed(NAMED[maths], change))),
-            "float32",
-        )
-        for change, several in CHANGES.items()
-        for maths in several
-    },
-    **{
-        f"{maths}_{attend.__name__}": (
-            variant_of(NAMED[maths], f"mutant_{maths}_{attend.__name__}", function_of(attend)), dtype
-        )
-        for attend, maths, dtype in INSTEAD
-    },
+NAMED_WRONG = {
+    attend.__name__: variant_of(NAMED[maths], f"mutant_{attend.__name__}", function_of(attend))
+    for attend, maths, _, _ in INSTEAD
 }
+
+MUTANTS = (
+    *((variant_with(maths, change), kills, "own") for change, maths, kills in CHANGES),
+    *((NAMED_WRONG[each.__name__], kills, "own", dtype) for each, _, kills, dtype in INSTEAD),
+)
