@@ -36,13 +36,14 @@ GRADIENT_PROBES = 6
 DRAWN, STEP = 1 << 19, 12289
 """How many errors are drawn, and how far apart those of one operation and the next begin."""
 
-MOVES = frozenset(
-    "abs amax amin cat clamp clamp_max clamp_min clone constant_pad_nd copy_ detach_ embedding fill_ "
-    "flip gather index index_select masked_fill masked_fill_ masked_scatter "
-    "masked_select max maximum min minimum msort neg relu repeat roll scatter scatter_ sgn sign "
-    "sort stack take threshold topk tril tril_ triu triu_ where zero_ zeros_like _to_copy "
-    "_unsafe_index".split()
-)
+MOVES = {
+    "abs", "amax", "amin", "cat", "clamp", "clamp_max", "clamp_min", "clone",
+    "constant_pad_nd", "copy_", "detach_", "embedding", "fill_", "flip", "gather", "index",
+    "index_select", "masked_fill", "masked_fill_", "masked_scatter", "masked_select", "max",
+    "maximum", "min", "minimum", "msort", "neg", "relu", "repeat", "roll", "scatter",
+    "scatter_", "sgn", "sign", "sort", "stack", "take", "threshold", "topk", "tril",
+    "tril_", "triu", "triu_", "where", "zero_", "zeros_like", "_to_copy", "_unsafe_index",
+}  # fmt: skip
 """Operations that compute nothing: each number that they give is one that they were given.
 
 Were the largest number off, it would be none of those that it is the largest of.

@@ -509,7 +509,7 @@ def gated_before(at: Given) -> Tensor:
 
 
 def selective(at: Given) -> Tensor:
-    """Leviathan et al. 2025, arXiv:2410.02703: what the first head selects, later queries forget."""
+    """Leviathan et al. 2025, arXiv:2410.02703: what one head selects, later queries forget."""
     logits = at.logits()
     picked = torch.where(at.seen[:, :1] & (at.distance > 0), relu(logits[:, :1]), 0.0)
     before = picked.cumsum(2) - picked
@@ -622,6 +622,7 @@ PROMISES = Promises(
 
 NO_LOGITS = {"bias": False, "scale": False, "softcap": False}
 OF_ALL_HEADS = {"gqa": False}
+OF_THE_PAST = {"bidirectional": False, "cross": False}
 
 MATHS = (
     Maths(differential, differential_apart),
@@ -650,7 +651,7 @@ MATHS = (
     Maths(by_levels, by_levels_one_by_one, NO_LOGITS),
     Maths(largest_sum, largest_sum_step_by_step),
     Maths(gated, gated_before),
-    Maths(selective, selective_step_by_step, {**OF_ALL_HEADS, "bidirectional": False, "cross": False}),
+    Maths(selective, selective_step_by_step, {**OF_ALL_HEADS, **OF_THE_PAST}),
 )
 """All of them."""
 

@@ -7,7 +7,7 @@ of kernels. Some show in some place only: behind a tile, for odd heads, beside a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import correct_maths as right
 import torch
@@ -360,8 +360,8 @@ CHANGES: tuple[tuple[Change, str, str], ...] = (
     (scale_of_value_width, "twice", "N1.forward"),
     (scale_in_bias, "top_8", "N1.forward"),
     (bias_unknown_beside_causal, "gated", "N1.forward"),
-    (bias_of_first_head, "with_slopes", "M7.broadcast"),
-    (bias_of_first_row, "soft_plus", "M7.broadcast"),
+    (bias_of_first_head, "with_slopes", "N1.forward"),
+    (bias_of_first_row, "soft_plus", "N1.forward"),
     (bias_rounded, "sigmoid", "N1.forward"),
     (bias_unknown_to_later_tiles, "selective", "N1.forward"),
     (cap_unknown, "decaying", "N1.forward"),
@@ -415,10 +415,6 @@ def rectified_smoothly(at: Given) -> Tensor:
     return torch.where(at.seen, gelu(at.logits()), 0.0) / count(at.seen) @ at.value
 
 
-def squared_without_hiding_negative(at: Given) -> Tensor:
-    return torch.where(at.seen, at.logits().square(), 0.0) / count(at.seen) @ at.value
-
-
 def off_by_none(at: Given) -> Tensor:
     return softmax(at.logits(), at.seen) @ at.value
 
@@ -453,21 +449,19 @@ def top_7(at: Given) -> Tensor:
 
 def top_8_of_each_tile(at: Given) -> Tensor:
     logits = torch.where(at.seen, at.logits(), right.NOTHING)
-    kept = torch.cat([
-        part >= part.topk(min(8, part.shape[-1]), -1).values[..., -1:]
-        for part in logits.split(64, -1)
-    ], -1)
+    kept = torch.cat(
+        [
+            part >= part.topk(min(8, part.shape[-1]), -1).values[..., -1:]
+            for part in logits.split(64, -1)
+        ],
+        -1,
+    )
     return softmax(logits, at.seen & kept) @ at.value
 
 
 def gaussian_without_norms(at: Given) -> Tensor:
     logits = at.scale * 2 * at.query @ at.key.mT
     return softmax(logits if at.bias is None else logits + at.bias, at.seen) @ at.value
-
-
-def slopes_of_later_heads(at: Given) -> Tensor:
-    away = right.slopes(at).roll(1)[:, None, None] * at.distance.abs()
-    return softmax(at.logits() - away, at.seen) @ at.value
 
 
 def slopes_from_the_first_key(at: Given) -> Tensor:
@@ -484,12 +478,6 @@ def stick_breaking_from_the_oldest(at: Given) -> Tensor:
 def talking_heads_mixed_once(at: Given) -> Tensor:
     logits = torch.einsum("gh,bhls->bgls", right.mixing(at), at.logits())
     return softmax(logits, at.seen) @ at.value
-
-
-def talking_heads_mixed_backwards(at: Given) -> Tensor:
-    mix = right.mixing(at).mT
-    weights = softmax(torch.einsum("gh,bhls->bgls", mix, at.logits()), at.seen)
-    return torch.einsum("gh,bhls->bgls", mix, weights) * at.seen @ at.value
 
 
 def hyperbolic_in_half(at: Given) -> Tensor:
@@ -559,12 +547,6 @@ def forgetting_in_half(at: Given) -> Tensor:
     return softmax(at.logits() + behind, at.seen) @ at.value
 
 
-def empty_rows_averaged(at: Given) -> Tensor:
-    logits = torch.where(at.seen, at.logits(), -1e9)
-    away = right.slopes(at)[:, None, None] * at.distance.abs()
-    return (logits - away).softmax(-1) @ at.value
-
-
 def empty_rows_nan(at: Given) -> Tensor:
     shares = torch.where(at.seen, torch.nn.functional.softplus(at.logits()), 0.0)
     return shares / shares.sum(-1, keepdim=True) @ at.value
@@ -590,7 +572,6 @@ INSTEAD: tuple[tuple[right.Attend, str, str, str], ...] = (
     (linear_by_sums_of_hidden, "linear", "M14.hidden_keys", "float32"),
     (linear_with_eps, "linear", "N1.forward", "float32"),
     (rectified_smoothly, "rectified", "N1.forward", "float32"),
-    (squared_without_hiding_negative, "squared", "N1.forward", "float32"),
     (off_by_none, "off_by_one", "N1.forward", "float32"),
     (off_by_one_unshifted, "off_by_one", "N1.forward", "float32"),
     (cosine_of_one_epsilon, "cosine", "S8.widths", "float32"),
@@ -598,11 +579,9 @@ INSTEAD: tuple[tuple[right.Attend, str, str, str], ...] = (
     (top_7, "top_8", "N1.forward", "float32"),
     (top_8_of_each_tile, "top_8", "S8.lengths", "float32"),
     (gaussian_without_norms, "gaussian", "N1.forward", "float32"),
-    (slopes_of_later_heads, "with_slopes", "N1.forward", "float32"),
     (slopes_from_the_first_key, "with_slopes", "S8.lengths", "float32"),
     (stick_breaking_from_the_oldest, "stick_breaking", "N1.forward", "float32"),
     (talking_heads_mixed_once, "talking_heads", "N1.forward", "float32"),
-    (talking_heads_mixed_backwards, "talking_heads", "N1.forward", "float32"),
     (hyperbolic_in_half, "hyperbolic", "N1.forward", "float32"),
     (signed_by_softmax, "signed", "N1.forward", "float32"),
     (unit_length_of_tiles, "of_unit_length", "S8.lengths", "float32"),
@@ -613,7 +592,6 @@ INSTEAD: tuple[tuple[right.Attend, str, str, str], ...] = (
     (gate_forgotten_by_one_query, "gated", "S8.lengths", "float32"),
     (selective_of_own, "selective", "N1.forward", "float32"),
     (forgetting_in_half, "forgetting", "M7.broadcast", "bfloat16"),
-    (empty_rows_averaged, "with_slopes", "M14.hidden_keys", "float32"),
     (empty_rows_nan, "soft_plus", "M14.hidden_keys", "float32"),
     (hidden_keys_weigh_a_little, "hyperbolic", "M14.hidden_keys", "float32"),
     (hidden_gradient, "sigmoid", "M14.hidden_keys", "float32"),

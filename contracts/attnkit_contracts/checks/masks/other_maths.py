@@ -16,7 +16,13 @@ from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.catalogue import BrokenError, Measured, check
 from attnkit_contracts.checks.masks.forms import PROBES, together, wide
 from attnkit_contracts.checks.masks.padding import can_hide_all
-from attnkit_contracts.checks.masks.visibility import masked_calls, named_mask, shapes, unequal, ways
+from attnkit_contracts.checks.masks.visibility import (
+    masked_calls,
+    named_mask,
+    shapes,
+    unequal,
+    ways,
+)
 from attnkit_contracts.inputs import cuts
 from attnkit_contracts.judging import outputs as judge
 from attnkit_contracts.subjects.target import Reading
@@ -113,7 +119,7 @@ def _hidden(call: Call, row: int) -> Tensor:
     """Return the keys that no head of a group shows to a query, (B, Hkv, S)."""
     sizes, key = cuts.sizes_of(call), call.tensors["key"]
     seen = call.mask.to_bool(sizes, key.device).expand(*sizes)[:, :, row]
-    return ~seen.unflatten(1, (key.shape[1], -1)).any(2)
+    return ~torch.unflatten(seen, 1, (key.shape[1], -1)).any(2)
 
 
 def _rows(call: Call, count: int) -> list[int]:

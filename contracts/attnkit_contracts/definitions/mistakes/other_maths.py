@@ -94,9 +94,7 @@ _OWN: dict[str, tuple[Steps, ...]] = {
     "softcap_ignored": _given(lambda c: c.saying(softcap=None), "softcap"),
     "softcap_before_scale": _given(lambda c: _capped(c, scale_of(c)), "softcap"),
     "softcap_not_undone": _given(_undone, "softcap"),
-    "softcap_not_divided": _given(
-        lambda c: c.saying(**_scaled(c, c.extras["softcap"])), "softcap"
-    ),
+    "softcap_not_divided": _given(lambda c: c.saying(**_scaled(c, c.extras["softcap"])), "softcap"),
     "bias_ignored": _given(lambda c: c.without("bias"), "bias"),
     "bias_before_scale": _given(lambda c: _biased(c, lambda bias: scale_of(c) * bias), "bias"),
     "bias_subtracted": _given(lambda c: _biased(c, lambda bias: -bias), "bias"),
@@ -104,9 +102,7 @@ _OWN: dict[str, tuple[Steps, ...]] = {
         lambda c: _biased(c, lambda b: b[..., :1, :, :] if b.dim() > 2 else b), "bias"
     ),
     "sinks_ignored": _given(lambda c: c.without("sinks"), "sinks"),
-    "sinks_scaled": _given(
-        lambda c: c.given(sinks=scale_of(c) * c.tensors["sinks"]), "sinks"
-    ),
+    "sinks_scaled": _given(lambda c: c.given(sinks=scale_of(c) * c.tensors["sinks"]), "sinks"),
 }
 """What is done inside a softmax, done to what any maths is given."""
 

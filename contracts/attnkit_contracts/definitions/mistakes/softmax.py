@@ -279,11 +279,11 @@ _OTHERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("heads_first", "all query heads reading the first key/value head",
      (replace(RIGHT, spread=lambda t, s: t[:, :1].expand(-1, t.shape[1] * s, -1, -1)),)),
     ("heads_neighbour", "each head reading its neighbour's keys and values",
-     (_held(lambda t: t.roll(1, 1), "key", "value"), _held(lambda t: t.roll(-1, 1), "key", "value"))),
+     tuple(_held(lambda t, by=by: t.roll(by, 1), "key", "value") for by in (1, -1))),  # type: ignore[misc]  # a default keeps the loop's value
     ("samples_neighbour", "each sample reading its neighbour's keys and values",
-     (_held(lambda t: t.roll(1, 0), "key", "value"), _held(lambda t: t.roll(-1, 0), "key", "value"))),
+     tuple(_held(lambda t, by=by: t.roll(by, 0), "key", "value") for by in (1, -1))),  # type: ignore[misc]  # a default keeps the loop's value
     ("keys_shifted", "keys one place off, beside the values of others",
-     (_held(lambda t: t.roll(1, 2), "key"), _held(lambda t: t.roll(-1, 2), "key"))),
+     tuple(_held(lambda t, by=by: t.roll(by, 2), "key") for by in (1, -1))),  # type: ignore[misc]  # a default keeps the loop's value
     ("inputs_rounded", "query, key and value rounded to half precision, or to tf32",
      tuple(_held(_rounded_to(bits), *names) for bits in (8, 11)
            for names in (("query", "key", "value"), ("query", "key"), ("query",)))),
