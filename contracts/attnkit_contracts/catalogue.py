@@ -53,7 +53,7 @@ GROUPS = {
 
 MODULES = {
     "calls": "shapes memory surroundings histories refusal options modes",
-    "masks": "context visibility forms padding documents",
+    "masks": "context visibility forms padding documents other_maths",
     "algebra": "linearity identities extremes",
     "state": "pieces decode steps",
     "numerics": "errors combinations layers gradients slopes dropout autocast growth",

@@ -73,6 +73,7 @@ FAMILIES = (
     "space",
     "histories",
     "gradients",
+    "maths",
 )
 MODULES = [_load(f"mutants_{family}") for family in FAMILIES]
 MUTANTS = tuple(Mutant(*each) for module in MODULES for each in module.MUTANTS)

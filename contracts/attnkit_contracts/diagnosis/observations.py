@@ -199,15 +199,29 @@ def explainer(
 
     How far the output is from the right one is measured once, for all mistakes.
     """
-    right = _distance(seen, expected(subject, seen, dtype=dtype))
+    limits, most = expected(subject, seen, dtype=dtype), None
+    if subject.may_cancel:
+        # units are dear: they are asked for only of what is nearer than the right definition
+        most = _off(seen, {name: limit.exact for name, limit in limits.items()})
+    right = _distance(seen, limits)
 
     def explained(mistake: Mistake[Any]) -> bool:
         if right <= 1:
             return False
-        wrong = _nearest(mistake, subject, seen, dtype)
+        wrong = _nearest(mistake, subject, seen, dtype, most)
         return wrong <= 1 and wrong * CLEARLY <= right
 
     return explained
+
+
+def _off(seen: Observation, exact: Mapping[str, Tensor]) -> float:
+    """Return the largest error of an output; infinite where shapes or finiteness disagree."""
+    return max(
+        float((seen.got[name].double() - each).abs().nan_to_num(torch.inf).max())
+        if seen.got[name].shape == each.shape and each.numel()
+        else float("inf")
+        for name, each in exact.items()
+    )
 
 
 def is_consistent(
@@ -223,18 +237,30 @@ def is_right(subject: Subject, seen: Observation, dtype: torch.dtype | None = No
 
 
 def _nearest(
-    mistake: Mistake[Any], subject: Subject, seen: Observation, dtype: torch.dtype | None
+    mistake: Mistake[Any],
+    subject: Subject,
+    seen: Observation,
+    dtype: torch.dtype | None,
+    most: float | None = None,
 ) -> float:
-    """Return the distance to the nearest of a mistake's definitions."""
+    """Return the distance to the nearest of a mistake's definitions that are off by less."""
     readings = [seen]
     if subject.sees_emptied and seen.call is not seen.plain:
         # attnkit empties padding before the operation sees it
         readings.append(replace(seen, call=seen.plain))
     return min(
-        _distance(seen, expected(subject, reading, definition, dtype=dtype))
-        for reading in readings
-        for definition in mistake.definitions
+        (
+            _distance(seen, expected(subject, reading, definition, dtype=dtype))
+            for reading in readings
+            for definition in mistake.definitions
+            if most is None or _off(seen, _exact(subject, reading.call, definition)) < most
+        ),
+        default=float("inf"),
     )
+
+
+def _exact(subject: Subject, call: Call, rules: Any) -> Mapping[str, Tensor]:
+    return subject.definition(call, rules)({n: t.double() for n, t in call.tensors.items()})
 
 
 def _distance(seen: Observation, limits: Mapping[str, Bound]) -> float:

@@ -15,6 +15,7 @@ the oracle's own size.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,9 +36,22 @@ GRADIENT_PROBES = 6
 DRAWN, STEP = 1 << 19, 12289
 """How many errors are drawn, and how far apart those of one operation and the next begin."""
 
+MOVES = {
+    "abs", "amax", "amin", "cat", "clamp", "clamp_max", "clamp_min", "clone",
+    "constant_pad_nd", "copy_", "detach_", "embedding", "fill_", "flip", "gather", "index",
+    "index_select", "masked_fill", "masked_fill_", "masked_scatter", "masked_select", "max",
+    "maximum", "min", "minimum", "msort", "neg", "relu", "repeat", "roll", "scatter",
+    "scatter_", "sgn", "sign", "sort", "stack", "take", "threshold", "topk", "tril",
+    "tril_", "triu", "triu_", "where", "zero_", "zeros_like", "_to_copy", "_unsafe_index",
+}  # fmt: skip
+"""Operations that compute nothing: each number that they give is one that they were given.
+
+Were the largest number off, it would be none of those that it is the largest of.
+"""
+
 
 class Rounding(TorchDispatchMode):
-    """Multiplies whatever an operation gives in float64 by 1 + u xi, xi ~ U(-1, 1).
+    """Multiplies whatever an operation computes in float64 by 1 + u xi, xi ~ U(-1, 1).
 
     Even what is exact, a probability of 1 say: another way to compute the same rounds elsewhere.
 
@@ -46,8 +60,7 @@ class Rounding(TorchDispatchMode):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        xi = 2 * torch.rand(DRAWN, generator=torch.Generator().manual_seed(0)).double() - 1
-        self.factors = 1 + roundoff(dtype) * xi
+        self.factors = _errors(dtype)
         self.start = 0
 
     def __torch_dispatch__(
@@ -59,7 +72,7 @@ class Rounding(TorchDispatchMode):
     ) -> Any:
         """Run the operation; see `torch.utils._python_dispatch`."""
         made = func(*args, **(kwargs or {}))
-        if func.is_view:
+        if func.is_view or func._overloadpacket.__name__ in MOVES:
             return made
         if func._schema.is_mutable:
             return tree_map_only(torch.Tensor, lambda each: each.copy_(self._off(each)), made)
@@ -71,8 +84,18 @@ class Rounding(TorchDispatchMode):
         # drawn only once, but other ones for every operation
         count = exact.numel()
         self.start = (self.start + STEP) % (DRAWN - min(count, DRAWN) + 1)
-        factors = self.factors[self.start :].repeat(-(-count // DRAWN))[:count]
+        factors = self.factors[self.start : self.start + count]
+        if count > DRAWN:
+            factors = self.factors.repeat(-(-count // DRAWN))[:count]
         return exact * factors.to(exact.device).reshape(exact.shape)
+
+
+@functools.cache
+def _errors(dtype: torch.dtype) -> Tensor:
+    xi = torch.rand(
+        DRAWN, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
+    )
+    return 1 + roundoff(dtype) * (2 * xi - 1)
 
 
 def layer_gate(dtype: torch.dtype) -> float:

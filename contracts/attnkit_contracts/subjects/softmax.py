@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import attnkit
+from attnkit.interface import load
 from attnkit.masks.constructors import Mask, Sizes
 from attnkit.promises import ALL_MASK_PARTS
 from attnkit_contracts.definitions import oracle
+from attnkit_contracts.definitions.mistakes import other_maths
 from attnkit_contracts.definitions.mistakes import softmax as mistakes
 from attnkit_contracts.inputs import cuts
 from attnkit_contracts.inputs.calls import GROWING, Call, normal
@@ -43,6 +45,7 @@ class SoftmaxOperation(Operation):
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
+        self.mistakes = other_maths.MISTAKES
         if self.is_exact:
             self.steps, self.mistakes = mistakes.RIGHT, mistakes.MISTAKES
 
@@ -174,15 +177,23 @@ class SoftmaxOperation(Operation):
             return oracle.softmax(**call.arguments(), mask=call.mask)
         return mistakes.attend(call, how.rules, how.kept)
 
-    def read(self, call: Call) -> tuple[Tensor] | None:
-        """Return what the definition reads of a call's mask: (B or 1, H or 1, L, S)."""
-        if not self.is_exact:
-            return None
-        return (call.mask.to_bool(cuts.sizes_of(call), call.tensors["query"].device),)
+    def read(self, call: Call) -> tuple[Tensor, ...]:
+        """Return which keys the definition sees, (B or 1, H or 1, L, S), and how it is told."""
+        seen = call.mask.to_bool(cuts.sizes_of(call), call.tensors["query"].device)
+        if self.is_exact:
+            return (seen,)
+        # other maths may look at windows, or at what is causal
+        parts = repr(call.mask.key).encode()
+        return seen, torch.frombuffer(bytearray(parts), dtype=torch.uint8)
 
     def definition(self, call: Call, rules: Any = None) -> Definition:
         if self.is_exact:
             return lambda tensors: {"out": self.attend(call.given(**tensors), Reading(rules)).out}
+        if rules is not None:
+            bare = load(self.target.variant.implementations[0].function)
+            return lambda tensors: {
+                "out": other_maths.run(other_maths.altered(call.given(**tensors), rules), bare)
+            }
         # what it computes is its own: then the reference is the definition
         reference = self.called(call, self.target.variant, "reference")
         return lambda tensors: {"out": reference(tensors)}
@@ -246,5 +257,9 @@ def _telling_calls(subject: SoftmaxOperation) -> Iterator[Call]:
             yield subject.beside(plain, names, "tell apart")
     if promises.dropout:
         yield plain.saying(dropout_p=0.5)
+    if "dense" in promises.masks:
+        seen = torch.rand(*sizes, generator=subject.random("tell apart masks")) < 0.7
+        mask = subject.mask(sizes) & attnkit.dense(seen.to(subject.device))
+        yield subject.draw("tell apart", length=length, mask=mask)
     # some mistakes begin where there are several blocks of keys
     yield subject.draw("tell apart", length=90)

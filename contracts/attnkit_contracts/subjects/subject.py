@@ -306,20 +306,24 @@ class Subject:
         """Return all of the definition's outputs of a call, and their units."""
         return self._kept("outputs", call, ask=lambda: self.bounds(call, how=Reading(probes=2)))
 
-    def gradient_bounds(self, call: Call, grads: Mapping[str, Tensor]) -> dict[str, Bound]:
+    def gradient_bounds(
+        self, call: Call, grads: Mapping[str, Tensor], probes: int | None = None
+    ) -> dict[str, Bound]:
         """Return the definition's gradient of every tensor and every weight, and its unit.
 
         Args:
             call: What it is given.
             grads: Gradients of outputs, by name.
+            probes: How many disturbed evaluations; None for as many as is usual.
         """
 
         def ask() -> dict[str, Bound]:
-            found = self.bounds(call, grads)
+            found = self.bounds(call, grads, Reading(probes=probes))
             names = (*call.tensors, *self.weights())
             return {name: found[judge.gradient_of(name)] for name in names}
 
-        return self._kept(f"gradients from {', '.join(grads)}", call, *grads.values(), ask=ask)
+        what = f"gradients from {', '.join(grads)}, with {probes} probes"
+        return self._kept(what, call, *grads.values(), ask=ask)
 
     def _kept(self, what: str, call: Call, *further: Tensor, ask: Callable[[], Answer]) -> Answer:
         """Return an answer, which is asked once for equal calls where that can be told."""

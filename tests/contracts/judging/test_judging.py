@@ -17,7 +17,7 @@ from attnkit_contracts.judging import units
 from attnkit_contracts.judging.outputs import Bound, agree, estimated, near, part
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 def _estimated(unit: float, better: float, asked: list[float]) -> Bound:
@@ -148,3 +148,22 @@ def test_a_probability_that_underflows_is_no_error(dtype: str) -> None:
     unit = units.analytic_gradients(exact, given, grad_out, 1.0, getattr(torch, dtype))["value"]
     flushed = 2 * exact.weights[0, 0, 0, 1]
     assert float(flushed / unit[0, 0, 1, 0]) <= units.ANALYTIC_GATE
+
+
+def selects(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keep the two largest numbers of a row, and add the largest."""
+    x = given["x"]
+    least = x.topk(2, -1).values[..., -1:]
+    return {"out": torch.where(x >= least, x, 0.0).sum(-1) + x.amax(-1)}
+
+
+def test_what_only_moves_numbers_is_off_by_nothing() -> None:
+    x = torch.linspace(-3, 3, 64, dtype=torch.float64).reshape(8, 8)
+    grads = {"out": torch.ones(8, dtype=torch.float64)}
+    found, gradients = units.whole_noise(selects, {"x": x}, grads, torch.float32, rounds=True)
+    out, gradient = found["out"][1], gradients["x"][1]
+
+    # else the largest would be none of the row, and the second largest would come and go
+    assert gradient.isfinite().all()
+    assert float(gradient.max()) < 1e-6
+    assert float((out / x.abs().amax()).max()) < 1e-6

@@ -13,6 +13,7 @@ from attnkit_contracts.catalogue import (
     BrokenError,
     InconclusiveError,
     Measured,
+    check,
     mixing_check,
     softmax_check,
 )
@@ -34,13 +35,16 @@ if TYPE_CHECKING:
 LENGTH = 33
 """No multiple of 8: masks with such rows are padded by some kernels."""
 
+PROBES = 2
+"""Few, for many calls; what is near the gate is judged by more."""
+
 COMPOSED: tuple[MaskPart, ...] = ("window", "documents", "dense")
 """Parts of the mask that is written in several forms."""
 
 
 @mixing_check(
     "M2.gradient_causality",
-    "For every t: the gradient of output t to every later token is exactly 0, and to its own not.",
+    "For every t: the gradient of output t to every later token is exactly 0.",
     applies=lambda promises: promises.causal and promises.gradients,
 )
 def gradient_causality(subject: Subject) -> Measured:
@@ -49,6 +53,7 @@ def gradient_causality(subject: Subject) -> Measured:
     call = subject.draw("M2", batch=1, length=length).leaves()
     call = subject.causal(call)
     name = "x" if "x" in call.tensors else "value"
+    reaches = False
     for t in (0, 16, 35, 63):
         with torch.enable_grad():
             out = subject(call)
@@ -57,12 +62,14 @@ def gradient_causality(subject: Subject) -> Measured:
         grad_out[..., t, :] = subject.cast(drawn)
         (found,) = torch.autograd.grad(out, [call.tensors[name]], grad_out)
         reached = (found != 0).movedim(-2, -1).flatten(0, -2).any(0)  # (L,)
-        if not reached[t]:
-            raise InconclusiveError(f"output {t} does not depend on its own {name}")
+        # other maths may give some of them no weight
+        reaches = reaches or bool(reached[: t + 1].any())
         later = reached[t + 1 :].nonzero()
         if len(later):
             j = t + 1 + int(later[0])
             raise BrokenError(f"output {t} sends a gradient to {name} {j}, which is later")
+    if not reaches:
+        raise InconclusiveError(f"no output depends on any {name}")
     return judge.exactly(0, "gradients to later tokens")
 
 
@@ -121,10 +128,11 @@ def _shapes(sizes: Sizes) -> Iterator[tuple[int, ...]]:
     yield from ((1, heads, 1, keys), tuple(sizes))
 
 
-@softmax_check(
+@check(
     "M7.broadcast",
     "A bool mask or a bias of any shape that broadcasts to (B, H, L, S) gives what it gives "
     "written out, forward and backward, expanded views among them.",
+    families=("softmax",),
     applies=lambda promises: promises.bias or "dense" in promises.masks,
     cases=lambda promises: [
         {"given": given}
@@ -144,7 +152,7 @@ def broadcast(subject: SoftmaxOperation, given: str) -> Measured:
         numbers, where = normal(draw, *shape), f"{given} {shape}"
         plain = (numbers > -1).to(subject.device) if given == "mask" else subject.cast(numbers)
         expanded = plain.expand(*sizes)
-        limit = subject.bound(_with(call, expanded.contiguous()))
+        limit = subject.bound(_with(call, expanded.contiguous()), PROBES)
         # written out, it can only lie in memory otherwise
         columns = plain.mT.contiguous().mT if expanded.shape == plain.shape else expanded
         for view, what in ((plain, where), (columns, f"{where}, another view")):
@@ -152,7 +160,7 @@ def broadcast(subject: SoftmaxOperation, given: str) -> Measured:
         if given == "bias" and subject.promises.gradients:
             biased = _with(call, plain)
             grad_out = subject.normal("M7 grad", *judge.output_shape(biased))
-            wanted = subject.gradient_bounds(biased, {"out": grad_out})["bias"]
+            wanted = subject.gradient_bounds(biased, {"out": grad_out}, PROBES)["bias"]
             got = judge.gradients(subject, biased, grad_out)["bias"]
             found.append(judge.near(wanted, got, f"gradient of {where}"))
     return judge.worst(found)
@@ -165,7 +173,7 @@ def _with(call: Call, given: Tensor) -> Call:
     return call.given(bias=given)
 
 
-def _together(promises: Promises) -> Iterator[Mapping[str, Any]]:
+def together(promises: Promises) -> Iterator[Mapping[str, Any]]:
     """Yield all promised parts that hide something, with and without later keys."""
     for way in ("causal", "bidirectional"):
         parts = [
@@ -182,14 +190,14 @@ def _together(promises: Promises) -> Iterator[Mapping[str, Any]]:
     "M12.composition",
     "Masks joined by & show the intersection of what each shows, and each of them alone hides "
     "something that the others do not.",
-    cases=_together,
+    cases=together,
 )
 def composition(subject: SoftmaxOperation, mask: str) -> Measured:
     """Join all parts that are promised; then leave out one at a time."""
     way, *names = mask.split("+")
     sizes = Sizes(2, subject.heads, 40, 40)
     device = torch.device(subject.device)
-    parts = {name: _wide(name, sizes, subject.device) for name in names}
+    parts = {name: wide(name, sizes, subject.device) for name in names}
     base = subject.mask(sizes, causal=way == "causal", wide=ALL_MASK_PARTS)
     joined, wanted = base, base.to_bool(sizes, device).expand(*sizes)
     for part in parts.values():
@@ -208,7 +216,7 @@ def composition(subject: SoftmaxOperation, mask: str) -> Measured:
     return judge.exactly(0, "wrong pairs")
 
 
-def _wide(part: str, sizes: Sizes, device: str) -> Mask:
+def wide(part: str, sizes: Sizes, device: str) -> Mask:
     """Return a mask that hides little, so that each of several hides something of its own."""
     batch, _, queries, keys = sizes
     name: MaskPart = part  # type: ignore[assignment]  # a name of a mask part

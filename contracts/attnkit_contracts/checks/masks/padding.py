@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.subject import Subject
 
 
-def _can_hide_all(promises: Promises) -> bool:
+def can_hide_all(promises: Promises) -> bool:
+    """Return whether a mask that is promised can hide every key of a row."""
     return bool({"dense", "padding"} & set(promises.masks)) or (
         promises.causal and promises.cross and not promises.needs
     )
@@ -36,7 +37,7 @@ def _can_hide_all(promises: Promises) -> bool:
     "M8.masked_rows",
     "A(i) = {} gives output 0, zero gradients for query i, and no gradient from row i to any key "
     "or value; all gradients are finite.",
-    applies=_can_hide_all,
+    applies=can_hide_all,
 )
 def masked_rows(subject: SoftmaxOperation) -> Measured:
     """Hide every key of some rows in each way that is promised."""

@@ -79,10 +79,9 @@ def beside(tokens: Tensor, out: Tensor) -> Tensor:
     return tokens if out.dim() == 3 else tokens[:, None].expand(out.shape[:3])
 
 
-def _shapes(promises: Promises) -> Iterator[Mapping[str, Any]]:
+def shapes(promises: Promises) -> Iterator[Mapping[str, Any]]:
     """Yield the masks to try: plain ones, and each promised part on top."""
-    ways = [way for way in ("causal", "bidirectional") if getattr(promises, way)]
-    for way in ways:
+    for way in ways(promises):
         yield {"mask": way}
         for part in promises.masks:
             if part not in promises.needs:
@@ -90,7 +89,7 @@ def _shapes(promises: Promises) -> Iterator[Mapping[str, Any]]:
 
 
 def named_mask(subject: SoftmaxOperation, name: str, sizes: Sizes) -> Mask:
-    """Return the mask that `_shapes` names."""
+    """Return the mask that `shapes` names."""
     way, *parts = name.split("+")
     mask = subject.mask(sizes, causal=way == "causal")
     for part in ALL_MASK_PARTS:
@@ -130,7 +129,7 @@ def expect_visible(found: Tensor, wanted: Tensor, what: str) -> None:
 @softmax_check(
     "M3.support",
     "{j : the output of query i depends on value j} = A(i), both ways, forward and backward.",
-    cases=_shapes,
+    cases=shapes,
 )
 def support(subject: SoftmaxOperation, mask: str) -> Measured:
     """Compare what outputs and gradients reach with the declared mask."""
@@ -183,7 +182,7 @@ def window(subject: SoftmaxOperation) -> Measured:
         sizes = Sizes(1, subject.heads, queries, keys)
         told = telling_call(subject, sizes)
         for size in (1, 2, 63, 64, 65, keys, keys + 5):
-            for causal in _ways(subject.promises):
+            for causal in (way == "causal" for way in ways(subject.promises)):
                 others = subject.mask(sizes, causal=causal, wide=ALL_MASK_PARTS)
                 mask = others & attnkit.sliding_window(size)
                 p = torch.arange(queries, device=subject.device)[:, None] + keys - queries
@@ -194,12 +193,12 @@ def window(subject: SoftmaxOperation) -> Measured:
     return exactly(0, "wrong pairs")
 
 
-def _ways(promises: Promises) -> list[bool]:
-    ways = (("causal", True), ("bidirectional", False))
-    return [causal for name, causal in ways if getattr(promises, name)]
+def ways(promises: Promises) -> list[str]:
+    """Return what is promised of later keys."""
+    return [way for way in ("causal", "bidirectional") if getattr(promises, way)]
 
 
-def _unequal(promises: Promises) -> Iterator[Mapping[str, int]]:
+def unequal(promises: Promises) -> Iterator[Mapping[str, int]]:
     """Yield L and S; for more queries than keys, some parts of masks have no meaning."""
     pairs = [(1, 40), (5, 40), (39, 70)] + ([] if promises.needs else [(40, 33)])
     yield from ({"queries": queries, "keys": keys} for queries, keys in pairs)
@@ -209,7 +208,7 @@ def _unequal(promises: Promises) -> Iterator[Mapping[str, int]]:
     "M5.alignment",
     "Causal with L != S: query i reads exactly {j : j <= i + S - L}; a single query reads all.",
     applies=lambda promises: promises.causal and promises.cross,
-    cases=_unequal,
+    cases=unequal,
 )
 def alignment(subject: SoftmaxOperation, queries: int, keys: int) -> Measured:
     """Compare with the formula for fewer and for more queries than keys."""

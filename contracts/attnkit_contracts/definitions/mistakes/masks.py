@@ -146,6 +146,44 @@ def without_newest(*, least: int = 0, stepping: bool = False) -> Reader:
     return read
 
 
+def without_oldest(holds: Callable[[Sizes], bool] = lambda _: True) -> Reader:
+    """Return a reader that overlooks the first key, of all calls or of some."""
+
+    def read(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+        kept = torch.arange(sizes.keys, device=device) >= holds(sizes)
+        return visible(mask, sizes, device) & kept
+
+    return read
+
+
+def unmasked(axis: int, where: Callable[[Tensor, int], Tensor]) -> Reader:
+    """Return a reader that overlooks the whole mask at some samples, heads or queries (0, 1, 2)."""
+
+    def read(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+        shape = [1] * 4
+        shape[axis] = -1
+        at = torch.arange(sizes[axis], device=device)
+        return visible(mask, sizes, device) | where(at, sizes[axis]).reshape(shape)
+
+    return read
+
+
+def of_first(axis: int) -> Reader:
+    """Return a reader that gives all samples, or heads, what the first one sees."""
+    return lambda *call: visible(*call).narrow(axis, 0, 1).expand_as(visible(*call))
+
+
+def one_more(part: Mask, at: Grid, sizes: Sizes) -> Tensor:
+    """Take one token of padding for a real one, (B, 1, 1, S)."""
+    assert isinstance(part, Padding)
+    seen = torch.ones(sizes.batch, 1, 1, sizes.keys, dtype=torch.bool, device=at.j.device)
+    if part.lengths is not None:
+        seen = seen & (at.j <= part.lengths[:, None, None, None])
+    if part.starts is not None:
+        seen = seen & (at.j >= part.starts[:, None, None, None] - 1)
+    return seen
+
+
 def until(later: int) -> Seen:
     """Show the keys up to so many behind a query's own, or before it."""
     return lambda _part, at, _sizes: at.j <= at.p + later
@@ -168,6 +206,8 @@ READERS: tuple[tuple[str, str, tuple[Reader, ...]], ...] = (
      (misread(SlidingWindow, seen=earlier_only),
       misread(SlidingWindow, seen=lambda *each: earlier_only(*each) & until(0)(*each)))),
     ("window_ignored", "the window ignored", (ignoring(SlidingWindow),)),
+    ("padding_one_more", "one token of padding taken for a real one",
+     (misread(Padding, seen=one_more),)),
     ("padding_ignored", "the padding ignored", (ignoring(Padding),)),
     ("padding_other_side", "the padding taken to be at the other end",
      (misread(Padding, seen=other_side),)),
@@ -181,9 +221,23 @@ READERS: tuple[tuple[str, str, tuple[Reader, ...]], ...] = (
     ("mask_inverted", "the polarity of the whole mask inverted (True taken for hidden)",
      (lambda mask, sizes, device: ~visible(mask, sizes, device),)),
     ("mask_ignored", "the whole mask ignored", (ignoring(Mask),)),
+    ("mask_ignored_odd_heads", "the whole mask ignored for every second head",
+     (unmasked(1, lambda at, _: at % 2 == 1),)),
+    ("mask_ignored_last_query", "the whole mask ignored for the last query",
+     (unmasked(2, lambda at, queries: at == queries - 1),)),
+    ("mask_ignored_later", "the whole mask ignored from some query on",
+     tuple(unmasked(2, lambda at, _, first=first: at >= first)  # type: ignore[misc]  # a default keeps the loop's value
+           for first in (16, 32, 64, 128))),
+    ("mask_ignored_last_sample", "the whole mask ignored for the last sample",
+     (unmasked(0, lambda at, batch: at == max(1, batch - 1)),)),
+    ("mask_first_sample", "the first sample's mask for all samples", (of_first(0),)),
+    ("mask_first_head", "the first head's mask for all heads", (of_first(1),)),
     ("parts_or", "the parts of the mask joined by or instead of and", (any_part,)),
     ("union_and", "the two sides of a union joined by and instead of or",
      (misread(Or, seen=both_sides),)),
+    ("first_key_dropped", "the first key dropped",
+     (without_oldest(), without_oldest(lambda sizes: 1 < sizes.queries < sizes.keys),
+      without_oldest(lambda sizes: sizes.queries < sizes.keys))),
     ("newest_key_dropped", "the newest key dropped",
      (*(without_newest(least=least) for least in (0, 16, 32, 64, 128)),
       without_newest(stepping=True))),

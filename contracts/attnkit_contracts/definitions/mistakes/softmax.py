@@ -107,10 +107,16 @@ def dropped(weights: Tensor, kept: Tensor, share: float) -> Tensor:
     return weights * kept / (1 - share)
 
 
+def given(call: Call) -> Call:
+    """Take what is given."""
+    return call
+
+
 @dataclass(frozen=True)
 class Steps:
     """The definition of softmax attention, step by step; a mistake replaces one."""
 
+    given: Callable[[Call], Call] = given
     visible: Callable[[Mask, Sizes, torch.device], Tensor] = visible
     spread: Callable[[Tensor, int], Tensor] = spread
     scale: Callable[[Call], float] = scale_of
@@ -124,19 +130,20 @@ RIGHT = Steps()
 
 def attend(call: Call, steps: Steps = RIGHT, kept: Tensor | None = None) -> Softmax:
     """Attend by these steps, in float64; drop all probabilities but those kept, (B, H, L, S)."""
-    given = {name: tensor.double() for name, tensor in call.tensors.items()}
-    query, key, value = given["query"], given["key"], given["value"]
+    call = steps.given(call)
+    tensors = {name: tensor.double() for name, tensor in call.tensors.items()}
+    query, key, value = tensors["query"], tensors["key"], tensors["value"]
     sizes = Sizes(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     shared = sizes.heads // key.shape[1]
     key, value = steps.spread(key, shared), steps.spread(value, shared)
-    bias = given.get("bias")
+    bias = tensors.get("bias")
     terms = Terms(
         torch.einsum("bhle,bhse->bhls", query, key),
         steps.scale(call),
         call.extras.get("softcap"),
         None if bias is None else bias[(None,) * (4 - bias.dim())],
         steps.visible(call.mask, sizes, query.device),
-        given.get("sinks"),
+        tensors.get("sinks"),
         call.tensors["query"].dtype,
     )
     size = abs(terms.scale) * torch.einsum("bhle,bhse->bhls", query.abs(), key.abs())
@@ -158,6 +165,22 @@ def _width(call: Call) -> int:
 
 def _default(call: Call) -> bool:
     return call.extras.get("scale") is None
+
+
+def _held(of: Callable[[Tensor], Tensor], *names: str) -> Steps:
+    """Return steps that are given other tensors of these names."""
+    return replace(RIGHT, given=lambda c: c.given(**{n: of(c.tensors[n]) for n in names}))
+
+
+def _rounded_to(bits: int) -> Callable[[Tensor], Tensor]:
+    """Round to so many binary digits."""
+
+    def rounded(tensor: Tensor) -> Tensor:
+        fraction, exponent = torch.frexp(tensor.detach())
+        near = torch.ldexp((fraction * 2.0**bits).round() * 2.0**-bits, exponent)
+        return tensor + (near - tensor.detach())
+
+    return rounded
 
 
 def _scale(of: Callable[[Call], float]) -> Steps:
@@ -255,6 +278,15 @@ _OTHERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
      (replace(RIGHT, spread=lambda t, shared: t.repeat(1, shared, 1, 1)),)),
     ("heads_first", "all query heads reading the first key/value head",
      (replace(RIGHT, spread=lambda t, s: t[:, :1].expand(-1, t.shape[1] * s, -1, -1)),)),
+    ("heads_neighbour", "each head reading its neighbour's keys and values",
+     tuple(_held(lambda t, by=by: t.roll(by, 1), "key", "value") for by in (1, -1))),  # type: ignore[misc]  # a default keeps the loop's value
+    ("samples_neighbour", "each sample reading its neighbour's keys and values",
+     tuple(_held(lambda t, by=by: t.roll(by, 0), "key", "value") for by in (1, -1))),  # type: ignore[misc]  # a default keeps the loop's value
+    ("keys_shifted", "keys one place off, beside the values of others",
+     tuple(_held(lambda t, by=by: t.roll(by, 2), "key") for by in (1, -1))),  # type: ignore[misc]  # a default keeps the loop's value
+    ("inputs_rounded", "query, key and value rounded to half precision, or to tf32",
+     tuple(_held(_rounded_to(bits), *names) for bits in (8, 11)
+           for names in (("query", "key", "value"), ("query", "key"), ("query",)))),
     ("scale_twice", "the scale applied twice", (_scale(lambda c: scale_of(c) ** 2),)),
     ("scale_missing", "no scale at all", (_scale(lambda _: 1.0),)),
     ("scale_default_missing", "no scale where none is given", (_default_scale(lambda _: 1.0),)),
