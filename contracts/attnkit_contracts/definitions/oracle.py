@@ -66,6 +66,8 @@ def softmax(
     extra = torch.full_like(logits[..., :1], float("-inf"))
     if sinks is not None:
         extra = sinks.double()[:, None, None].expand_as(extra)  # (B, H, L, 1)
+        # where it is the largest, all other logits are rounded when it is taken from them
+        size = torch.maximum(size, extra.detach().abs())
     logits = torch.cat((logits, extra), -1)  # (B, H, L, S + 1)
 
     empty = (logits == float("-inf")).all(-1, keepdim=True)  # (B, H, L, 1)

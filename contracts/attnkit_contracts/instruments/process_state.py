@@ -28,7 +28,7 @@ LIBRARIES = (mkldnn, cuda)
 OWN_SEED = 2**32
 """Added to a seed it changes no number that is drawn, and shows whether somebody else seeds."""
 
-PYTHON = "Python's random numbers"
+PYTHON, DRAWN = "Python's random numbers", "torch's random numbers"
 
 PATCHED = (functional, torch.Tensor, torch.nn.Module)
 PRODUCTS = ("softmax", "matmul", "bmm", "einsum", "exp", "empty")
@@ -148,7 +148,7 @@ FACTS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 def process_state() -> State:
     """Return all of it, by what it is called."""
     found = {name: read() for name, (read, _) in FACTS.items()}
-    found["torch's random numbers"] = torch.get_rng_state()
+    found[DRAWN] = torch.get_rng_state()
     # torch leaves it untyped, and what it types asks whether there are GPUs, not whether any is
     # in use: to read the numbers of one that is not would start it
     started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # as said above
@@ -173,15 +173,16 @@ def put_back(before: State) -> list[str]:
     for name in changed:
         if name in FACTS:
             FACTS[name][1](before[name])
-    torch.set_rng_state(before["torch's random numbers"])
+    torch.set_rng_state(before[DRAWN])
     return changed
 
 
 @contextmanager
-def guarded(seed: int) -> Iterator[list[str]]:
+def guarded(seed: int, *, draws: bool) -> Iterator[list[str]]:
     """Give what runs within random numbers of its own, and note what else it changes.
 
-    What is noted is there when it has run, and everything is as before again.
+    What is noted is there when it has run, and everything is as before again. What draws may
+    change random numbers, and not seed them.
     """
     changed: list[str] = []
     outer, threads = torch.get_rng_state(), torch.set_num_threads
@@ -198,7 +199,11 @@ def guarded(seed: int) -> Iterator[list[str]]:
         yield changed
     finally:
         torch.set_num_threads = threads
-        changed += [name for name in put_back(before) if name not in changed]
+        seeded = torch.initial_seed() != seed + OWN_SEED
+        found = put_back(before)
+        if draws and not seeded:
+            found = [name for name in found if name != DRAWN]
+        changed += [name for name in found if name not in changed]
         torch.set_rng_state(outer)
 
 

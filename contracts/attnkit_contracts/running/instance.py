@@ -69,10 +69,11 @@ class Instance:
         _load()
         from attnkit_contracts.instruments.process_state import guarded
 
+        draws = self.target.variant.promises.dropout
         started = time.perf_counter()
         subject: Subject | None = None
         try:
-            with _one_thread(), guarded(self.target.seed) as changed:
+            with _one_thread(), guarded(self.target.seed, draws=draws) as changed:
                 subject = subject_of(self.target)
                 measured = self.check.function(subject, **self.params)
             _must_be_kept(subject, changed)

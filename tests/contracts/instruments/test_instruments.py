@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,16 @@ import pytest
 import torch
 from mutants_custom_ops import GRADIENT, RIGHT_COPY
 
+import attnkit
+from attnkit_contracts.inputs.calls import Call
 from attnkit_contracts.instruments.poison_and_meters import CustomCalls, Poisoned
-from attnkit_contracts.instruments.process_state import changes, process_state, unusual
+from attnkit_contracts.instruments.process_state import (
+    changes,
+    guarded,
+    process_state,
+    unusual,
+)
+from attnkit_contracts.instruments.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,3 +109,48 @@ def test_what_is_unusual_for_a_while_is_put_back() -> None:
     with unusual():
         assert "the precision of products" in changes(before)
     assert changes(before) == []
+
+
+CHANGES: dict[str, Callable[[], object]] = {
+    "the default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "the number of threads": lambda: torch.set_num_threads(1),
+    "whether gradients are on": lambda: torch.set_grad_enabled(False),
+    "torch's random numbers": lambda: torch.manual_seed(0),
+    "deterministic algorithms": lambda: torch.use_deterministic_algorithms(mode=True),
+    "whether numbers near 0 become 0": lambda: torch.set_flush_denormal(True),
+    "the collection of garbage": gc.disable,
+    "functions of torch": lambda: setattr(torch.nn.functional, "silu", torch.sigmoid),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_changes_is_told_and_put_back(what: str) -> None:
+    before = process_state()
+    with guarded(3, draws=False) as changed:
+        CHANGES[what]()
+
+    assert changed == [what]
+    assert changes(before) == []
+
+
+def test_what_may_draw_may_not_seed() -> None:
+    found = []
+    for draw in (lambda: torch.rand(1), lambda: torch.manual_seed(3)):
+        with guarded(3, draws=True) as changed:
+            draw()
+        found.append(changed)
+
+    assert found == [[], ["torch's random numbers"]]
+
+
+def test_what_is_written_to_later_is_told() -> None:
+    watch, x, held = Watch(), torch.ones(3), torch.zeros(3)
+    ids = torch.zeros(1, 3, dtype=torch.int64)
+    call = Call({"x": x}, attnkit.documents(ids))
+    watch.run(call, lambda _: held)
+    assert list(watch.written_to()) == []
+
+    held.add_(1)
+    ids.add_(1)
+
+    assert list(watch.written_to()) == ["a tensor of the call's mask", "what a call gave"]

@@ -194,6 +194,12 @@ def groups_of_eight(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> 
     return attend(query, key, value, **given)
 
 
+def rows_of_sixteen_bits(query: Tensor, *rest: Tensor, **given: Any) -> Tensor:
+    out = attend(query, *rest, **given)
+    rows = out.shape[:3].numel()
+    return out * (torch.arange(rows) < 2**16).view(*out.shape[:3], 1)
+
+
 def zero_beta_is_none(*inputs: Tensor, beta: Tensor | None, **given: Any) -> Pair:
     return recur(*inputs, beta=beta if beta is not None and beta.any() else None, **given)
 
@@ -354,6 +360,7 @@ MUTANTS = (
     _softmax(corner_within_two_tiles),
     _softmax(not_causal_far_before_the_keys),
     _softmax(groups_of_eight),
+    (variant_of("space_rows_of_sixteen_bits", rows_of_sixteen_bits), "N7.rows", "wrong"),
     *(
         beside(RECURRENCE, function, "N1.recurrence_values")
         for function in (
