@@ -44,6 +44,19 @@ def test_other_maths_computed_otherwise_is_green(name: str) -> None:
     assert [(r.id, r.reason) for r in records if r.status != "passed"] == []
 
 
+@pytest.mark.parametrize("name", ["rectified_other", "squared_other"])
+def test_a_document_of_one_token_without_weight_is_green(name: str) -> None:
+    with attnkit.register(right.RIGHT[name]):
+        planned = attnkit_contracts.plan(
+            right.RIGHT[name], dtypes=["float32"], implementations=["own"], seed=13
+        )
+        (record,) = [
+            each.run(explain=False) for each in planned if each.check.id == "M11.documents"
+        ]
+
+    assert (record.status, record.reason) == ("passed", "")
+
+
 @pytest.mark.slow
 @pytest.mark.matrix
 @pytest.mark.parametrize(("dtype", "seeds"), [("float32", 20), ("bfloat16", 5)])

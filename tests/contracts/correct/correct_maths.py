@@ -336,13 +336,18 @@ def with_slopes(at: Given) -> Tensor:
     return softmax(at.logits() - away, at.seen) @ at.value
 
 
-def with_slopes_inside(at: Given) -> Tensor:
-    """The slope as a factor on the exponentials, block of keys by block."""
-    logits = torch.where(at.seen, at.logits(), NOTHING)
-    largest = logits.detach().amax(-1, keepdim=True).clamp(min=-1e30)
-    fall = (-slopes(at)[:, None, None] * at.distance.abs()).exp()
-    shares = (logits - largest).exp() * fall
-    return shares @ at.value / shares.sum(-1, keepdim=True).clamp(min=1e-30)
+def with_slopes_online(at: Given) -> Tensor:
+    """One pass over blocks of keys, with a running largest logit."""
+    away = slopes(at)[:, None, None] * at.distance.abs()
+    logits = torch.where(at.seen, at.logits() - away, NOTHING)
+    largest = torch.full_like(logits.detach()[..., :1].sum(-1, keepdim=True), -1e30)
+    total, out = torch.zeros_like(largest), 0.0 * (at.query @ at.key.mT @ at.value)
+    for part, held in zip(logits.split(BLOCK, -1), at.value.split(BLOCK, 2), strict=True):
+        larger = torch.maximum(largest, part.detach().amax(-1, keepdim=True))
+        shares, kept = (part - larger).exp(), (largest - larger).exp()
+        total = total * kept + shares.sum(-1, keepdim=True)
+        out, largest = out * kept + shares @ held, larger
+    return out / total.clamp(min=1e-30)
 
 
 def stick_breaking(at: Given) -> Tensor:
@@ -637,9 +642,9 @@ MATHS = (
     Maths(sparsemax, sparsemax_by_trial),
     Maths(top_8, top_8_gathered),
     Maths(gaussian, gaussian_expanded, {"softcap": False}),
-    Maths(heavy_tailed, heavy_tailed_in_logs, {"softcap": False, "bias": False}),
+    Maths(heavy_tailed, heavy_tailed_in_logs, NO_LOGITS),
     Maths(soft_plus, soft_plus_in_logs),
-    Maths(with_slopes, with_slopes_inside),
+    Maths(with_slopes, with_slopes_online),
     Maths(stick_breaking, stick_breaking_step_by_step),
     Maths(talking_heads, talking_heads_one_by_one, OF_ALL_HEADS),
     Maths(forgetting, forgetting_by_a_product),
