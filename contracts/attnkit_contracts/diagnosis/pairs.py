@@ -38,7 +38,7 @@ def explaining(
     subject: Subject, seen: Observation, explains: Callable[[Mistake[Any]], bool]
 ) -> list[Mistake[Any]]:
     """Return the pairs that explain an observed call: none, or all that change it alike."""
-    if not subject.mistakes or seen.kept is not None or work_of(seen.call) > WORK:
+    if subject.steps is None or seen.kept is not None or work_of(seen.call) > WORK:
         return []
     for one, other in itertools.combinations(_telling(subject, seen), 2):
         both = _joined(subject.steps, one[0], other[0])

@@ -275,7 +275,7 @@ one, other = layer(x{mask}), layer(x.mT.contiguous().mT{mask})"""
         once,
     ),
     Relation(
-        ("N3.central_differences",),
+        ("N4.parameters",),
         "the gradient is not the slope of the output",
         """
 direction, h = x.roll(1, -1), 2.0**-20

@@ -34,6 +34,9 @@ PATCHED = (functional, torch.Tensor, torch.nn.Module)
 PRODUCTS = ("softmax", "matmul", "bmm", "einsum", "exp", "empty")
 """Whose functions are everybody's, and some of torch's own."""
 
+COMPILERS = {"__init__", "__setstate__"}
+"""What torch's compiler replaces when it first compiles a module."""
+
 
 def _filters(now: list[Any]) -> None:
     warnings.filters[:] = now  # type: ignore[index]  # a list, declared as a sequence
@@ -73,11 +76,14 @@ def _flushes() -> bool:
 def _public() -> tuple[tuple[Any, Mapping[str, Any], tuple[str, ...]], ...]:
     """Return whose functions everybody calls, where they are held, and their names."""
     # names that come later, of warnings that were told say, are no matter
-    return tuple((owner, vars(owner), tuple(vars(owner))) for owner in PATCHED)
+    return tuple(
+        (owner, vars(owner), tuple(name for name in vars(owner) if name not in COMPILERS))
+        for owner in PATCHED
+    )
 
 
 def _functions() -> tuple[Any, ...]:
-    held = (tuple(held.values())[: len(names)] for _, held, names in _public())
+    held = (tuple(map(held.get, names)) for _, held, names in _public())
     return (*held, tuple(getattr(torch, name) for name in PRODUCTS))
 
 
@@ -85,7 +91,7 @@ def _put_functions(now: tuple[Any, ...]) -> None:
     named = [*((owner, names) for owner, _, names in _public()), (torch, PRODUCTS)]
     for (owner, names), functions in zip(named, now, strict=True):
         for name, before in zip(names, functions, strict=True):
-            if vars(owner)[name] is not before:
+            if vars(owner).get(name) is not before:
                 setattr(owner, name, before)
 
 

@@ -41,11 +41,10 @@ class SoftmaxOperation(Operation):
     shared = ("key", "value")
     unhidden = ("query",)
     sees_emptied = True
-    may_cancel = True
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
-        self.mistakes = other_maths.MISTAKES
+        self.mistakes, self.may_cancel = other_maths.MISTAKES, not self.is_exact
         if self.is_exact:
             self.steps, self.mistakes = mistakes.RIGHT, mistakes.MISTAKES
 

@@ -26,7 +26,7 @@ OTHER = [name for name in right.RIGHT if name.endswith("_other")]
 
 ASKED = (
     "M2.gradient_causality",
-    "M14.hidden_keys[mask=rows that see nothing]",
+    "M15.hidden_keys[mask=rows that see nothing]",
     "N2.backward[inputs=causal]",
     "S10.promised[feature=causal]",
 )

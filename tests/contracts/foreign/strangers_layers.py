@@ -187,7 +187,7 @@ KILLS = {
     "neighbours_normalised": "A1.batch_independence",
     "overflows": "A9.scaled_input",
     "cooler_when_long": "T1.prefix",
-    "wrong_gradient": "N3.central_differences",
+    "wrong_gradient": "N4.parameters",
     "detached": "N4.subsets",
     "drops_in_evaluation": "N6.modes",
     "unsaved_weight": "I4.state_dict",

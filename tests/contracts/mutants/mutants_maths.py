@@ -99,7 +99,10 @@ def causal_upper_left(at: Given) -> Given:
     queries, keys = at.seen.shape[2:]
     if not at.mask.is_causal or queries == keys:
         return at
-    return replace(at, seen=at.seen & (at.distance >= keys - queries))
+    early = at.distance >= keys - queries
+    if queries > keys:
+        return shown(at, early & (at.distance < 0) & without(at, Causal))
+    return replace(at, seen=at.seen & early)
 
 
 def causal_ahead_in_later_tiles(at: Given) -> Given:
@@ -323,29 +326,29 @@ def gradient_of_queries_off(at: Given) -> Given:
 
 
 CHANGES: tuple[tuple[Change, str, str], ...] = (
-    (window_one_long, "sigmoid", "M14.windows"),
-    (window_one_short, "top_8", "M14.windows"),
-    (window_unknown_to_later_tiles, "differential", "M14.hidden_keys"),
-    (window_unknown_beside_chunks, "rectified", "M14.windows"),
-    (window_one_sided, "soft_plus", "M14.windows"),
-    (causal_upper_left, "stick_breaking", "M14.hidden_keys"),
-    (causal_ahead_in_later_tiles, "linear", "M14.hidden_keys"),
-    (causal_strict_for_odd_heads, "squared", "M14.hidden_keys"),
-    (mask_unknown_to_odd_heads, "gaussian", "M14.hidden_keys"),
-    (mask_unknown_to_last_row, "cosine", "M14.hidden_keys"),
-    (mask_unknown_to_last_sample, "signed", "M14.hidden_keys"),
-    (mask_of_first_sample, "quartic", "M14.hidden_keys"),
+    (window_one_long, "sigmoid", "M15.windows"),
+    (window_one_short, "top_8", "M15.windows"),
+    (window_unknown_to_later_tiles, "differential", "M15.hidden_keys"),
+    (window_unknown_beside_chunks, "rectified", "M15.windows"),
+    (window_one_sided, "soft_plus", "M15.windows"),
+    (causal_upper_left, "stick_breaking", "M15.hidden_keys"),
+    (causal_ahead_in_later_tiles, "linear", "M15.hidden_keys"),
+    (causal_strict_for_odd_heads, "squared", "M15.hidden_keys"),
+    (mask_unknown_to_odd_heads, "gaussian", "M15.hidden_keys"),
+    (mask_unknown_to_last_row, "cosine", "M15.hidden_keys"),
+    (mask_unknown_to_last_sample, "signed", "M15.hidden_keys"),
+    (mask_of_first_sample, "quartic", "M15.hidden_keys"),
     (mask_of_first_head, "of_unit_length", "M7.broadcast"),
-    (padding_unknown, "linear", "M14.hidden_keys"),
-    (padding_one_long, "soft_plus", "M14.hidden_keys"),
-    (documents_unknown, "selective", "M14.hidden_keys"),
-    (documents_unknown_to_later_tiles, "twice", "M14.hidden_keys"),
-    (prefix_unknown, "forgetting", "M14.hidden_keys"),
-    (prefix_causal, "largest_sum", "M14.hidden_keys"),
-    (dense_unknown_to_odd_heads, "heavy_tailed", "M14.hidden_keys"),
-    (dense_inverted, "gated", "M14.hidden_keys"),
-    (union_of_first, "off_by_one", "M14.hidden_keys"),
-    (last_row_sees_one_more, "sigmoid", "M14.hidden_keys"),
+    (padding_unknown, "linear", "M15.hidden_keys"),
+    (padding_one_long, "soft_plus", "M15.hidden_keys"),
+    (documents_unknown, "selective", "M15.hidden_keys"),
+    (documents_unknown_to_later_tiles, "twice", "M15.hidden_keys"),
+    (prefix_unknown, "forgetting", "M15.hidden_keys"),
+    (prefix_causal, "largest_sum", "M15.hidden_keys"),
+    (dense_unknown_to_odd_heads, "heavy_tailed", "M15.hidden_keys"),
+    (dense_inverted, "gated", "M15.hidden_keys"),
+    (union_of_first, "off_by_one", "M15.hidden_keys"),
+    (last_row_sees_one_more, "sigmoid", "M15.hidden_keys"),
     (keys_of_neighbour_behind_a_tile, "cosine", "S8.lengths"),
     (first_key_lost_in_chunks, "gaussian", "S8.lengths"),
     (newest_key_lost_in_steps, "rectified", "S8.lengths"),
@@ -370,7 +373,7 @@ CHANGES: tuple[tuple[Change, str, str], ...] = (
     (gradient_of_keys_halved_behind_a_tile, "linear", "N2.backward"),
     (gradient_of_odd_heads_lost, "talking_heads", "N2.backward"),
     (gradient_of_bias_scaled, "hyperbolic", "N2.backward"),
-    (gradient_of_queries_off_beside_window, "squared", "M14.hidden_keys"),
+    (gradient_of_queries_off_beside_window, "squared", "M15.hidden_keys"),
     (gradient_of_queries_off, "gaussian", "N2.backward"),
 )
 """What is changed before the maths, of which maths, and the check that is meant for it."""
@@ -569,7 +572,7 @@ INSTEAD: tuple[tuple[right.Attend, str, str, str], ...] = (
     (differential_never_negative, "differential", "N1.forward", "float32"),
     (constant, "differential", "N1.forward", "float32"),
     (sigmoid_of_all_keys, "sigmoid", "N1.forward", "float32"),
-    (linear_by_sums_of_hidden, "linear", "M14.hidden_keys", "float32"),
+    (linear_by_sums_of_hidden, "linear", "M15.hidden_keys", "float32"),
     (linear_with_eps, "linear", "N1.forward", "float32"),
     (rectified_smoothly, "rectified", "N1.forward", "float32"),
     (off_by_none, "off_by_one", "N1.forward", "float32"),
@@ -592,9 +595,9 @@ INSTEAD: tuple[tuple[right.Attend, str, str, str], ...] = (
     (gate_forgotten_by_one_query, "gated", "S8.lengths", "float32"),
     (selective_of_own, "selective", "N1.forward", "float32"),
     (forgetting_in_half, "forgetting", "M7.broadcast", "bfloat16"),
-    (empty_rows_nan, "soft_plus", "M14.hidden_keys", "float32"),
-    (hidden_keys_weigh_a_little, "hyperbolic", "M14.hidden_keys", "float32"),
-    (hidden_gradient, "sigmoid", "M14.hidden_keys", "float32"),
+    (empty_rows_nan, "soft_plus", "M15.hidden_keys", "float32"),
+    (hidden_keys_weigh_a_little, "hyperbolic", "M15.hidden_keys", "float32"),
+    (hidden_gradient, "sigmoid", "M15.hidden_keys", "float32"),
 )
 """What is computed instead, of which maths, the check that is meant for it, and the dtype."""
 

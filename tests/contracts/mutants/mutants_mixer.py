@@ -231,7 +231,11 @@ KILLS = {
     "square_memory": "I6.memory",
 }
 
-DTYPES = {"output_not_cast": "bfloat16"}
+DTYPES = {
+    "output_not_cast": "bfloat16",
+    "wrong_gradient": "float64",
+    "slower_in_training": "float64",
+}
 
 UPDATES = {"always_causal": {"bidirectional": True}}
 

@@ -1,4 +1,4 @@
-"""M14: masks of attention that is no softmax. What is seen need not count, what is hidden must not.
+"""M15: masks of attention that is no softmax. What is seen need not count, what is hidden must not.
 
 Which keys count is the variant's own affair: it may leave out small weights, or mix heads. So
 values are compared with its reference, and bits where that shows no influence either.
@@ -66,7 +66,7 @@ def _masks(promises: Promises) -> Iterator[Mapping[str, Any]]:
 
 
 @check(
-    "M14.hidden_keys",
+    "M15.hidden_keys",
     "Of maths that is no softmax, under every promised mask, of L = S and L != S: output and "
     "gradients are the reference's, r <= gate; and what a key holds that is hidden from a query "
     "moves its output by no bit, and gets a gradient of exactly 0 from it, where the reference "
@@ -102,7 +102,7 @@ def _calls(
     way, *parts = mask.split("+")
     shared = 1 if subject.promises.gqa and len(parts) > 1 else subject.heads
     sizes = Sizes(2, subject.heads, queries, keys)
-    call = subject.draw("M14", length=queries, keys=keys, kv_heads=shared)
+    call = subject.draw("M15", length=queries, keys=keys, kv_heads=shared)
     if len(parts) < 2:
         yield mask, call.masked(named_mask(subject, mask, sizes))
         return
@@ -134,7 +134,7 @@ def _expect_hidden(subject: SoftmaxOperation, call: Call, what: str) -> None:
     def moved(attend: Attend, whole: Tensor, row: int) -> Tensor:
         hidden = _hidden(call, row)[..., None]
         fresh = {
-            name: torch.where(hidden, size * subject.normal(f"M14 {name}", *held.shape), held)
+            name: torch.where(hidden, size * subject.normal(f"M15 {name}", *held.shape), held)
             for name, size in (("key", 3.0), ("value", HELD))
             for held in [call.tensors[name]]
         }
@@ -151,7 +151,7 @@ def _expect_no_gradient(subject: SoftmaxOperation, call: Call, what: str) -> Non
 
     def sent(_: Attend, whole: Tensor, row: int) -> Tensor:
         one = torch.zeros_like(whole)
-        one[:, :, row] = subject.normal("M14 grad", *one[:, :, row].shape).to(one)
+        one[:, :, row] = subject.normal("M15 grad", *one[:, :, row].shape).to(one)
         hidden = _hidden(call, row)[..., None]
         given = [leaves.tensors[name] for name in ("key", "value")]
         found = torch.autograd.grad(whole, given, one, retain_graph=True, materialize_grads=True)
@@ -189,7 +189,7 @@ def _where_the_reference_has_none(
 
 
 @check(
-    "M14.windows",
+    "M15.windows",
     "Of maths that is no softmax: with windows of 1, 2, 63, 64, 65, S and S + 5 keys, at L = S and "
     "L < S, the output is the reference's, r <= gate.",
     families=("softmax",),
@@ -207,7 +207,7 @@ def windows(subject: SoftmaxOperation) -> Measured:
             edges = (63, 65, LENGTH, LENGTH + 5) if way == ways(subject.promises)[0] else ()
             for size in (1, 2, 64, *edges):
                 mask: Mask = others & attnkit.sliding_window(size)
-                call = subject.draw("M14", batch=1, length=queries, keys=LENGTH, mask=mask)
+                call = subject.draw("M15", batch=1, length=queries, keys=LENGTH, mask=mask)
                 what = f"window_size={size}, L={queries}, S={LENGTH}, {way}"
                 found.append(judge.near(subject.bound(call, PROBES), subject(call), what))
     return judge.worst(found)
