@@ -158,6 +158,8 @@ def _alone(subject: Subject, call: Call, lines: list[str], *, tried: bool) -> Sc
 
 def _first_fault(subject: Subject, calls: tuple[Call, ...]) -> tuple[Call, Fault] | None:
     """Return the smallest wrong call of some."""
+    # one without tokens, an empty piece say, has no number that could be wrong
+    calls = tuple(c for c in calls if all(t.numel() for t in c.tensors.values())) or calls
     ordered = sorted(calls, key=lambda call: sum(t.numel() for t in call.tensors.values()))
     foreign = is_foreign(subject.target.variant)
     for call in [*ordered[:CALLS], *calls[-1:]]:

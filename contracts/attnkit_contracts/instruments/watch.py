@@ -56,8 +56,10 @@ class Watch:
 
     def forget(self, tensors: Iterable[Tensor]) -> None:
         """Watch these no longer: the check itself writes to them."""
-        own = set(map(id, tensors))
-        self.seen = deque((each for each in self.seen if id(each[1]) not in own), maxlen=MOST)
+        # by their storages: encoding a mask again gives other views of them
+        own = {each.untyped_storage().data_ptr() for each in tensors}
+        kept = (each for each in self.seen if each[1].untyped_storage().data_ptr() not in own)
+        self.seen = deque(kept, maxlen=MOST)
 
     def _add(self, what: str, tensor: Tensor) -> None:
         if not tensor.is_inference():
