@@ -37,6 +37,7 @@ for name in (
     "mutants/declarations",
     "mutants/gradients",
     "mutants/layers",
+    "mutants/maths",
     "correct",
     "foreign",
     "reports",
