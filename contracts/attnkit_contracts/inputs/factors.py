@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from attnkit_contracts.inputs.cover import cover
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from attnkit.promises import Promises
 
     Factors = dict[str, tuple[Any, ...]]
     Row = Mapping[str, Any]
+
+F = TypeVar("F")
 
 LOGITS, NUMBERS, STATES = 30_000, 260_000, 150_000
 """The most logits, numbers in query, key and value, and numbers in all L states of a recurrence,
@@ -31,6 +33,11 @@ FEW = 80_000
 
 FAR, TALL = (2, 1100), (257, 257)
 """Many keys, of two queries or of as many as there are keys."""
+
+
+def _once(function: F) -> F:
+    """Remember answers; promises have a hash, which pydantic tells no type checker."""
+    return cast("F", functools.cache(cast("Callable[..., Any]", function)))
 
 
 def softmax_factors(promises: Promises, *, exact: bool = True) -> Factors:
@@ -124,7 +131,7 @@ def _shown(row: Row) -> bool:
     return fits_softmax(row) and numbers <= FEW and shows
 
 
-@functools.cache
+@_once
 def softmax_rows(promises: Promises, strength: int, *, exact: bool) -> list[Row]:
     """Return the combinations that are tried."""
     factors = softmax_factors(promises, exact=exact)
@@ -195,7 +202,7 @@ def _heard(row: Row) -> bool:
     return fits_recurrence(row) and not hidden and not grows
 
 
-@functools.cache
+@_once
 def recurrence_rows(promises: Promises, strength: int) -> list[Row]:
     """Return the combinations that are tried."""
     factors = recurrence_factors(promises)
@@ -244,7 +251,7 @@ MIXTURE_MEETINGS: tuple[Row, ...] = (
 """What occurs together in every tier."""
 
 
-@functools.cache
+@_once
 def mixture_rows(strength: int) -> list[Row]:
     """Return the combinations that are tried."""
     fits = _quick if strength == 1 else fits_mixture

@@ -183,13 +183,12 @@ def _check_each_query_has_a_key(what: str, sizes: Sizes) -> None:
 def _check_counts(name: str, counts: Tensor, sizes: Sizes) -> None:
     """Check (B,) and, where reading them costs no device synchronisation, 0 <= count <= S."""
     import torch
+    from torch._C import _functorch
 
     if tuple(counts.shape) != (sizes.batch,):
         raise MaskError(f"{name} must be (B,) = ({sizes.batch},), got {tuple(counts.shape)}")
-    is_known = not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(
-        counts
-    )
-    if counts.device.type == "cpu" and is_known and sizes.batch:
+    unknown = torch.compiler.is_compiling() or _functorch.is_batchedtensor(counts)
+    if counts.device.type == "cpu" and not unknown and sizes.batch:
         low, high = (int(bound) for bound in torch.aminmax(counts))
         if low < 0 or high > sizes.keys:
             raise MaskError(f"{name} must lie in 0..S = 0..{sizes.keys}, got {low}..{high}")

@@ -135,13 +135,15 @@ class Carrying(Standing):
 
     def _in_pieces(self, inputs: Inputs, cuts: Iterable[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Return the outputs of pieces, each on the state of the one before, and the last state."""
-        before, outs = None, []
+        before: RecurrentState | None = None
+        outs = []
         for start, stop in cuts:
             piece = Step(_cut(inputs, start, stop), full(), before, None)
             out, memory = piece.run(self.variant, self.implementation, self.fallback)
             before = RecurrentState(memory, stop, memory.new_zeros(memory.shape[0], 0, 0))
             outs.append(out)
-        return torch.cat(outs, 2), memory
+        assert before is not None
+        return torch.cat(outs, 2), before.memory
 
     def _of_gradients(self, given: Inputs, cuts: tuple[tuple[int, int], ...]) -> float:
         inputs = _drawn(given, SHORT)

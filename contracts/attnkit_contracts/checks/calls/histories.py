@@ -27,7 +27,7 @@ LENGTH = 23
 """So that no call of another check has these shapes."""
 
 SHARED: tuple[tuple[str, ...], ...] = (("key", "value"), ("key", "query", "value"))
-TOLD = {names: " is ".join(names) for names in SHARED}
+TOLD: dict[tuple[str, ...], str] = {names: " is ".join(names) for names in SHARED}
 """Which tensors of a call are one, and how that is said."""
 
 
