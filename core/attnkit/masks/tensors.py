@@ -183,7 +183,7 @@ def _check_each_query_has_a_key(what: str, sizes: Sizes) -> None:
 def _check_counts(name: str, counts: Tensor, sizes: Sizes) -> None:
     """Check (B,) and, where reading them costs no device synchronisation, 0 <= count <= S."""
     import torch
-    from torch._C import _functorch
+    import torch._C._functorch as _functorch
 
     if tuple(counts.shape) != (sizes.batch,):
         raise MaskError(f"{name} must be (B,) = ({sizes.batch},), got {tuple(counts.shape)}")
