@@ -22,6 +22,7 @@ from mutants_recurrence import recur
 from mutants_softmax import attend, variant_of
 from mutants_space import beside
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import attnkit
 from attnkit.layers.softmax import SoftmaxLayer
@@ -38,6 +39,9 @@ Pair = tuple["Tensor", "Tensor"]
 
 _kept: dict[Any, Any] = {}
 """What is remembered between calls; the first entry of a key says by whom."""
+
+_copies: Any = WeakTensorKeyDictionary()
+"""Copies of tensors, for as long as those live."""
 
 
 def cap_of_first_call(query: Tensor, *rest: Tensor, softcap: float | None, **given: Any) -> Tensor:
@@ -209,11 +213,11 @@ def beta_narrow_without_gradients(*inputs: Tensor, beta: Tensor | None, **given:
     return recur(*inputs, beta=beta, **given)
 
 
-def weights_by_address(x: Tensor, experts: Tensor, gates: Tensor, *, weights: Any) -> Tensor:
+def weights_copied_once(x: Tensor, experts: Tensor, gates: Tensor, *, weights: Any) -> Tensor:
     """A copy of the weights in another layout is kept, and stale when they have learnt."""
     down = weights.down
-    place = ("down", down.data_ptr(), down.shape, down.dtype)
-    first = _kept.setdefault(place, down.detach().clone())
+    # by the tensor: the address of one that is freed may be another's
+    first = _copies.setdefault(down, down.detach().clone())
     weights = replace(weights, down=down - down.detach() + first)
     return mix(x, experts, gates, weights=weights)
 
@@ -317,7 +321,7 @@ MUTANTS = (
     beside(RECURRENCE, decay_of_first_call, "S7.remembered", "history"),
     beside(RECURRENCE, key_cut_off_where_it_is_value, "S5.roles", "history"),
     beside(RECURRENCE, beta_narrow_without_gradients, "S7.remembered", "history"),
-    beside(MIXTURE, weights_by_address, "S7.remembered", "history"),
+    beside(MIXTURE, weights_copied_once, "S7.remembered", "history"),
     beside(MIXTURE, gates_narrow_without_gradients, "S7.remembered", "history"),
     beside(MIXTURE, table_of_inference_for_tokens, "S7.remembered", "history"),
     changing("seeds_torch", lambda: torch.manual_seed(0)),

@@ -118,8 +118,9 @@ def _masked(subject: Subject) -> Iterator[tuple[str, Call]]:
     """Yield calls whose masks held something else when they were made before."""
     call, promises = subject.draw("S7 masks", length=LENGTH), subject.promises
     sizes = cuts.sizes_of(call)
-    base = subject.mask(sizes, causal=not promises.bidirectional)
     for part in promises.masks:
+        # made anew: tensors of a mask that is needed are written to as well
+        base = subject.mask(sizes, causal=not promises.bidirectional)
         mask = base & subject.part(part, sizes)
         code = encode(mask)
         if part in promises.needs or not code.tensors:
