@@ -16,7 +16,8 @@ import torch
 
 import attnkit
 from attnkit_contracts.diagnosis import smallest as shrinking
-from attnkit_contracts.diagnosis.rules import RELATIONS, said
+from attnkit_contracts.diagnosis.cases import said
+from attnkit_contracts.diagnosis.rules import RELATIONS
 from attnkit_contracts.diagnosis.scripts import (
     ANYWHERE,
     call_lines,

@@ -1,36 +1,24 @@
 """The rules between calls, as lines that show one to be broken; `relations` runs them.
 
 A line may name ``x`` and ``layer``, or ``call()``, the call itself; in braces stands what a case
-puts in.
+puts in, see `cases`.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attnkit_contracts.definitions import oracle
-from attnkit_contracts.diagnosis.scripts import made_lines, mask_source, placed, whereabouts
-from attnkit_contracts.inputs import cuts
+from attnkit_contracts.diagnosis import cases
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from attnkit.masks.constructors import Mask
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.subjects.subject import Subject
 
-FEW = 12
-"""Up to so many tokens every place is tried, beyond them every seventh, as M1 does."""
-
 SILENCE = "is accepted in silence"
 """How a reason ends that is about what must be refused."""
-
-
-def once(*_: object) -> Iterable[Mapping[str, Any]]:
-    """Return one case that puts nothing in."""
-    return ({},)
 
 
 @dataclass(frozen=True)
@@ -49,117 +37,13 @@ class Relation:
     rules: tuple[str, ...]
     told: str
     lines: str
-    cases: Callable[[Subject, Call], Iterable[Mapping[str, Any]]] = once
+    cases: Callable[[Subject, Call], Iterable[Mapping[str, Any]]] = cases.once
     applies: Callable[[Subject, str], bool] = lambda subject, _: subject.layer is not None
     is_last: bool = False
 
 
 def _of_operations(subject: Subject, _: str) -> bool:
     return subject.layer is None
-
-
-def said(mask: Mask) -> str:
-    """Return the mask as an argument, behind others; nothing for none."""
-    return f", mask={mask_source(mask)}" if mask.conjuncts() else ""
-
-
-def _cuts(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    """Yield where to cut, see `FEW`, the token before, and the mask of all tokens before."""
-    length = call.tensors["x"].shape[1]
-    for place in range(1, length) if length <= FEW else range(3, length, 7):
-        own = said(cuts.tokens(call, 0, place).mask)
-        yield {"t": place, "before": place - 1, "own": own}
-
-
-def _samples(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    batch = len(call.tensors["x"])
-    if batch > 1:
-        for b in range(batch):
-            own = said(cuts.samples(call, [b]).mask)
-            yield {"b": b, "at": f"{b} : {b + 1}", "own": own}
-
-
-def _padded(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    x = call.tensors["x"]
-    real = oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
-    if real.any() and not real.all():
-        for held, number in (("1e4", "1e4"), ("NaN", 'float("nan")')):
-            written = f"torch.tensor({real.tolist()}){placed(real)}"
-            yield {"real": written, "held": held, "number": number}
-
-
-def _documents(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    marked = [part for part in call.mask.conjuncts() if part.parts == {"documents"}]
-    if not marked:
-        return
-    rest = cuts.without(call.mask, *marked)
-    x = call.tensors["x"]
-    first = oracle.restarts(call.mask, x.shape[0], x.shape[1], x.device)
-    for b, row in enumerate(first):
-        edges = [0, *row.nonzero().flatten().tolist(), x.shape[1]]
-        for start, stop in itertools.pairwise(edges):
-            single = cuts.samples(call.masked(rest), [b])
-            own = said(cuts.tokens(single, start, stop).mask)
-            at = f"{b} : {b + 1}, {start} : {stop}"
-            yield {"b": b, "t": start, "at": at, "own": own}
-
-
-def _stepwise(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    x = call.tensors["x"]
-    if not call.mask.conjuncts():
-        yield {"batch": len(x), "length": x.shape[1]}
-
-
-def _halves(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    """Yield where to cut a call without a mask in two."""
-    batch, length, _ = call.tensors["x"].shape
-    if subject.promises.state and not call.mask.conjuncts() and length > 1:
-        yield from ({"batch": batch, "t": t} for t in dict.fromkeys((length // 2, length - 1, 1)))
-
-
-def _cut_back(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    yield from _halves(subject, call) if subject.promises.truncate else ()
-
-
-def _reordered(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    several = len(call.tensors["x"]) > 1 and subject.promises.reorder
-    yield from _halves(subject, call) if several else ()
-
-
-def _copied(subject: Subject, _: Call) -> Iterator[Mapping[str, Any]]:
-    for way, twin in (("deepcopy", "copy.deepcopy"), ("pickle", "pickle.loads(pickle.dumps")):
-        yield {"way": way, "twin": f"{twin}(layer)" + ")" * twin.count("(")}
-
-
-def _loaded(subject: Subject, _: Call) -> Iterator[Mapping[str, Any]]:
-    where = whereabouts(subject.target.variant)
-    if where is not None:
-        yield {"fresh": "\n".join(made_lines(subject, where, name="fresh", seed=1))}
-
-
-def _modes(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    leaves = "\n".join(f"{name}.requires_grad_()" for name in call.tensors)
-    yield from ({"mode": mode, "leaves": leaves} for mode in ("no_grad", "inference_mode"))
-
-
-def _stepped(subject: Subject, call: Call) -> Iterator[Mapping[str, Any]]:
-    """Yield the mask of the tokens so far, for a mask that says which tokens belong together."""
-    parts, written = call.mask.conjuncts(), []
-    for part in parts:
-        if part.parts == {"documents"}:
-            written.append(f"attnkit.documents(torch.tensor({part.ids.tolist()})[:, : i + 1])")  # type: ignore[attr-defined]  # of documents
-        elif getattr(part, "starts", None) is not None:
-            starts = part.starts.tolist()  # type: ignore[attr-defined]  # of padding
-            written.append(f"attnkit.left_padding(torch.tensor({starts}).clamp(max=i + 1))")
-    if written and len(written) == len(parts):
-        x = call.tensors["x"]
-        real = oracle.real_tokens(call.mask, x.shape[0], x.shape[1], x.device)
-        yield {
-            "batch": len(x),
-            "length": x.shape[1],
-            "growing": " & ".join(written),
-            "real": f"torch.tensor({real.tolist()}){placed(real)}",
-        }
 
 
 _SAME = """
@@ -185,7 +69,7 @@ later = x.clone()
 later[:, {t}:] = 1 - 3 * x[:, {t}:]
 one, other = layer(x{mask})[:, :{t}], layer(later{mask})[:, :{t}]"""
         + _SAME,
-        _cuts,
+        cases.places,
     ),
     Relation(
         ("M2.gradient_causality",),
@@ -197,7 +81,7 @@ y = layer(x{mask})
 print("gradient of output {before} to tokens from {t} on", gradient[:, {t}:])
 assert not gradient[:, {t}:].any(), "{told}"
 """,
-        _cuts,
+        cases.places,
     ),
     Relation(
         ("M9.padding_content",),
@@ -207,7 +91,7 @@ real = {real}
 filled = x.masked_fill(~real[..., None], {number})
 one, other = layer(x{mask})[real], layer(filled{mask})[real]"""
         + _SAME,
-        _padded,
+        cases.padded,
     ),
     Relation(
         ("M9.padding_content",),
@@ -220,7 +104,7 @@ filled = x.masked_fill(~real[..., None], {number})
 (other,) = torch.autograd.grad(layer(filled{mask})[real].square().sum(), x)
 one, other = one[real], other[real]"""
         + _SAME,
-        lambda subject, call: _padded(subject, call) if subject.promises.gradients else (),
+        lambda subject, call: cases.padded(subject, call) if subject.promises.gradients else (),
     ),
     Relation(
         ("M11.packed",),
@@ -228,7 +112,7 @@ one, other = one[real], other[real]"""
         """
 one, other = layer(x{mask})[{at}], layer(x[{at}]{own})"""
         + _NEAR,
-        _documents,
+        cases.documents,
     ),
     Relation(
         ("A1.batch_independence",),
@@ -236,7 +120,7 @@ one, other = layer(x{mask})[{at}], layer(x[{at}]{own})"""
         """
 one, other = layer(x{mask})[{at}], layer(x[{at}]{own})"""
         + _NEAR,
-        _samples,
+        cases.samples,
     ),
     Relation(
         ("T1.prefix",),
@@ -244,7 +128,7 @@ one, other = layer(x{mask})[{at}], layer(x[{at}]{own})"""
         """
 one, other = layer(x{mask})[:, :{t}], layer(x[:, :{t}]{own})"""
         + _NEAR,
-        _cuts,
+        cases.places,
     ),
     Relation(
         ("T2.steps", "T7.option_steps"),
@@ -256,7 +140,7 @@ for i in range({length}):
     steps.append(y)
 one, other = layer(x), torch.cat(steps, 1)"""
         + _NEAR,
-        _stepwise,
+        cases.stepwise,
     ),
     Relation(
         ("S3.determinism",),
@@ -264,7 +148,7 @@ one, other = layer(x), torch.cat(steps, 1)"""
         """
 one, other = layer(x{mask}), layer(x{mask})"""
         + _SAME,
-        once,
+        cases.once,
     ),
     Relation(
         ("S5.strides",),
@@ -272,7 +156,7 @@ one, other = layer(x{mask}), layer(x{mask})"""
         """
 one, other = layer(x{mask}), layer(x.mT.contiguous().mT{mask})"""
         + _NEAR,
-        once,
+        cases.once,
     ),
     Relation(
         ("N4.parameters",),
@@ -345,7 +229,7 @@ with torch.{mode}():
 other = call().detach()
 one = one.clone()"""
         + _NEAR,
-        _modes,
+        cases.modes,
         applies=lambda *_: True,
     ),
     Relation(
@@ -356,7 +240,7 @@ import copy, pickle
 with torch.no_grad():
     one, other = layer(x{mask}), {twin}(x{mask})"""
         + _SAME,
-        _copied,
+        cases.copied,
     ),
     Relation(
         ("I4.copies",),
@@ -372,7 +256,7 @@ with torch.no_grad():
     for weight in twin.parameters():
         weight.mul_(0.5)"""
         + _SAME,
-        _copied,
+        cases.copied,
     ),
     Relation(
         ("I4.state_dict",),
@@ -383,7 +267,7 @@ fresh.load_state_dict(layer.state_dict())
 with torch.no_grad():
     one, other = layer(x{mask}), fresh(x{mask})"""
         + _SAME,
-        _loaded,
+        cases.loaded,
     ),
     Relation(
         ("I4.states",),
@@ -395,7 +279,7 @@ with torch.no_grad():
     twin = copy.deepcopy(state)
     one, other = layer(x[:, {t}:], state=state)[0], layer(x[:, {t}:], state=twin)[0]"""
         + _SAME,
-        _halves,
+        cases.halves,
     ),
     Relation(
         ("T4.layer_state",),
@@ -405,7 +289,7 @@ with torch.no_grad():
     _, state = layer(x[:, :{t}], state=layer.init_state({batch}))
     one, other = layer(x[:, {t}:], state=state)[0], layer(x[:, {t}:], state=state)[0]"""
         + _SAME,
-        _halves,
+        cases.halves,
     ),
     Relation(
         ("T4.layer_state",),
@@ -417,7 +301,7 @@ with torch.no_grad():
     one = layer(x[:, {t}:], state=state)[0][swapped]
     other, _ = layer(x[swapped, {t}:], state=state.reorder(swapped))"""
         + _NEAR,
-        _reordered,
+        cases.reordered,
     ),
     Relation(
         ("T4.layer_state", "T4.truncate"),
@@ -428,7 +312,7 @@ with torch.no_grad():
     one, longer = layer(x[:, {t}:], state=state)
     other, _ = layer(x[:, {t}:], state=longer.truncate({t}))"""
         + _NEAR,
-        _cut_back,
+        cases.cut_back,
     ),
     Relation(
         ("T7.masked_steps",),
@@ -441,7 +325,7 @@ for i in range({length}):
 real = {real}
 one, other = layer(x{mask})[real], torch.cat(steps, 1)[real]"""
         + _NEAR,
-        _stepped,
+        cases.stepped,
     ),
 )
 """Of the relations of a check, the first that is broken is shown."""

@@ -8,7 +8,7 @@ import random
 import sys
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch._C import _autograd
@@ -39,7 +39,8 @@ COMPILERS = {"__init__", "__setstate__"}
 
 
 def _filters(now: list[Any]) -> None:
-    warnings.filters[:] = now  # type: ignore[index]  # a list, declared as a sequence
+    # a list, declared as a sequence
+    cast("list[Any]", warnings.filters)[:] = now
 
 
 def _precision(now: tuple[str, ...]) -> None:

@@ -43,9 +43,6 @@ class Operation(Subject):
         """Return a call of L tokens; see `Subject.draw`."""
         raise NotImplementedError  # every family's own
 
-    def draw_many(self, label: str, rows: int) -> Call:
-        return self.draw(label, batch=rows, length=1, width=4)
-
     def draw_shared(self, label: str, *, length: int, heads: int, shared: int) -> Call:
         """Return a call of one sample, with so many heads in the tensors that are `shared`."""
         raise NotImplementedError  # every family's own

@@ -190,10 +190,6 @@ class Subject:
         """Return the masks that look at distances alone, by a name."""
         return {"": self.mask(sizes, wide=PLACED)}
 
-    def draw_many(self, label: str, rows: int) -> Call:
-        """Return a call of so many rows, of few tokens each."""
-        return self.draw(label, batch=rows, length=1)
-
     def draw_whole(self, label: str, *, batch: int = 2, length: int = 33) -> Call:
         """Return an ordinary call that can be made in pieces: no mask needs the tokens to come."""
         return self.whole(self.draw(label, batch=batch, length=length))

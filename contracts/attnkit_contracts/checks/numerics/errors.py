@@ -130,7 +130,8 @@ RECURRENCE_SIZES: dict[str, dict[str, int]] = {
 def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
     """Return the call that a case of `recurrence_cases`, or of `_backward_cases`, names."""
     names = inputs.split("+")
-    size = {"batch": 2, "length": 24, "heads": 4 if "gqa" in names else 2, "groups": 2}
+    heads = 4 if "gqa" in names else 2
+    size: dict[str, Any] = {"batch": 2, "length": 24, "heads": heads, "groups": 2}
     size |= RECURRENCE_SIZES.get(inputs, {})
     if len(names) > 1:
         size |= {"length": 130, "width": 8} if "long" in names else {"batch": 5, "length": 21}
@@ -141,7 +142,7 @@ def recurrence_call(subject: RecurrenceOperation, inputs: str) -> Call:
         decay=decay,  # type: ignore[arg-type]  # one of the three, as tested above
         beta="beta" in names,
         state="state" in names,
-        **size,  # type: ignore[arg-type]  # sizes alone
+        **size,
     )
     if inputs in ("padding", "documents"):
         part: MaskPart = inputs  # type: ignore[assignment]  # one of the two, as tested above

@@ -10,20 +10,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attnkit
 from attnkit_contracts.catalogue import (
-    ANYWHERE,
     InconclusiveError,
     Measured,
     call_check,
-    check,
     mixing_check,
+    operation_check,
 )
 from attnkit_contracts.instruments.poison_and_meters import Meter
-from attnkit_contracts.judging.outputs import worst
+from attnkit_contracts.judging import outputs as judge
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnkit_contracts.inputs.calls import Call
+    from attnkit_contracts.subjects.operations import Operation
     from attnkit_contracts.subjects.subject import Subject
 
 ROWS = 70_000
@@ -49,23 +49,20 @@ def growth(subject: Subject) -> Measured:
         call = subject.draw("N7", batch=1, length=length)
         limit, out = subject.bound(call, probes=2), subject(call)
         found.append(subject.error(limit, out, f"L={length}"))
-    return worst(found)
+    return judge.worst(found)
 
 
-@check(
+@operation_check(
     "N7.rows",
-    "r <= gate for 70000 rows, which are more than 16 bits count: samples, heads and tokens of an "
-    "operation together, tokens of a mixture of experts.",
-    families=("softmax", "recurrence", "feedforward"),
-    levels=ANYWHERE,
+    "r <= gate for 70000 samples of a token: more rows than 16 bits count.",
     dtypes=("float32",),
     tier="standard",
     verdict="R",
 )
-def rows(subject: Subject) -> Measured:
-    """Compare with the definition; a layer's with its own in float64."""
-    call = subject.draw_many("N7 rows", ROWS)
-    return subject.error(subject.bound(call, probes=2), subject(call), f"{ROWS} rows")
+def rows(subject: Operation) -> Measured:
+    """Compare with the definition."""
+    call = subject.draw("N7 rows", batch=ROWS, length=1, heads=1, width=2)
+    return judge.near(subject.bound(call, probes=2), subject(call), f"{ROWS} rows")
 
 
 @call_check(
@@ -114,7 +111,7 @@ def work(subject: Subject) -> Measured:
     found = [_exponent(moved, "elements moved")]
     if all(flops):
         found.append(_exponent(flops, "multiplications"))
-    return worst(found)
+    return judge.worst(found)
 
 
 def _long(subject: Subject, length: int) -> Call:

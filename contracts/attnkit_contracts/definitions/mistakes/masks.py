@@ -6,6 +6,7 @@ read rightly.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -168,6 +169,10 @@ def unmasked(axis: int, where: Callable[[Tensor, int], Tensor]) -> Reader:
     return read
 
 
+def _from(first: int, at: Tensor, _: int) -> Tensor:
+    return at >= first
+
+
 def of_first(axis: int) -> Reader:
     """Return a reader that gives all samples, or heads, what the first one sees."""
     return lambda *call: visible(*call).narrow(axis, 0, 1).expand_as(visible(*call))
@@ -226,8 +231,7 @@ READERS: tuple[tuple[str, str, tuple[Reader, ...]], ...] = (
     ("mask_ignored_last_query", "the whole mask ignored for the last query",
      (unmasked(2, lambda at, queries: at == queries - 1),)),
     ("mask_ignored_later", "the whole mask ignored from some query on",
-     tuple(unmasked(2, lambda at, _, first=first: at >= first)  # type: ignore[misc]  # a default keeps the loop's value
-           for first in (16, 32, 64, 128))),
+     tuple(unmasked(2, partial(_from, first)) for first in (16, 32, 64, 128))),
     ("mask_ignored_last_sample", "the whole mask ignored for the last sample",
      (unmasked(0, lambda at, batch: at == max(1, batch - 1)),)),
     ("mask_first_sample", "the first sample's mask for all samples", (of_first(0),)),

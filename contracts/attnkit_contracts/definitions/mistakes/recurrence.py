@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -202,8 +203,12 @@ def _divided(by: Callable[[Tensor], Tensor]) -> Rules:
 def _chunks(lost: Callable[[Tensor, Token], tuple[Tensor, Token]]) -> tuple[Rules, ...]:
     """Return rules that lose something at every start of a chunk, of several lengths."""
     own = replace(RIGHT, lost=lost, chunk=lambda o: int(getattr(o, "chunk_size", 1 << 30)))
-    fixed = (replace(RIGHT, lost=lost, chunk=lambda _, n=n: n) for n in (16, 32, 64, 128))  # type: ignore[misc]  # a default keeps the loop's value
-    return (own, *fixed)
+    fixed = (partial(_always, length) for length in (16, 32, 64, 128))
+    return (own, *(replace(RIGHT, lost=lost, chunk=chunk) for chunk in fixed))
+
+
+def _always(length: int, _: Options) -> int:
+    return length
 
 
 def _puts(of: Callable[[Tensor, Token], Tensor]) -> Rules:
@@ -271,8 +276,7 @@ _TABLE: tuple[tuple[str, str, tuple[Rules, ...]], ...] = (
      (replace(RIGHT, real=lambda real: real._replace(restart=torch.zeros_like(real.restart))),)),
     ("normaliser_missing", "the normaliser missing", (_divided(torch.ones_like),)),
     ("normaliser_eps", "an eps added to the normaliser that is too large",
-     tuple(_divided(lambda total, eps=eps: total + eps)  # type: ignore[misc]  # a default keeps the loop's value
-           for eps in (1.0, 0.1, 0.01, 1e-3))),
+     tuple(_divided(partial(torch.add, other=eps)) for eps in (1.0, 0.1, 0.01, 1e-3))),
 )  # fmt: skip
 
 MISTAKES: tuple[Mistake[Rules], ...] = tuple(Mistake(*each) for each in _TABLE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -163,6 +164,10 @@ def _width(call: Call) -> int:
     return call.tensors["query"].shape[3]
 
 
+def _padded_scale(of: int, call: Call) -> float:
+    return 1.0 / math.sqrt(-(-_width(call) // of) * of)
+
+
 def _default(call: Call) -> bool:
     return call.extras.get("scale") is None
 
@@ -273,17 +278,19 @@ def _weights(*of: Callable[[Tensor, Terms], Tensor]) -> tuple[Steps, ...]:
     return tuple(replace(RIGHT, weights=each) for each in of)
 
 
+PAIR = ("key", "value")
+
 _OTHERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("heads_tiled", "the key/value heads tiled instead of interleaved",
      (replace(RIGHT, spread=lambda t, shared: t.repeat(1, shared, 1, 1)),)),
     ("heads_first", "all query heads reading the first key/value head",
      (replace(RIGHT, spread=lambda t, s: t[:, :1].expand(-1, t.shape[1] * s, -1, -1)),)),
     ("heads_neighbour", "each head reading its neighbour's keys and values",
-     tuple(_held(lambda t, by=by: t.roll(by, 1), "key", "value") for by in (1, -1))),  # type: ignore[misc]  # a default keeps the loop's value
+     tuple(_held(partial(torch.roll, shifts=by, dims=1), *PAIR) for by in (1, -1))),
     ("samples_neighbour", "each sample reading its neighbour's keys and values",
-     tuple(_held(lambda t, by=by: t.roll(by, 0), "key", "value") for by in (1, -1))),  # type: ignore[misc]  # a default keeps the loop's value
+     tuple(_held(partial(torch.roll, shifts=by, dims=0), *PAIR) for by in (1, -1))),
     ("keys_shifted", "keys one place off, beside the values of others",
-     tuple(_held(lambda t, by=by: t.roll(by, 2), "key") for by in (1, -1))),  # type: ignore[misc]  # a default keeps the loop's value
+     tuple(_held(partial(torch.roll, shifts=by, dims=2), "key") for by in (1, -1))),
     ("inputs_rounded", "query, key and value rounded to half precision, or to tf32",
      tuple(_held(_rounded_to(bits), *names) for bits in (8, 11)
            for names in (("query", "key", "value"), ("query", "key"), ("query",)))),
@@ -295,8 +302,7 @@ _OTHERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("scale_both", "the default scale on top of the one given",
      (_scale(lambda c: scale_of(c) * (1.0 if _default(c) else _width(c) ** -0.5)),)),
     ("scale_padded_width", "the scale of a padded width (E rounded up)",
-     (*(_default_scale(lambda c, of=of: (-(-_width(c) // of) * of) ** -0.5)  # type: ignore[misc]  # a default keeps the loop's value
-        for of in (8, 16, 32, 64)),
+     (*(_default_scale(partial(_padded_scale, of)) for of in (8, 16, 32, 64)),
       _default_scale(lambda c: 2.0 ** (-0.5 * math.ceil(math.log2(_width(c))))))),
     ("scale_width", "the scale 1 / E instead of 1 / sqrt(E)",
      (_default_scale(lambda c: 1 / _width(c)),)),
