@@ -233,7 +233,7 @@ def fits_mixture(row: Row) -> bool:
 
 
 def _quick(row: Row) -> bool:
-    """Return the same for the fast tier, where few of many experts have tokens."""
+    """Return the same, and that few of many experts have tokens."""
     many = row.get("experts", 4) == 130
     few = not many or row.get("tokens", 24) == 24
     # of large logits, the first two leave nothing to the others
@@ -252,7 +252,6 @@ MIXTURE_MEETINGS: tuple[Row, ...] = (
 
 
 @_once
-def mixture_rows(strength: int) -> list[Row]:
-    """Return the combinations that are tried."""
-    fits = _quick if strength == 1 else fits_mixture
-    return list(cover(MIXTURE, fits, strength=strength, meetings=MIXTURE_MEETINGS))
+def mixture_rows() -> list[Row]:
+    """Return the combinations that are tried, in every tier the same."""
+    return list(cover(MIXTURE, _quick, strength=1, meetings=MIXTURE_MEETINGS))

@@ -1,7 +1,8 @@
 """Attention that is no softmax, computed rightly: each maths plainly, and in another way.
 
-`MATHS` lists them. Each takes what `PROMISES` of `Maths.promises` says, in any mask; the float64
-reference is the plain way in float64. None shares a line with a plugin.
+`MATHS` lists them. Each takes what `correct_softmax.PROMISES` says but sinks, as `Maths.promises`
+changes it, in any mask; the float64 reference is the plain way in float64. None shares a line with
+a plugin.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import correct_softmax
 import torch
 from torch.nn.functional import elu, logsigmoid, normalize, pad, relu, softplus
 
-from attnkit.interface import Implementation, LayerConfig, Variant
+from attnkit.interface import Variant
 from attnkit.masks.constructors import Mask, Sizes
-from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises
-from attnkit_contracts.foreign.functions import NO_LAYER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -609,22 +609,6 @@ class Maths(NamedTuple):
         return self.plain.__name__
 
 
-PROMISES = Promises(
-    causal=True,
-    bidirectional=True,
-    cross=True,
-    masks=ALL_MASK_PARTS,
-    gqa=True,
-    value_width=True,
-    bias=True,
-    scale=True,
-    softcap=True,
-    gradients=True,
-    deterministic=True,
-    dtypes=ALL_DTYPES,
-    devices=("cpu",),
-)
-
 NO_LOGITS = {"bias": False, "scale": False, "softcap": False}
 OF_ALL_HEADS = {"gqa": False}
 OF_THE_PAST = {"bidirectional": False, "cross": False}
@@ -685,28 +669,11 @@ def defined(attend: Attend) -> Callable[..., Tensor]:
 
 def variant_of(maths: Maths, name: str, function: Callable[..., Tensor]) -> Variant:
     """Return a variant of other maths whose ``own`` is a function."""
-    promises = PROMISES.model_copy(update=dict(maths.promises))
-    reference = Implementation(
-        name="reference",
-        function=defined(maths.plain),
-        summary="",
-        promises=promises,
-        cost=lambda _: 2.0,
-    )
-    return Variant(
-        name=name,
-        family="softmax",
-        summary="",
-        source="",
-        relation="different",
-        promises=promises,
-        config=LayerConfig,
-        layer=NO_LAYER,
-        implementations=(
-            reference,
-            replace(reference, name="own", function=function, cost=lambda _: 1.0),
-        ),
-    )
+    promised = {"sinks": False, **maths.promises}
+    made: Variant = correct_softmax.variant_of(function, "different", **promised)
+    reference, own = made.implementations
+    reference = replace(reference, function=defined(maths.plain))
+    return replace(made, name=name, implementations=(reference, own))
 
 
 def ways(maths: Maths) -> dict[str, Attend]:

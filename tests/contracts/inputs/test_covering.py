@@ -104,8 +104,13 @@ ROWS: dict[str, tuple[Any, Any, Any]] = {
         ),
         factors.fits_recurrence,
     ),
-    "mixture": (factors.MIXTURE, factors.mixture_rows, factors.fits_mixture),
 }
+
+
+def test_every_value_of_a_mixture_is_tried() -> None:
+    rows = factors.mixture_rows()
+
+    assert all({row[n] for row in rows} == set(some) for n, some in factors.MIXTURE.items())
 
 
 @pytest.mark.parametrize("family", ROWS)

@@ -198,7 +198,7 @@ def options(subject: MixtureLayer, num_experts: int, top_k: int, *, renormalise:
 def values(subject: MixtureLayer) -> Measured:
     """Compare calls in which every value occurs with the definition; see `inputs.factors`."""
     found = []
-    for row in mixture_rows(1):
+    for row in mixture_rows():
         built, call = _made(subject, row)
         limit = built.mixture_bounds(call, probes=3)["out"]
         told = ", ".join(f"{name}={value}" for name, value in row.items())
