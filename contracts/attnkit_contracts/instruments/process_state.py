@@ -192,20 +192,23 @@ def guarded(seed: int, *, draws: bool) -> Iterator[list[str]]:
     change random numbers, and not seed them.
     """
     changed: list[str] = []
-    outer, threads = torch.get_rng_state(), torch.set_num_threads
+    outer, asking, setting = torch.get_rng_state(), torch.get_num_threads, torch.set_num_threads
+    # what is asked for, in vain; who leaves behind how many there are anyway is seen too, and who
+    # puts back what was there has changed nothing
+    asked = [asking() + 1]
 
-    def noted(count: int) -> None:
-        # there is one thread: who asks for one changes nothing that is seen afterwards
-        changed.append("the number of threads")
-        threads(count)
+    def ask(nthreads: int) -> None:
+        asked.append(nthreads)
 
     torch.default_generator.manual_seed(seed + OWN_SEED)
     before = process_state()
-    torch.set_num_threads = noted  # type: ignore[assignment]  # of other names
+    torch.get_num_threads = lambda: asked[-1]
+    torch.set_num_threads = ask
     try:
         yield changed
     finally:
-        torch.set_num_threads = threads
+        torch.get_num_threads, torch.set_num_threads = asking, setting
+        changed += ["the number of threads"] if asked[-1] != asked[0] else []
         seeded = torch.initial_seed() != seed + OWN_SEED
         found = put_back(before)
         if draws and not seeded:

@@ -123,6 +123,17 @@ CHANGES: dict[str, Callable[[], object]] = {
 }
 
 
+def test_what_is_put_back_by_who_changed_it_is_no_change() -> None:
+    with guarded(3, draws=False) as changed:
+        threads, wide = torch.get_num_threads(), torch.get_default_dtype()
+        torch.set_num_threads(1)
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(wide)
+        torch.set_num_threads(threads)
+
+    assert changed == []
+
+
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_changes_is_told_and_put_back(what: str) -> None:
     before = process_state()
