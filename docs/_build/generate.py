@@ -18,7 +18,13 @@ import attnkit
 import attnkit_contracts
 from attnkit import errors, hookspecs
 from attnkit.families import BUILT_IN
-from attnkit.interface import FeedforwardFunction, Implementation, RecurrenceFunction, Variant
+from attnkit.interface import (
+    FeedforwardFunction,
+    Implementation,
+    LayerDefinition,
+    RecurrenceFunction,
+    Variant,
+)
 from attnkit.promises import ALL_DTYPES, ALL_MASK_PARTS, Promises, SpeedClaim
 from attnkit.registry import registry
 from attnkit_contracts import pytest_plugin
@@ -81,7 +87,7 @@ def protocols() -> Iterator[str]:
     """Show what implementations and layers are called with."""
     from attnkit.interface import Layer, SoftmaxFunction
 
-    for protocol in (SoftmaxFunction, RecurrenceFunction, FeedforwardFunction, Layer):
+    for protocol in (SoftmaxFunction, RecurrenceFunction, FeedforwardFunction, Layer, LayerDefinition):
         yield f"### `attnkit.interface.{protocol.__name__}`"
         yield ""
         if protocol is not Layer:

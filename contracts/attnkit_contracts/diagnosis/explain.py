@@ -15,14 +15,14 @@ import torch
 from attnkit_contracts.diagnosis import fresh, pairs, relations, scripts
 from attnkit_contracts.diagnosis import observations as experiments
 from attnkit_contracts.diagnosis import smallest as shrinking
-from attnkit_contracts.diagnosis.faults import fault_of, with_grad_out
+from attnkit_contracts.diagnosis.faults import fault_of, layer_fault, with_grad_out
 from attnkit_contracts.diagnosis.rules import SILENCE
 from attnkit_contracts.foreign.layers import is_foreign
 from attnkit_contracts.inputs import layouts
 from attnkit_contracts.reports.diagnosis import Diagnosis, Explaining, Explanation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from attnkit_contracts.definitions.mistakes.mistake import Mistake
     from attnkit_contracts.diagnosis.observations import Fault
@@ -44,10 +44,11 @@ HISTORY = (
     "on the calls before it"
 )
 
-UNLIKE_DEFINITION = (
-    "no call of this check breaks a rule between calls; compare the layer, step by step, with the "
-    "definition that its variant brings, or what is kept is broken"
-)
+OF_LAYERS = ("N1.layer", "N2.layer", "N1.layer_options")
+"""Checks that compare a layer with the definition that its variant brings."""
+
+UNLIKE_DEFINITION = "the layer and the definition that its variant brings differ"
+UNLIKE_GRADIENT = "the output is that of the definition, a gradient is not"
 
 
 def explain(
@@ -71,8 +72,28 @@ def explain(
                     return found
     finally:
         subject.last = last
-    compared = subject.layer is not None and subject.target.variant.layer_definition is not None
-    return Explanation(Diagnosis(seen=UNLIKE_DEFINITION if compared else NO_FAULT))
+    if rule in OF_LAYERS:
+        return _explain_layer(some)
+    return Explanation(Diagnosis(seen=NO_FAULT))
+
+
+def _explain_layer(some: Iterable[tuple[Any, tuple[Call, ...]]]) -> Explanation:
+    """Show the smallest call whose output is not that of the layer's definition."""
+    asked = [(subject, call) for subject, calls in some for call in calls]
+    if not asked:
+        return Explanation(Diagnosis(seen="the definition that its variant brings raises"))
+    for subject, call in sorted(asked, key=lambda each: each[1].tensors["x"].numel()):
+        call = call.map(lambda _, tensor: tensor.detach())
+        try:
+            fault = layer_fault(subject, call)
+        # the definition is a stranger's, too
+        except Exception as error:
+            told = f"the layer, or its definition, raises {type(error).__name__}: {error}"
+            return Explanation(Diagnosis(seen=told))
+        if fault is not None:
+            described = scripts.described(call)
+            return Explanation(Diagnosis(seen=UNLIKE_DEFINITION), described, elements(fault))
+    return Explanation(Diagnosis(seen=UNLIKE_GRADIENT))
 
 
 def _explain(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from attnkit_contracts.inputs.calls import Call
     from attnkit_contracts.judging.outputs import Bound
+    from attnkit_contracts.subjects.layers import LayerSubject
     from attnkit_contracts.subjects.subject import Subject
 
 
@@ -46,6 +47,13 @@ def fault_of(subject: Subject, call: Call) -> Fault | None:
     wrong = [_fault(name, seen.got[name], limit, dtype) for name, limit in limits.items()]
     first = next((each for each in wrong if each is not None), None)
     return written if first is None else replace(first, written=seen.written)
+
+
+def layer_fault(subject: LayerSubject, call: Call) -> Fault | None:
+    """Return what is wrong with a call of a layer, by the definition that its variant brings."""
+    with torch.no_grad():
+        got = subject(call)
+    return _fault("out", got, subject.judged(call)["out"], got.dtype)
 
 
 def _tellable(subject: Subject, call: Call) -> bool:

@@ -17,6 +17,7 @@ from attnkit.errors import ArgumentError
 from attnkit.frozen import Frozen
 from attnkit_contracts.definitions.mistakes.softmax import MISTAKES
 from attnkit_contracts.diagnosis import signatures
+from attnkit_contracts.diagnosis.explain import elements
 from attnkit_contracts.diagnosis.probes import probes
 from attnkit_contracts.diagnosis.remedies import REMEDIES
 from attnkit_contracts.foreign import doors
@@ -55,7 +56,9 @@ class Asked(Frozen):
     mistakes: tuple[Explaining, ...] = Field(
         default=(), description="that give this output; several if this call tells none apart"
     )
-    told: str = Field(default="", description="what was raised")
+    told: str = Field(
+        default="", description="what was raised; of what is unexplained, a wrong element"
+    )
 
 
 class FunctionDiagnosis(Frozen):
@@ -68,6 +71,9 @@ class FunctionDiagnosis(Frozen):
     mistakes: tuple[Explaining, ...] = Field(description="that explain what is wrong")
     fixes: tuple[str, ...] = Field(description="a line for each, where there is one")
     asked: tuple[Asked, ...]
+    untried: tuple[str, ...] = Field(
+        default=(), description="its arguments that no call gave: what they are is not known"
+    )
 
     def __str__(self) -> str:
         """Say it on one screen."""
@@ -81,10 +87,16 @@ class FunctionDiagnosis(Frozen):
             some = [each.what for each in self.asked if each.outcome == outcome]
             few = f"{len(some)} calls" if outcome == "right" else "; ".join(some)
             lines += [f"{outcome}: {few}"] if some else []
+        shown = next((each for each in self.asked if each.outcome == "unexplained"), None)
+        lines += [f"  {shown.what}: {shown.told}"] if shown is not None and shown.told else []
         raised = {each.told: each.what for each in self.asked if each.outcome == "raises"}
         lines += [f"raises: {what}: {told}" for told, what in raised.items()]
+        if self.untried:
+            lines.append(f"not tried: {', '.join(self.untried)}; say what they are, {_EXAMPLE}")
         return "\n".join([*lines, f"to judge it: {self.command}"])
 
+
+_EXAMPLE = "--argument mask=NAME for instance"
 
 _VERDICTS = {
     "right": "right, as far as small calls tell",
@@ -229,6 +241,7 @@ def _result(
         mistakes=mistakes,
         fixes=tuple(dict.fromkeys(fixes)),
         asked=asked,
+        untried=signatures.untold(target, tried.convention),
     )
 
 
@@ -247,7 +260,8 @@ def _looked_at(tried: _Tried) -> Iterator[Asked]:
             )
             unexplained += not found
             outcome: Literal["mistaken", "unexplained"] = "mistaken" if found else "unexplained"
-            yield Asked(what=probe.what, outcome=outcome, mistakes=found)
+            told = "" if found else elements(probe.fault(got)).partition("\n")[2].partition("\n")[0]
+            yield Asked(what=probe.what, outcome=outcome, mistakes=found, told=told)
 
 
 def _fewest(asked: Iterable[Asked]) -> tuple[Explaining, ...]:

@@ -48,10 +48,14 @@ class Probe:
         masks = {*promises.masks}
         return all(each in masks or bool(getattr(promises, each, False)) for each in self.needs)
 
+    def fault(self, got: Tensor, rules: Any = None) -> Fault:
+        """Return an output beside what a definition gives."""
+        how = Reading(self.subject.steps if rules is None else rules)
+        return Fault("", "out", got, self.subject.bounds(self.call, how=how)["out"])
+
     def error(self, got: Tensor, rules: Any = None) -> float:
         """Return how far an output is from what a definition gives, in gates."""
-        how = Reading(self.subject.steps if rules is None else rules)
-        return Fault("", "out", got, self.subject.bounds(self.call, how=how)["out"]).error
+        return self.fault(got, rules).error
 
     def explained(self, got: Tensor, *, in_pairs: bool) -> list[Mistake[Any]]:
         """Return the mistakes that give an output; where none alone does, two at once if asked."""

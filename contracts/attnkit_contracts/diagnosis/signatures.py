@@ -70,6 +70,18 @@ def _guessed(target: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
+def untold(target: Callable[..., Any], convention: Convention) -> tuple[str, ...]:
+    """Return the arguments behind query, key and value of which it is not known what they are."""
+    try:
+        arguments = list(inspect.signature(target).parameters.values())[3:]
+    except (TypeError, ValueError):
+        return ()
+    fields = (name for name in type(convention).model_fields if name.endswith("_argument"))
+    known = {*(getattr(convention, name) for name in fields), *(convention.fixed or {})}
+    named = (each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD))
+    return tuple(each.name for each in named if each.name not in known)
+
+
 def _ways(guessed: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield each way to fill in what no name tells and nobody told."""
     tried = {field: values for field, values in TRIED.items() if field not in guessed}

@@ -137,7 +137,8 @@ class Convention(RecurrencePart, SoftmaxPart, Declaration):
     scale_argument: str | None = Field(
         default="scale",
         description="its name for the scale; None for one that takes none; it is given in every "
-        "call, so the function's own default is not judged",
+        "call, so that the function's own default is not judged; but where it is the usual one and "
+        "a softmax function's default is None, which has to mean that",
     )
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attnkit.errors import ArgumentError
@@ -65,13 +67,27 @@ class SoftmaxCall(ForeignCall):
             *flags,
             (convention.mask_argument, self._mask(rest, added, sizes, query)),
             (convention.bias_argument, bias),
-            (convention.scale_argument, scale),
+            (convention.scale_argument, self._scale(scale, query.shape[3])),
             (convention.softcap_argument, softcap),
             (convention.sinks_argument, sinks),
             (convention.dropout_argument, dropout_p or None),
             (convention.gqa_argument, key.shape[1] != query.shape[1] or None),
         )
         return self._called((query, key, value), given)[0]
+
+    def _scale(self, scale: float, width: int) -> float | None:
+        """Return a scale to pass; None where the function's own ``None`` has to mean it."""
+        return None if self._has_own_scale and scale == width**-0.5 else scale
+
+    @cached_property
+    def _has_own_scale(self) -> bool:
+        try:
+            arguments = inspect.signature(self.function).parameters
+        except (TypeError, ValueError):
+            # of a function in C nobody can tell
+            return False
+        named = arguments.get(self.convention.scale_argument or "")
+        return named is not None and named.default is None
 
     def _flags(
         self, mask: Mask, sizes: Sizes, *, alone: bool

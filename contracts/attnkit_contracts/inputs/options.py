@@ -27,6 +27,8 @@ VALUES: dict[str, Any] = {
     "conv_size": 3,
     "top_k": 3,
     "hidden_dim": 40,
+    "embed_dim": 48,
+    "num_heads": 8,
     "num_experts": 7,
     "gate_rank": 3,
     "gate_temperature": 2.0,

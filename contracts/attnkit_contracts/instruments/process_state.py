@@ -163,6 +163,13 @@ def process_state() -> State:
     return found
 
 
+def _alike(value: Any) -> Any:
+    """Return what a value amounts to: torch's own setter writes "ieee" where nothing was said."""
+    if isinstance(value, tuple) and "none" in value:
+        return tuple("ieee" if each == "none" else each for each in value)
+    return value
+
+
 def changes(before: State) -> list[str]:
     """Return what differs from an earlier snapshot."""
     now = process_state()
@@ -176,12 +183,13 @@ def quick_state() -> State:
 
 def put_back(before: State) -> list[str]:
     """Return what differs from an earlier snapshot, which is set again."""
-    changed = changes(before)
+    now = process_state()
+    changed = [name for name, then in before.items() if not _same(then, now[name])]
     for name in changed:
         if name in FACTS:
             FACTS[name][1](before[name])
     torch.set_rng_state(before[DRAWN])
-    return changed
+    return [name for name in changed if not _same(_alike(before[name]), _alike(now[name]))]
 
 
 @contextmanager

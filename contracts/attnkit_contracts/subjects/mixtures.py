@@ -80,7 +80,7 @@ class MixtureLayer(LayerSubject):
             )
         return weights
 
-    def clear_call(self, label: str, *, length: int = 24) -> Call:
+    def clear_call(self, label: str, *, length: int = 24, batch: int = 2) -> Call:
         """Return tokens whose choice of experts no rounding of the inputs changes.
 
         Of many tokens, those are taken whose last chosen and first rejected experts are far apart.
@@ -88,8 +88,8 @@ class MixtureLayer(LayerSubject):
         """
         weights = self.known_weights()
         if weights is None:
-            return super().clear_call(label, length=length)
-        pool = self.draw(label, batch=2, length=8 * length)
+            return super().clear_call(label, length=length, batch=batch)
+        pool = self.draw(label, batch=batch, length=8 * length)
         router = weights["router.weight"].double()
         x = pool.tensors["x"]
         top_k = int(getattr(self.config, "top_k", len(router)))

@@ -135,9 +135,9 @@ class Subject:
         """
         raise NotImplementedError  # every subject's own
 
-    def clear_call(self, label: str, *, length: int = 24) -> Call:
+    def clear_call(self, label: str, *, length: int = 24, batch: int = 2) -> Call:
         """Return a call in which no rounding of the inputs changes a choice."""
-        return self.draw(label, length=length)
+        return self.draw(label, batch=batch, length=length)
 
     def grads(self, call: Call) -> dict[str, Tensor]:
         """Return normal gradients of all that a call gives; none where none are promised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ MISTAKEN = {
     "one_ahead": ("causal_one_ahead",),
     "scale_of_width": ("scale_twice",),
     "scale_ignored": ("scale_argument_ignored",),
+    "default_of_value_width": ("scale_value_width",),
     "base_two": ("base_2",),
     "tokens_first_unscaled": ("scale_missing",),
     "drops_and_tiles": ("heads_tiled",),
@@ -74,6 +76,22 @@ def test_what_no_mistake_explains_is_said_and_not_named(name: str) -> None:
 
     assert (found.verdict, found.mistakes) == ("unexplained", ())
     assert "no named mistake nor two of them explain it all" in str(found)
+
+
+def test_what_is_unexplained_is_shown_by_a_number() -> None:
+    found = diagnosed("noisy")
+    first = next(each for each in found.asked if each.outcome == "unexplained")
+
+    assert re.fullmatch(r"out\[[\d, ]+\]: expected \S+, got \S+", first.told)
+    assert f"  {first.what}: {first.told}" in str(found)
+
+
+def test_arguments_that_no_call_gave_are_told() -> None:
+    found = diagnosed("names_of_its_own")
+
+    assert found.untried == ("m", "tri")
+    assert "not tried: m, tri; say what they are, --argument mask=NAME" in str(found)
+    assert diagnosed("usual").untried == ()
 
 
 def test_a_callable_is_diagnosed_as_well_and_what_is_told_is_not_tried() -> None:

@@ -120,6 +120,14 @@ def scale_ignored(q: Tensor, k: Tensor, v: Tensor, scale: Any = None) -> Tensor:
     return core(q, k, v)
 
 
+def default_of_value_width(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    return core(q, k, v, scale=v.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def names_of_its_own(q: Tensor, k: Tensor, v: Tensor, m: Any = None, *, tri: Any = None) -> Tensor:
+    return core(q, k, v)
+
+
 def base_two(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None) -> Tensor:
     return core(q, k, v, attn_mask, scale=math.log(2) * q.shape[-1] ** -0.5)
 

@@ -124,14 +124,18 @@ CHANGES: dict[str, Callable[[], object]] = {
 
 
 def test_what_is_put_back_by_who_changed_it_is_no_change() -> None:
+    before = process_state()
     with guarded(3, draws=False) as changed:
         threads, wide = torch.get_num_threads(), torch.get_default_dtype()
         torch.set_num_threads(1)
         torch.set_default_dtype(torch.float64)
         torch.set_default_dtype(wide)
+        # which torch writes into its libraries' own settings, too
+        torch.set_float32_matmul_precision(torch.get_float32_matmul_precision())
         torch.set_num_threads(threads)
 
     assert changed == []
+    assert changes(before) == []
 
 
 @pytest.mark.parametrize("what", CHANGES)

@@ -47,6 +47,30 @@ def of_outputs(
     return out * (torch.rand(out.shape[:3]) >= dropout_p)[..., None] / (1 - dropout_p)
 
 
+def half_at_most(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    return attend(query, key, value, dropout_p=min(dropout_p, 0.5), **given)
+
+
+def same_for_a_group(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
+) -> Tensor:
+    """Query heads that share keys and values share what is dropped."""
+    groups, outs = key.shape[1], []
+    per_group = query.shape[1] // groups
+    state = torch.get_rng_state()
+    for head in range(per_group):
+        torch.set_rng_state(state)
+        some = slice(head, None, per_group)
+        bias, sinks = given["bias"], given["sinks"]
+        bias = bias[:, some] if bias is not None and bias.shape[1] > 1 else bias
+        sinks = None if sinks is None else sinks[some]
+        own = {**given, "bias": bias, "sinks": sinks}
+        outs.append(attend(query[:, some], key, value, dropout_p=dropout_p, **own))
+    return torch.stack(outs, 2).flatten(1, 2)
+
+
 def same_every_time(
     query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, **given: Any
 ) -> Tensor:
@@ -205,6 +229,8 @@ MUTANTS = (
     _first("same_every_time", same_every_time, "N6.modes", "layer"),
     (_dropping("without_end", attend, DropsWithoutEnd), "N6.modes", "layer"),
     (_dropping("no_more", attend, DropsNoMore), "N6.modes", "layer"),
+    _first("half_at_most", half_at_most, "N6.mean", "wrong"),
+    _first("same_for_a_group", same_for_a_group, "N6.independence", "wrong"),
     _first("not_rescaled", not_rescaled, "N6.mean", "wrong"),
     _first("of_outputs", of_outputs, "N6.mean", "wrong"),
     _first("other_backward", other_backward, "N6.backward", "wrong"),

@@ -43,6 +43,9 @@ _kept: dict[Any, Any] = {}
 _copies: Any = WeakTensorKeyDictionary()
 """Copies of tensors, for as long as those live."""
 
+_inputs: Any = WeakTensorKeyDictionary()
+"""What states were made of."""
+
 
 def cap_of_first_call(query: Tensor, *rest: Tensor, softcap: float | None, **given: Any) -> Tensor:
     if softcap is not None:
@@ -285,6 +288,22 @@ class SlownessOfFirstCall(Smoothing):
             self.slowness.data = now
 
 
+class KeepsTheCallersMemory(Smoothing):
+    """Its state refers to the last input, which is the caller's."""
+
+    def forward(self, x: Tensor, *, state: Any = None, **given: Any) -> Any:
+        y = super().forward(x, state=state, **given)
+        if state is None:
+            return y
+        out, after = y
+        kept = _inputs.get(state.held)
+        if kept is not None:
+            # nothing, as long as it is what it was
+            out = out + (kept[0] - kept[1]).sum()
+        _inputs[after.held] = x.detach(), x.detach().clone()
+        return out, after
+
+
 def _mixer(layer: type[Smoothing], kills: str) -> tuple[Variant, str, str]:
     name = f"mutant_history_{layer.__name__.lower()}"
     return replace(MIXER, name=name, layer=layer), kills, "layer"
@@ -339,5 +358,6 @@ MUTANTS = (
     making("layer_wide_by_default", lambda: torch.set_default_dtype(torch.float64)),
     making("layer_one_thread", lambda: torch.set_num_threads(1)),
     _mixer(SharedOutput, "S7.remembered"),
+    _mixer(KeepsTheCallersMemory, "T4.layer_state"),
     _mixer(SlownessOfFirstCall, "S7.remembered"),
 )

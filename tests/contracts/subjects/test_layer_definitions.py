@@ -124,6 +124,37 @@ def test_what_a_layer_begins_with_is_moved_so_that_it_shows() -> None:
     assert torch.equal(after["q_proj.weight"], before["q_proj.weight"])
 
 
+def test_a_layer_unlike_its_definition_is_shown_by_a_call() -> None:
+    made = attnkit.get_variant("multi_head")
+
+    def other(*given: Any, **named: Any) -> torch.Tensor:
+        return softmax(*given, **named) + 1
+
+    unlike = replace(made, name="unlike", layer_definition=other)
+    with attnkit.register(unlike):
+        planned = attnkit_contracts.plan(unlike, implementations=["layer"], dtypes=["float32"])
+        record = next(each for each in planned if each.check.id == "N1.layer").run()
+
+    assert "the layer and the definition that its variant brings differ" in str(record.diagnosis)
+    assert record.smallest.startswith("x=(2, 1, 32)")
+    assert "64 of 64 elements of out are wrong" in record.elements
+
+
+def broken(*_: Any, **__: Any) -> torch.Tensor:
+    raise KeyError("out_bias")
+
+
+def test_a_definition_that_raises_is_said_to() -> None:
+    unlike = replace(attnkit.get_variant("multi_head"), name="unlike", layer_definition=broken)
+    with attnkit.register(unlike):
+        planned = attnkit_contracts.plan(unlike, implementations=["layer"], dtypes=["float32"])
+        record = next(each for each in planned if each.check.id == "N1.layer").run()
+
+    assert record.status == "error"
+    assert str(record.diagnosis) == "the definition that its variant brings raises"
+    assert record.reason.startswith("KeyError: 'out_bias' (in broken,")
+
+
 @pytest.mark.parametrize("name", ["multi_head", "block_sparse", "gated_linear", "moe"])
 def test_every_option_is_mixed_in_and_every_two_come_together(name: str) -> None:
     variant = attnkit.get_variant(name)

@@ -34,17 +34,21 @@ if TYPE_CHECKING:
     "F(x_b alone) = F(x)_b.",
 )
 def batch_independence(subject: Subject) -> Measured:
-    """Disturb one of three samples at a time, and call each alone; needs no mask per sample."""
-    call = subject.draw("A1", batch=3, length=33)
+    """Disturb three of five samples, one at a time, and call each alone.
+
+    That needs no mask per sample.
+    """
+    count = 5
+    call = subject.draw("A1", batch=count, length=33)
     whole = subject(call)
     limit = subject.bound(call)
     found = []
-    for sample in range(3):
-        where = torch.zeros(3, 33, dtype=torch.bool, device=subject.device)
+    for sample in (0, 2, 4):
+        where = torch.zeros(count, 33, dtype=torch.bool, device=subject.device)
         where[sample] = True
         moved = subject(subject.disturbed(call, where, "A1 other"))
         judge.must_differ(whole[sample], moved[sample], f"disturbing sample {sample}")
-        others = torch.tensor([b for b in range(3) if b != sample], device=subject.device)
+        others = torch.tensor([b for b in range(count) if b != sample], device=subject.device)
         what = f"samples other than {sample}, disturbed"
         subject.unmoved(call, (others,), (whole, moved), what, limit=limit)
         if call.mask.per_batch:

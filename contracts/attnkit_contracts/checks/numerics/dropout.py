@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.subject import Subject
 
 SHARE = 0.25
+MUCH = 0.7
 KEYS = 24
 
 
@@ -83,15 +84,18 @@ def mean(subject: SoftmaxOperation) -> Measured:
     """Add up all rows of many samples; the variance is known, so five is one in a million."""
     call = _unhidden(subject, batch=64, width=8)
     call = call.given(value=torch.ones_like(call.tensors["value"]))
-    weights = subject.attend(call).weights  # (B, H, L, S)
-    spread = weights.square().sum(-1) * SHARE / (1 - SHARE)  # (B, H, L)
-    off = seeded(subject, call.saying(dropout_p=SHARE), 7)[..., 0].double() - 1
-    shift = float(off.sum().abs() / spread.sum().sqrt())
-    excess = off.square() - spread
-    grown = float(excess.sum().abs() / excess.square().sum().sqrt())
-    value = max(shift, grown) if off.isfinite().all() else float("inf")
-    where = "the mean" if shift >= grown else "the variance"
-    return Measured(value, 5.0, "standard errors", where)
+    squares = subject.attend(call).weights.square().sum(-1)  # (B, H, L)
+    found = []
+    for share in (SHARE, MUCH):
+        spread = squares * share / (1 - share)
+        off = seeded(subject, call.saying(dropout_p=share), 7)[..., 0].double() - 1
+        shift = float(off.sum().abs() / spread.sum().sqrt())
+        excess = off.square() - spread
+        grown = float(excess.sum().abs() / excess.square().sum().sqrt())
+        value = max(shift, grown) if off.isfinite().all() else float("inf")
+        where = f"the {'mean' if shift >= grown else 'variance'}, dropout_p={share}"
+        found.append(Measured(value, 5.0, "standard errors", where))
+    return worst(found)
 
 
 @softmax_check(
@@ -117,15 +121,17 @@ def backward(subject: SoftmaxOperation) -> Measured:
     return Measured(abs(one - other) / (unit * terms), 1.0, f"of {unit:.3g} relative")
 
 
-def _unhidden(subject: SoftmaxOperation, batch: int, width: int) -> Call:
-    """Return a call of many samples that sees all it may."""
-    mask = subject.mask(Sizes(batch, subject.heads, KEYS, KEYS), causal=False, wide=ALL_MASK_PARTS)
-    return subject.draw("N6", batch=batch, length=KEYS, width=width, mask=mask)
+def _unhidden(subject: SoftmaxOperation, batch: int, width: int, *, shared: bool = False) -> Call:
+    """Return a call of many samples that sees all it may; key/value heads are shared if asked."""
+    heads = 4 if shared else subject.heads
+    mask = subject.mask(Sizes(batch, heads, KEYS, KEYS), causal=False, wide=ALL_MASK_PARTS)
+    sizes = {"heads": heads, "kv_heads": 2 if shared else heads}
+    return subject.draw("N6", batch=batch, length=KEYS, width=width, mask=mask, **sizes)
 
 
-def _showing(subject: SoftmaxOperation, batch: int) -> Call:
+def _showing(subject: SoftmaxOperation, batch: int, *, shared: bool = False) -> Call:
     """Return a call whose output is the probabilities themselves, (B, H, L, S)."""
-    return showing_weights(_unhidden(subject, batch=batch, width=KEYS))
+    return showing_weights(_unhidden(subject, batch=batch, width=KEYS, shared=shared))
 
 
 @softmax_check(
@@ -137,7 +143,7 @@ def _showing(subject: SoftmaxOperation, batch: int) -> Call:
 )
 def independence(subject: SoftmaxOperation) -> Measured:
     """Let the values be unit vectors: what is 0 of the output was dropped."""
-    call = _showing(subject, batch=8)
+    call = _showing(subject, batch=8, shared=subject.promises.gqa)
     seen = subject.attend(call).weights > 0  # (B, H, L, S)
     out = seeded(subject, call.saying(dropout_p=SHARE), 11)
     kept = (out != 0).double() - (1 - SHARE)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from attnkit_contracts.subjects.layers import LayerSubject
 
 LENGTH = 20
+BATCH = 5
+"""Samples, more than most calls have."""
+
 LARGE = 8.0
 """How much larger than usual inputs are that reach every branch of an activation."""
 
@@ -55,14 +58,14 @@ def layer(subject: LayerSubject) -> Measured:
 
 
 def _calls(subject: LayerSubject) -> Iterator[tuple[str, Call]]:
-    call = subject.clear_call("N1", length=LENGTH)
+    call = subject.clear_call("N1", length=LENGTH, batch=BATCH)
     yield "plain", call
     if not subject.tokenwise:
         yield "one token", subject.clear_call("N1 one", length=1)
     # in half precision, too little is left of what cancels to tell the sign of
     if not (subject.tokenwise or subject.dtype in LOW):
         yield "large", call.map(lambda _, x: x * LARGE)
-    sizes = Sizes(2, 1, LENGTH, LENGTH)
+    sizes = Sizes(BATCH, 1, LENGTH, LENGTH)
     open_mask = subject.mask(sizes, wide=PLACED)
     for part in subject.promises.masks:
         yield part, call.masked(open_mask & subject.part(part, sizes))
@@ -78,7 +81,9 @@ def _calls(subject: LayerSubject) -> Iterator[tuple[str, Call]]:
 def layer_backward(subject: LayerSubject) -> Measured:
     """Compare with the gradients of the definition."""
     subject.varied()
-    return judge.worst(_errors(subject, subject.clear_call("N2", length=LENGTH), "plain"))
+    return judge.worst(
+        _errors(subject, subject.clear_call("N2", length=LENGTH, batch=BATCH), "plain")
+    )
 
 
 @definition_check(

@@ -229,7 +229,7 @@ def _slopes(subject: LayerSubject) -> Iterator[Measured]:
 
 def _sloped(subject: LayerSubject) -> Iterator[tuple[LayerSubject, Call]]:
     """Yield a short call, long ones, and those of a layer with all options, under masks."""
-    yield subject, subject.clear_call("N4 short", length=9)
+    yield subject, subject.clear_call("N4 short", length=9, batch=5)
     yield subject, subject.clear_call("N4 long", length=LONG)
     company = subject.in_company()
     call = company.clear_call("N4 company", length=17)

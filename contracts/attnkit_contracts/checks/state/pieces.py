@@ -51,9 +51,16 @@ def _goes_stepwise(promises: Promises) -> bool:
     verdict="R",
 )
 def steps(subject: Subject) -> Measured:
-    """Compare every step, not only the last."""
+    """Compare every step, not only the last; then the last steps of one sample alone."""
     call = subject.draw_whole("T", length=40)
-    return judge.agree(subject.bound(call), subject(call), subject.pieces(call, (1,) * 40))
+    limit, whole = subject.bound(call), subject(call)
+    found = [judge.agree(limit, whole, subject.pieces(call, (1,) * 40))]
+    if not call.mask.per_batch:
+        alone = call.samples(torch.tensor([0], device=subject.device))
+        at = (slice(0, 1),)
+        got = subject.pieces(alone, (36, 1, 1, 1, 1))
+        found.append(judge.agree(judge.part(limit, at), whole[at], got, "one sample alone"))
+    return judge.worst(found)
 
 
 @call_check(
@@ -177,7 +184,8 @@ def _expect_own_memory(given: Tensor, returned: Tensor, what: str) -> None:
 @layer_check(
     "T4.layer_state",
     "A state is a value: going on from it twice gives the same, and going on changes neither it "
-    "nor the states that came of it, with gradients enabled or not; it counts its tokens; "
+    "nor the states that came of it, nor does writing to what it was made of, with gradients "
+    "enabled or not; it counts its tokens; "
     "reorder(index) commutes with going on, be some samples repeated, exchanged or left out, NaN "
     "in those left out.",
     applies=lambda promises: promises.state,
@@ -211,7 +219,11 @@ def _branched(
     subject: LayerSubject, call: Call, other: Call, ends: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """Return what follows token 12 of a call, and what token 20 where others were in between."""
-    _, state = subject.advance(call.tokens(0, 12), subject.begin(3))
+    prompt = call.tokens(0, 12).map(lambda _, tensor: tensor.clone())
+    _, state = subject.advance(prompt, subject.begin(3))
+    # the caller's memory is the caller's, who may use it again
+    prompt.tensors["x"].fill_(3.0)
+    subject.watch.forget(prompt.tensors.values())
     if state.tokens != 12 or state.batch_size != 3:
         raise BrokenError(f"expected 12 of 3 samples, got {state.tokens} of {state.batch_size}")
     first, after = subject.advance(call.tokens(12, ends[0]), state)

@@ -235,6 +235,23 @@ class WeightGradientDoubled(SoftmaxLayer):
         return query + (query - query.detach())
 
 
+class FirstSamplesTaught(SoftmaxLayer):
+    def forward(self, x: Tensor, **given: Any) -> Any:
+        return super().forward(torch.cat((x[:2], x[2:].detach())), **given)
+
+
+class ManySamplesLouder(SoftmaxLayer):
+    def forward(self, x: Tensor, **given: Any) -> Any:
+        y = super().forward(x, **given)
+        return 1.01 * y if len(x) > 4 and isinstance(y, torch.Tensor) else y
+
+
+class WideLouder(SoftmaxLayer):
+    def forward(self, x: Tensor, **given: Any) -> Any:
+        y = super().forward(x, **given)
+        return 1.01 * y if x.shape[2] > 32 and isinstance(y, torch.Tensor) else y
+
+
 class AlwaysRenormalised(MoELayer):
     def _route(self, x: Tensor, keep: Tensor) -> Any:
         right = self.config
@@ -274,6 +291,9 @@ KILLS: tuple[tuple[type[nn.Module], Variant, str], ...] = (
     (OneBlockMore, BLOCK_SPARSE, "N1.layer_options"),
     (QueriesWarmer, SELF_ATTENTION, "N1.layer"),
     (WeightGradientDoubled, MULTI_HEAD, "N2.layer"),
+    (FirstSamplesTaught, MULTI_HEAD, "N2.layer"),
+    (ManySamplesLouder, MULTI_HEAD, "A1.batch_independence"),
+    (WideLouder, MULTI_HEAD, "N1.layer_options"),
     (AlwaysRenormalised, MOE, "N1.layer_options"),
     (TokensShared, MOE, "N1.layer"),
 )

@@ -201,6 +201,12 @@ class OthersNanReaches(SoftmaxLayer):
         return y + 0 * value.mean() if query.shape[2] < key.shape[2] else y
 
 
+class StepAloneLouder(SoftmaxLayer):
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
+        y = super()._attend(query, key, value, mask)
+        return 1.01 * y if len(query) == 1 and query.shape[2] == 1 else y
+
+
 class LongChunkLosesFirstKey(SoftmaxLayer):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
         if 64 < query.shape[2] < key.shape[2]:
@@ -341,6 +347,7 @@ LAYERS: tuple[tuple[type[Any], Variant, str], ...] = (
     (WindowMiscounted, SLIDING_WINDOW, "T4.layer_state"),
     (HoleSeenByState, MULTI_HEAD, "T7.masked_steps"),
     (OthersNanReaches, MULTI_HEAD, "T4.layer_state"),
+    (StepAloneLouder, MULTI_HEAD, "T2.steps"),
     (LongChunkLosesFirstKey, MULTI_HEAD, "T3.chunks"),
     (PaddingDecays, GATED_LINEAR, "T7.padded_prompt"),
     (LongChunkForgetsState, LINEAR, "T3.chunks"),
