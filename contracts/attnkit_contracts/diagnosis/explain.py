@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from attnkit.errors import UnsupportedError
 from attnkit_contracts.diagnosis import fresh, pairs, relations, scripts
 from attnkit_contracts.diagnosis import observations as experiments
 from attnkit_contracts.diagnosis import smallest as shrinking
@@ -86,6 +87,8 @@ def _explain_layer(some: Iterable[tuple[Any, tuple[Call, ...]]]) -> Explanation:
         call = call.map(lambda _, tensor: tensor.detach())
         try:
             fault = layer_fault(subject, call)
+        except UnsupportedError:
+            continue
         # the definition is a stranger's, too
         except Exception as error:
             told = f"the layer, or its definition, raises {type(error).__name__}: {error}"

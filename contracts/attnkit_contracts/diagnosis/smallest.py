@@ -97,6 +97,9 @@ def _smaller(subject: Subject, call: Call) -> Iterator[Call]:
     """Yield smaller calls, the boldest change first."""
     batch = sizes_of(call).batch
     yield from (samples(call, [b]) for b in range(min(batch, 4)) if batch > 1)
+    if batch > 2:
+        # what shows between samples
+        yield samples(call, [0, 1])
     yield from _plainer(call)
     yield from subject.shorter(call)
     if "query" in call.tensors:
